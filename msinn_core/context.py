@@ -1,0 +1,62 @@
+"""Context model: cross-scale, spatial (checkerboard), parameters, latent residual prediction (MSINN section III-B)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from msinn_core.config import LATENT_CHANNELS, MsinnConfig
+from msinn_core.layers import MaskedConv2d, conv3x3_stack, stack
+
+NUM_STEPS = len(LATENT_CHANNELS)
+
+
+def anchor_parity(k: int) -> int:
+    """`(row + col) % 2` of the positions coded first in step k: odd for even k, even for odd k."""
+    return 1 - k % 2
+
+
+def cc_transforms(config: MsinnConfig) -> nn.ModuleList:
+    """Cross-scale stacks of steps 1..4: support `[N, C, h, w]` -> `[N, 2C, h, w]`."""
+    return nn.ModuleList(
+        conv3x3_stack(c, config.context_widths[k], 2 * c, config.cc_layers, config.context_activation)
+        for k, c in enumerate(LATENT_CHANNELS)
+        if k > 0
+    )
+
+
+def sc_transforms(config: MsinnConfig) -> nn.ModuleList:
+    """Spatial stacks of steps 0..4: latents on anchors, zero elsewhere -> `[N, 2C, h, w]`, valid off the anchors."""
+
+    def one(c: int, width: int) -> nn.Sequential:
+        sizes = [c, *[width] * (config.sc_layers - 1), 2 * c]
+        kinds = ["edges"] + ["corners"] * (config.sc_layers - 1)
+        convs: list[nn.Module] = [MaskedConv2d(a, b, kind) for a, b, kind in zip(sizes[:-1], sizes[1:], kinds, strict=True)]
+        return stack(convs, config.context_activation)
+
+    return nn.ModuleList(one(c, width) for c, width in zip(LATENT_CHANNELS, config.context_widths, strict=True))
+
+
+def entropy_parameters(config: MsinnConfig) -> nn.ModuleList:
+    """1x1 stacks of steps 0..4: `[N, 4C, ..]` -> `[N, 2C, ..]`, scales first, then means."""
+
+    def one(c: int) -> nn.Sequential:
+        sizes = [4 * c, 10 * c // 3, 8 * c // 3, 2 * c]
+        convs: list[nn.Module] = [nn.Conv2d(a, b, 1) for a, b in zip(sizes, sizes[1:], strict=False)]
+        return stack(convs, config.context_activation)
+
+    return nn.ModuleList(one(c) for c in LATENT_CHANNELS)
+
+
+def lrp_transforms(config: MsinnConfig) -> nn.ModuleList:
+    """Latent residual prediction of steps 0..4: `cat(y_hat, support)` -> `[N, C, h, w]`; step 0 has no support."""
+    return nn.ModuleList(
+        conv3x3_stack(c if k == 0 else 2 * c, config.context_widths[k], c, config.lrp_layers, config.context_activation)
+        for k, c in enumerate(LATENT_CHANNELS)
+    )
+
+
+def residual_prediction(lrp: nn.Module, y_hat: Tensor, support: Tensor | None, inv_gain: Tensor) -> Tensor:
+    """`y_hat` plus at most half a quantisation step."""
+    inputs = y_hat if support is None else torch.cat((y_hat, support), dim=1)
+    return y_hat + 0.5 * torch.tanh(lrp(inputs).float()) * inv_gain

@@ -1,0 +1,39 @@
+"""Errors of the codec. Every one says in one sentence what is wrong, where, and what to do; every one pickles."""
+
+from __future__ import annotations
+
+
+class CodecError(Exception):
+    """Base of everything that `msinn_core` raises on purpose."""
+
+
+class ConfigError(CodecError):
+    """A configuration or an argument is outside what the network supports."""
+
+
+class CheckpointError(CodecError):
+    """A model file is damaged, incomplete, of another kind, or unknown."""
+
+
+class BitstreamError(CodecError):
+    """A bitstream breaks a rule of `FORMAT.md`."""
+
+
+class BadMagicError(BitstreamError):
+    """The bytes are not an msinn bitstream at all."""
+
+
+class UnsupportedVersionError(BitstreamError):
+    """An msinn bitstream of a version, profile or flag that this reader does not know."""
+
+
+class TruncatedError(BitstreamError):
+    """The bytes end before the bitstream does."""
+
+
+class ChecksumError(BitstreamError):
+    """Header or payload were changed after they were written."""
+
+
+class ModelMismatchError(BitstreamError):
+    """The bitstream was written with another model than the one at hand."""

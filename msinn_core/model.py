@@ -1,0 +1,177 @@
+"""The network: one walk over the levels serves training, estimation, compression and decompression (MSINN section III).
+
+```
+x --g_a--> y5 y4 y3 y2 y1                                   k = 0..4 codes them in this order
+             |
+   for each k:   cc(support) -> parameters -> code anchors -> sc(anchors) -> parameters -> code the rest -> + lrp
+                 support = unsqueeze(inverse level (y_hat, support))       (k = 0: support = y5_hat)
+x_hat = post_filter(support after k = 4)
+```
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from msinn_core import context
+from msinn_core.config import LATENT_CHANNELS, NUM_LATENT_CHANNELS, SIZE_MULTIPLE, MsinnConfig
+from msinn_core.errors import ConfigError
+from msinn_core.gain import Gains, gains_at
+from msinn_core.layers import MaskedConv2d, pack, unpack, unsqueeze
+from msinn_core.likelihood import gaussian_bits
+from msinn_core.postfilter import post_filter
+from msinn_core.transform import InvertibleUnit, Level, analysis, synthesis
+
+
+class SymbolCoder(Protocol):
+    """What happens to the symbols of one checkerboard half: estimated, collected for a stream, or read from one."""
+
+    def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
+        """Whole-number symbols `[N, C, h, w/2]` (float) of coding step `k` at positions of `parity`.
+
+        Args:
+            k: Coding step 0..4 (y5..y1).
+            parity: `(row + col) % 2` of the positions.
+            means: Predicted means, packed `[N, C, h, w/2]`, in units of the latent.
+            scales: Predicted Gaussian scales in units of symbols, packed.
+            gain: `[N or 1, C, 1, 1]`; symbol = round((y - means) * gain).
+        """
+
+
+class Estimator:
+    """Bits of the symbols from the Gaussian likelihood; noise instead of rounding for the rate when training (STE for the values)."""
+
+    def __init__(self, latents: list[Tensor], *, training: bool) -> None:
+        self.latents = latents
+        self.training = training
+        self.bits: list[Tensor] = [latents[0].new_zeros(latents[0].shape[0]) for _ in latents]
+
+    def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
+        exact = (pack(self.latents[k], parity) - means) * gain
+        rounded = torch.round(exact)
+        for_rate = exact + (torch.rand_like(exact) - 0.5) if self.training else rounded
+        self.bits[k] = self.bits[k] + gaussian_bits(for_rate, scales).sum(dim=(1, 2, 3))
+        return exact + (rounded - exact).detach() if self.training else rounded
+
+
+class Msinn(nn.Module):
+    """Multi-scale invertible network codec.
+
+    `model(x, q)` takes `x` `[N, 3, H, W]` float32 in [0, 1], H and W multiples of 32, and `q` in [0, A - 1] (a number or `[N]`); it returns
+    `x_hat` `[N, 3, H, W]` (not clamped) and `bits` `[N, 5]`, estimated bits of y5..y1.
+    """
+
+    def __init__(self, config: MsinnConfig) -> None:
+        super().__init__()
+        self.config = config
+        shape = (config.anchor_num, NUM_LATENT_CHANNELS, 1, 1)
+        self.initial_scale = nn.Parameter(torch.ones(1, LATENT_CHANNELS[0], 1, 1))
+        self.gain = nn.Parameter(torch.ones(shape))
+        self.inv_gain = nn.Parameter(torch.ones(shape))
+        self.scale_gain = nn.Parameter(torch.ones(shape))
+        self.g_a0, self.g_a1, self.g_a2, self.g_a3 = (Level(level, config) for level in range(4))
+        self.cc_transforms = context.cc_transforms(config)
+        self.sc_transforms = context.sc_transforms(config)
+        self.entropy_parameters = context.entropy_parameters(config)
+        self.lrp_transforms = context.lrp_transforms(config) if config.lrp else None
+        self.post_net = post_filter(config.post_filter)
+
+    @property
+    def levels(self) -> list[Level]:
+        """Transform levels 0..3, finest first."""
+        return [self.g_a0, self.g_a1, self.g_a2, self.g_a3]
+
+    def fold(self) -> Msinn:
+        """Prepare for inference: masks and 1x1 inverses computed once, convolutions channels-last, no gradients. Returns itself."""
+        self.eval().requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, InvertibleUnit):
+                module.fold()
+            elif isinstance(module, MaskedConv2d):
+                module.fold_mask()
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
+
+    def gains(self, q: float | Tensor) -> Gains:
+        """Gains at q. Raises `ConfigError` outside [0, A - 1]."""
+        return gains_at(self.gain, self.inv_gain, self.scale_gain, q)
+
+    def analysis(self, x: Tensor) -> list[Tensor]:
+        """`g_a`: `[N, 3, H, W]` -> latents y5..y1.
+
+        Raises:
+            ConfigError: H or W is not a multiple of 32.
+        """
+        if x.shape[-2] % SIZE_MULTIPLE or x.shape[-1] % SIZE_MULTIPLE:
+            raise ConfigError(f"the network takes sides that are multiples of {SIZE_MULTIPLE}, not {x.shape[-2]} x {x.shape[-1]}: pad first")
+        return analysis(self.levels, x)
+
+    def synthesis(self, latents: list[Tensor]) -> Tensor:
+        """`g_s`, the inverse of `analysis`; no post-filter."""
+        return synthesis(self.levels, latents)
+
+    def walk(self, coder: SymbolCoder, gains: Gains, shape: tuple[int, int, int], *, finest: bool = True) -> Tensor | None:
+        """Code all latents, coarse to fine, through `coder`.
+
+        Args:
+            coder: Supplies the symbols.
+            gains: Gains at the q in force.
+            shape: `(N, h, w)` of y5.
+            finest: Also compute the picture. An encoder that does not verify has no need of it.
+
+        Returns:
+            `x_hat` `[N, 3, 16h, 16w]`, not clamped, or None without `finest`.
+        """
+        n, h, w = shape
+        support: Tensor | None = None
+        for k in range(context.NUM_STEPS):
+            y_hat = self._code_level(coder, k, gains, support, (n, h, w))
+            if k == context.NUM_STEPS - 1 and not finest:
+                return None
+            inv_gain = gains.level(k)[1]
+            if self.lrp_transforms is not None:
+                y_hat = context.residual_prediction(self.lrp_transforms[k], y_hat, support, inv_gain)
+            if support is None:
+                support = y_hat
+            else:
+                support = unsqueeze(self.levels[4 - k].inverse(torch.cat((y_hat, support), dim=1)))
+        assert support is not None
+        return support if self.post_net is None else self.post_net(support)
+
+    def _code_level(self, coder: SymbolCoder, k: int, gains: Gains, support: Tensor | None, coarse: tuple[int, int, int]) -> Tensor:
+        """Both checkerboard passes of step k; returns `y_hat` `[N, C, h, w]` before residual prediction."""
+        gain, inv_gain, scale_gain = gains.level(k)
+        if support is None:
+            n, h, w = coarse
+            scale = self.initial_scale.expand(n, -1, h, w)
+            cc = torch.cat((scale, torch.zeros_like(scale)), dim=1)
+        else:
+            cc = self.cc_transforms[k - 1](support).float()
+        parity = context.anchor_parity(k)
+        anchors = self._code_half(coder, k, parity, pack(cc, parity), None, (gain, inv_gain, scale_gain))
+        sc = self.sc_transforms[k](unpack(anchors, parity)).float()
+        rest = self._code_half(
+            coder, k, 1 - parity, pack(cc, 1 - parity), pack(sc, 1 - parity), (gain, inv_gain, scale_gain)
+        )
+        return unpack(anchors, parity, rest)
+
+    def _code_half(
+        self, coder: SymbolCoder, k: int, parity: int, cc: Tensor, sc: Tensor | None, gains: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
+        gain, inv_gain, scale_gain = gains
+        inputs = torch.cat((cc, torch.zeros_like(cc) if sc is None else sc), dim=1)
+        scales, means = self.entropy_parameters[k](inputs).float().chunk(2, dim=1)
+        symbols = coder.symbols(k, parity, means, scales * scale_gain, gain)
+        return symbols * inv_gain + means
+
+    def forward(self, x: Tensor, q: float | Tensor) -> tuple[Tensor, Tensor]:
+        """See the class. Raises `ConfigError` for a bad q or size."""
+        latents = self.analysis(x)
+        estimator = Estimator(latents, training=self.training)
+        n, _, h, w = latents[0].shape
+        x_hat = self.walk(estimator, self.gains(q), (n, h, w))
+        assert x_hat is not None
+        return x_hat, torch.stack(estimator.bits, dim=1)
