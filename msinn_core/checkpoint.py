@@ -1,16 +1,33 @@
-"""Model files: safetensors only, identified by the SHA-256 of their bytes; import of official research checkpoints."""
+"""Model files: safetensors only, identified by the SHA-256 of their bytes; import of official research checkpoints.
+
+A model file holds the network (`net.*`), the CDF tables (`tables.*`), the constants of rate prediction (`calibration.*`) and, as metadata, format
+version, name, profile and configuration. Nothing in it is executed and nothing in it is recomputed by a decoder.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from msinn_core.config import PAPER_LAMBDAS, MsinnConfig
-from msinn_core.errors import CheckpointError
+from msinn_core.config import LATENT_CHANNELS, PAPER_LAMBDAS, MsinnConfig
+from msinn_core.entropy.tables import Tables, gaussian_tables
+from msinn_core.errors import CheckpointError, ConfigError
 from msinn_core.model import Msinn
+
+FORMAT = "msinn-model-1"
+WEIGHTS = Path(__file__).parent / "weights"
+DEFAULT_MODEL = "msinn-lite"
 
 # Buffers of the research code whose values follow from the shape: never loaded.
 _DERIVED = re.compile(r"(\.mask$|^gaussian_conditional\.|^lower_bound\.)")
@@ -103,3 +120,187 @@ def import_official(state_dict: Mapping[str, Tensor]) -> Msinn:
     model = Msinn(infer_config(state_dict))
     load_parameters(model, state_dict)
     return model.fold()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Constants of rate prediction, measured once per model on validation pictures (see `calibration.fit`).
+
+    Attributes:
+        level_weights: `[5]`, squared error of the picture per squared error of y5..y1.
+        log_mse_bias: `[A]`, natural log of true over predicted MSE at each anchor.
+        log_rate_bias: `[A]`, natural log of true over predicted bits at each anchor.
+    """
+
+    level_weights: NDArray[np.float64]
+    log_mse_bias: NDArray[np.float64]
+    log_rate_bias: NDArray[np.float64]
+
+    @classmethod
+    def neutral(cls, anchor_num: int) -> Calibration:
+        """Before anything was measured: an orthonormal transform and no bias."""
+        return cls(np.ones(len(LATENT_CHANNELS)), np.zeros(anchor_num), np.zeros(anchor_num))
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model file, checked and ready.
+
+    Attributes:
+        name: As stored in the file.
+        sha256: Hex digest of the whole file: the model's identity.
+        profile: `float`.
+        network: Folded for inference.
+        tables: CDF tables.
+        calibration: Constants of rate prediction.
+        data: The file's bytes, to be archived beside what is coded with it.
+    """
+
+    name: str
+    sha256: str
+    profile: str
+    network: Msinn
+    tables: Tables
+    calibration: Calibration
+    data: bytes
+
+
+def model_bytes(
+    config: MsinnConfig,
+    state: Mapping[str, Tensor],
+    *,
+    name: str,
+    tables: Tables | None = None,
+    calibration: Calibration | None = None,
+) -> bytes:
+    """A model file of the float profile.
+
+    Args:
+        config: The network's shape.
+        state: Its parameters, unfolded, as `Msinn.state_dict` names them.
+        name: What people call it.
+        tables: CDF tables; built here once if not given.
+        calibration: Constants of rate prediction; neutral ones if not given.
+
+    Raises:
+        CheckpointError: Parameters and configuration do not agree.
+    """
+    network = Msinn(config)
+    load_parameters(network, state)
+    tables = tables or gaussian_tables()
+    calibration = calibration or Calibration.neutral(config.anchor_num)
+    tensors = {f"net.{key}": value.contiguous() for key, value in network.state_dict().items()}
+    tensors |= {
+        "tables.cdf": torch.from_numpy(tables.cdf.astype(np.int32)),
+        "tables.starts": torch.from_numpy(tables.starts.copy()),
+        "tables.offsets": torch.from_numpy(tables.offsets.copy()),
+        "tables.thresholds": torch.from_numpy(tables.thresholds.copy()),
+        "calibration.level_weights": torch.from_numpy(calibration.level_weights.copy()),
+        "calibration.log_mse_bias": torch.from_numpy(calibration.log_mse_bias.copy()),
+        "calibration.log_rate_bias": torch.from_numpy(calibration.log_rate_bias.copy()),
+    }
+    return save(tensors, metadata={"format": FORMAT, "name": name, "profile": "float", "config": config.to_json()})
+
+
+def parse_model(data: bytes) -> LoadedModel:
+    """The model of a file's bytes.
+
+    Raises:
+        CheckpointError: Not a model file, damaged, incomplete, or of an unknown format or profile.
+    """
+    metadata, tensors = _read_safetensors(data)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"this file is of format {metadata.get('format')!r}, not {FORMAT}: make one with `msinn models import`")
+    if metadata.get("profile") != "float":
+        raise CheckpointError(f"the model is of profile {metadata.get('profile')!r}; this version runs float models")
+    try:
+        config = MsinnConfig.from_json(metadata["config"])
+        tables = Tables(
+            cdf=tensors["tables.cdf"].numpy().astype(np.uint32),
+            starts=tensors["tables.starts"].numpy().astype(np.int32),
+            offsets=tensors["tables.offsets"].numpy().astype(np.int32),
+            thresholds=tensors["tables.thresholds"].numpy().astype(np.float32),
+        )
+        calibration = Calibration(
+            *(tensors[f"calibration.{key}"].numpy().astype(np.float64) for key in ("level_weights", "log_mse_bias", "log_rate_bias"))
+        )
+    except (KeyError, ConfigError) as error:
+        raise CheckpointError(f"the model file is incomplete: {error}") from error
+    shapes = [len(array) for array in (calibration.level_weights, calibration.log_mse_bias, calibration.log_rate_bias)]
+    if shapes != [len(LATENT_CHANNELS), config.anchor_num, config.anchor_num]:
+        raise CheckpointError("the rate prediction constants of the model file have the wrong lengths")
+    network = Msinn(config)
+    load_parameters(network, {key.removeprefix("net."): value for key, value in tensors.items() if key.startswith("net.")})
+    return LoadedModel(
+        name=metadata.get("name", "unnamed"),
+        sha256=hashlib.sha256(data).hexdigest(),
+        profile="float",
+        network=network.fold(),
+        tables=tables,
+        calibration=calibration,
+        data=data,
+    )
+
+
+def _read_safetensors(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+    # safetensors' byte loader drops the metadata, so the header is read here: 8 bytes of length, then JSON.
+    from safetensors.torch import load
+
+    try:
+        tensors = load(data)
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"not a readable safetensors file: {error}") from error
+    return metadata, tensors
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], MsinnConfig | None]:
+    """Parameters and, if the file says it, configuration of a training checkpoint: safetensors or an official `.pth.tar`.
+
+    Raises:
+        CheckpointError: Unreadable, or a pickle that needs code to load.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
+            state = {key.removeprefix("net."): value for key, value in state.items() if not key.startswith(("tables.", "calibration."))}
+            return state, MsinnConfig.from_json(metadata["config"]) if "config" in metadata else None
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:
+        # torch.load and safetensors raise a dozen kinds for foreign bytes; all mean the same to the user.
+        raise CheckpointError(f"{path} is no checkpoint that can be read safely (weights only): {type(error).__name__}") from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} holds no state_dict of tensors")
+    return {key.removeprefix("module."): value for key, value in state.items()}, None
+
+
+def shipped_models() -> dict[str, str]:
+    """Name to SHA-256 of the models that come with the package."""
+    index: dict[str, str] = json.loads((WEIGHTS / "index.json").read_text())
+    return index
+
+
+def load_model(which: str = DEFAULT_MODEL) -> LoadedModel:
+    """A model by shipped name, by the beginning of its SHA-256 (8 digits or more), or by path.
+
+    Raises:
+        CheckpointError: No such model, or a shipped file differs from its recorded hash.
+    """
+    shipped = shipped_models()
+    name = next((n for n, digest in shipped.items() if which == n or (len(which) >= 8 and digest.startswith(which))), None)
+    path = WEIGHTS / f"{name}.safetensors" if name else Path(which)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"no model {which!r}: give one of {', '.join(shipped)}, a SHA-256, or the path of a .safetensors file ({error.strerror})"
+        ) from error
+    if name and hashlib.sha256(data).hexdigest() != shipped[name]:
+        raise CheckpointError(f"the shipped model {name} is damaged: its SHA-256 differs from the recorded one; install msinn again")
+    return parse_model(data)
