@@ -27,8 +27,8 @@ from msinn_core.entropy import rans
 from msinn_core.errors import BitstreamError, CodecError, ConfigError
 from msinn_core.layers import pack, unpack
 
-DEFAULT_MAX_PIXELS = 48_000_000
-"""Pictures above this are refused: the float profile needs about 250 bytes of memory per pixel."""
+DEFAULT_MAX_PIXELS = 32_000_000
+"""Pictures above this are refused: the float profile needs about 230 bytes of memory per pixel."""
 
 PROBE_Q_SHARE = 6 / 11
 """Where in [0, A - 1] the one context pass of `curves` runs: the middle, where its extrapolation errs least on both sides."""

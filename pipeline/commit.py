@@ -1,0 +1,226 @@
+"""The archive's layout and its protocol: attempt, publish, commit, seal.
+
+A shard exists when `commits/<id>.json` does, and that object is created by `put_if_absent`: one attempt wins, whatever crashed or ran twice. All else
+is content-named, so a lost attempt leaves orphans, never a wrong archive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import manifest
+from pipeline.errors import ManifestError, PipelineError, StorageError
+from pipeline.storage import Store
+
+ARCHIVE_VERSION = 1
+RUN, SEAL = "run.json", "MANIFEST.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """What `commits/<id>.json` says of one shard.
+
+    Attributes:
+        shard_id: Number of the shard.
+        attempt: Who wrote it.
+        shard: Object name, with its SHA-256 and size; likewise `manifest`.
+        counted_bytes: Bytes that count towards the budget.
+        predicted_bytes: What the plan expected of the coded images; `coded_bytes` is what they took.
+        images: Rows; `coded`, `passthrough` and `failed` by status.
+        plan_rev: Plan revision in force.
+    """
+
+    shard_id: int
+    attempt: str
+    shard: str
+    shard_sha256: str
+    shard_bytes: int
+    manifest: str
+    manifest_sha256: str
+    counted_bytes: int
+    predicted_bytes: float
+    coded_bytes: int
+    images: int
+    coded: int
+    passthrough: int
+    failed: int
+    pixels: int
+    source_bytes: int
+    squared_error: float
+    plan_rev: int
+
+    def to_bytes(self) -> bytes:
+        """JSON with sorted keys."""
+        return json_bytes(dataclasses.asdict(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Commit:
+        """Parse. Raises `ManifestError` naming the object."""
+        try:
+            return cls(**json.loads(data))
+        except (ValueError, TypeError) as error:
+            raise ManifestError(f"{name} is damaged: {error}") from error
+
+
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """Deterministic JSON object, one final newline."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def commit_name(shard_id: int) -> str:
+    """Object name of a shard's commit."""
+    return f"commits/{shard_id:05d}.json"
+
+
+def commit(store: Store, record: Commit) -> Commit:
+    """Make a published shard part of the archive.
+
+    Returns:
+        The commit in force: this one, or another attempt's that was first.
+
+    Raises:
+        StorageError: It could not be established.
+    """
+    name = commit_name(record.shard_id)
+    if store.put_if_absent(name, record.to_bytes()):
+        return record
+    return Commit.from_bytes(store.read(name), name)
+
+
+class Archive:
+    """Read access to what is committed at a store.
+
+    Args:
+        url: The archive's root.
+
+    Raises:
+        ManifestError: There is no archive, or of an unknown version.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.store = Store(url)
+        try:
+            self.run: dict[str, Any] = json.loads(self.store.read(RUN))
+        except FileNotFoundError as error:
+            raise MissingArchiveError(f"{url} is not an msinn archive: it has no {RUN}") from error
+        except ValueError as error:
+            raise ManifestError(f"{self.store.path(RUN)} is damaged: {error}") from error
+        if self.run.get("archive_version") != ARCHIVE_VERSION:
+            raise ManifestError(f"archive version {self.run.get('archive_version')}; this msinn reads version {ARCHIVE_VERSION}")
+
+    @property
+    def sealed(self) -> bool:
+        """Whether `MANIFEST.json` is there: the run finished."""
+        return self.store.exists(SEAL)
+
+    def seal(self) -> dict[str, Any] | None:
+        """`MANIFEST.json`, or None while the run is unfinished. Raises `ManifestError` if damaged."""
+        try:
+            sealed: dict[str, Any] = json.loads(self.store.read(SEAL))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ManifestError(f"{self.store.path(SEAL)} is damaged: {error}") from error
+        return sealed
+
+    def commits(self) -> list[Commit]:
+        """All commits, by shard number.
+
+        Raises:
+            ManifestError: One is damaged, or a sealed archive has lost or changed one.
+        """
+        names = self.store.list("commits")
+        with ThreadPoolExecutor(8) as pool:
+            blobs = list(pool.map(self.store.read, names))
+        sealed = self.seal()
+        if sealed is not None:
+            present = {name: sha256(blob) for name, blob in zip(names, blobs, strict=True)}
+            for name, digest in sealed["commits"].items():
+                if present.get(name) != digest:
+                    raise ManifestError(f"{self.store.path(name)} is {'changed' if name in present else 'missing'} since the archive was sealed")
+        return [Commit.from_bytes(blob, name) for name, blob in zip(names, blobs, strict=True)]
+
+    def manifest_part(self, record: Commit, columns: list[str] | None = None) -> pa.Table:
+        """Rows of one shard, checked against its commit.
+
+        Raises:
+            ManifestError: Missing or changed.
+        """
+        try:
+            data = self.store.read(record.manifest)
+        except FileNotFoundError as error:
+            raise ManifestError(f"{self.store.path(record.manifest)} is missing; commit {record.shard_id} names it") from error
+        if sha256(data) != record.manifest_sha256:
+            raise ManifestError(f"{self.store.path(record.manifest)} is damaged: its SHA-256 differs from the commit's")
+        return manifest.read(data, columns=columns)
+
+    def manifest(self, columns: list[str] | None = None) -> pa.Table:
+        """All rows, in the order of shards. Raises `ManifestError`."""
+        records = self.commits()
+        if not records:
+            return manifest.SCHEMA.empty_table().select(columns or manifest.SCHEMA.names)
+        with ThreadPoolExecutor(8) as pool:
+            return pa.concat_tables(pool.map(lambda r: self.manifest_part(r, columns), records))
+
+    def model_bytes(self, model_sha256: str | None = None) -> bytes:
+        """The archived model's file, checked.
+
+        Raises:
+            ManifestError: Missing or changed.
+        """
+        digest = model_sha256 or str(self.run["model_sha256"])
+        name = f"model/{digest}.safetensors"
+        try:
+            data = self.store.read(name)
+        except FileNotFoundError as error:
+            raise ManifestError(f"{self.store.path(name)} is missing: without it nothing can be decoded") from error
+        if sha256(data) != digest:
+            raise ManifestError(f"{self.store.path(name)} is damaged: its SHA-256 is not its name")
+        return data
+
+
+class MissingArchiveError(PipelineError):
+    """There is no archive at this place."""
+
+    exit_code = 2
+
+
+def seal(store: Store, run: dict[str, Any], records: list[Commit], extra: dict[str, Any]) -> dict[str, Any]:
+    """Write `MANIFEST.json`: totals and the hash of every commit. The archive is complete from here on.
+
+    Raises:
+        StorageError: Another, different seal exists.
+    """
+    content = {
+        "archive_version": ARCHIVE_VERSION,
+        "model_sha256": run["model_sha256"],
+        "shards": len(records),
+        "images": sum(r.images for r in records),
+        "coded": sum(r.coded for r in records),
+        "passthrough": sum(r.passthrough for r in records),
+        "failed": sum(r.failed for r in records),
+        "pixels": sum(r.pixels for r in records),
+        "source_bytes": sum(r.source_bytes for r in records),
+        "shard_bytes": sum(r.shard_bytes for r in records),
+        "counted_bytes": sum(r.counted_bytes for r in records),
+        "commits": {commit_name(r.shard_id): sha256(r.to_bytes()) for r in records},
+        **extra,
+    }
+    if not store.put_if_absent(SEAL, json_bytes(content)):
+        existing: dict[str, Any] = json.loads(store.read(SEAL))
+        if existing["commits"] != content["commits"]:
+            raise StorageError(f"{store.path(SEAL)} exists and names other commits: another run wrote into this archive")
+        return existing
+    return content

@@ -1,0 +1,416 @@
+"""The run: scan, analyse, plan, encode, seal. Running it again resumes it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import socket
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from msinn_core.checkpoint import LoadedModel, load_model, parse_model
+from msinn_core.errors import CheckpointError
+from pipeline import actors, images, manifest
+from pipeline.commit import ARCHIVE_VERSION, RUN, Archive, Commit, MissingArchiveError, json_bytes, seal, sha256
+from pipeline.config import CompressConfig
+from pipeline.errors import BudgetInfeasibleError, StorageError, UsageError
+from pipeline.plan import Choice, Planner
+from pipeline.rate import Allocation
+from pipeline.report import Reporter
+from pipeline.sources import Scan, SourceRecord, scan
+from pipeline.sources.record import to_table
+from pipeline.storage import Store, content_name
+from pipeline.worker import ImageTask, ShardTask, ShardWorker, WorkConfig
+
+SHARD_SOURCE_BYTES = 32 * 2**20
+"""Source bytes of one work shard: under 64 MiB of output and a few minutes of work on one core."""
+
+SHARD_IMAGES = 4096
+MIN_SHARDS = 16
+"""Small sets are divided at least this often, so that workers share them and the closed loop has something to learn from."""
+
+_REVISE_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `--dry-run` shows."""
+
+    allocation: Allocation
+    planner: Planner
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        sealed: Content of `MANIFEST.json`, or None for a dry run.
+        plan: The first plan, if there was one.
+        budget_bytes: The budget in bytes, or None.
+        redone: Shards encoded in this call; `resumed` were there before.
+        warnings: Of the scan.
+    """
+
+    sealed: dict[str, Any] | None
+    plan: Plan | None
+    budget_bytes: float | None
+    redone: int
+    resumed: int
+    warnings: list[str]
+
+    @property
+    def over_budget(self) -> bool:
+        """Whether the archive is larger than it was allowed to be."""
+        return self.sealed is not None and self.budget_bytes is not None and self.sealed["counted_bytes"] > self.budget_bytes
+
+
+def make_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
+    """Factory for actors: one model, one thread of arithmetic, so that every machine runs the network the same way."""
+    import torch
+
+    torch.set_num_threads(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return ShardWorker(parse_model(model), Store(url), config, device=device)
+
+
+def shard_plan(records: list[SourceRecord]) -> NDArray[np.int32]:
+    """Shard number of each record: consecutive records, bounded in source bytes and images. Depends on the listing alone."""
+    per_shard = min(SHARD_IMAGES, max(1, -(-len(records) // MIN_SHARDS)))
+    out = np.empty(len(records), np.int32)
+    shard = count = size = 0
+    for i, record in enumerate(records):
+        length = max(0, record.part.length)
+        if count and (count >= per_shard or size + length > SHARD_SOURCE_BYTES):
+            shard, count, size = shard + 1, 0, 0
+        out[i] = shard
+        count, size = count + 1, size + length
+    return out
+
+
+class Run:
+    """One call of `msinn compress`.
+
+    Args:
+        source: See `sources.scan`.
+        destination: The archive's root.
+        config: What to do.
+        reporter: Told about progress.
+        cluster: Ray address, or None for a local instance.
+        workers: Number of actors, or None for all that fit.
+    """
+
+    def __init__(
+        self, source: str, destination: str, config: CompressConfig, reporter: Reporter, *, cluster: str | None = None, workers: int | None = None
+    ) -> None:
+        self.source = source
+        self.config = config
+        self.reporter = reporter
+        self.cluster = cluster
+        self.workers = workers
+        self.store = Store(destination)
+        _refuse_nested(source, self.store)
+        self.model: LoadedModel = _model(config.model, self.store)
+        if config.budget.kind == "q" and config.budget.value > self.model.network.config.q_max:
+            raise UsageError(f"--q is {config.budget.value:g}; model {self.model.name} takes 0 to {self.model.network.config.q_max:g}")
+        self.scan: Scan = scan(source, image_column=config.image_column)
+        self.shard_ids = shard_plan(self.scan.records)
+        self.skip: dict[int, str] = {}
+
+    # ---- the steps ----
+
+    def execute(self, *, dry_run: bool = False) -> Outcome:
+        """All steps, or those up to the plan.
+
+        Raises:
+            UsageError: The archive at the destination was made of something else.
+            BudgetInfeasibleError: The budget cannot be met; nothing was encoded.
+            PipelineError: Anything else that ends a run.
+        """
+        run = None if dry_run else self._open()
+        committed = {} if dry_run else {record.shard_id: record for record in Archive(self.store.url).commits()}
+        resumed = len(committed)
+        shards = int(self.shard_ids.max()) + 1
+        planned = self.config.budget.kind != "q"
+        if run is not None and len(committed) == shards and (sealed := Archive(self.store.url).seal()) is not None:
+            budget = sealed.get("budget_bytes")
+            return Outcome(sealed, None, budget, 0, resumed, self.scan.warnings)
+        self.reporter.begin(images=len(self.scan.records), shards=shards, source_bytes=self.scan.source_bytes, resumed=resumed)
+        for warning in self.scan.warnings:
+            self.reporter.warn(warning)
+        size = actors.connect(self.cluster, self.workers)
+        pool = actors.Pool(size, make_worker, self.model.data, self.store.url, self._work_config())
+        try:
+            planner = self._planner(pool, shards) if planned else None
+            plan = None
+            if planner is not None:
+                plan = Plan(planner.solve(committed.values()), planner)
+                self.reporter.planned(plan.allocation.total_bytes, planner.budget_bytes)
+            if dry_run or run is None:
+                return Outcome(None, plan, planner.budget_bytes if planner else None, 0, 0, self.scan.warnings)
+            self._encode(pool, planner, committed, shards)
+        finally:
+            pool.close()
+        records = [committed[i] for i in range(shards)]
+        budget_bytes = planner.budget_bytes if planner else None
+        extra = {"sealed_at": _now(), "budget": str(self.config.budget), "budget_bytes": budget_bytes, "scan_warnings": self.scan.warnings}
+        sealed = seal(self.store, run, records, extra)
+        return Outcome(sealed, plan, budget_bytes, shards - resumed, resumed, self.scan.warnings)
+
+    def _work_config(self) -> WorkConfig:
+        budget = self.config.budget
+        return WorkConfig(
+            min_psnr_db=self.config.min_psnr_db,
+            target_psnr_db=budget.value if budget.kind == "psnr" else None,
+            max_pixels=self.config.max_pixels,
+            count_sidecars=self.config.count_sidecars,
+            ms_ssim=self.config.ms_ssim,
+        )
+
+    def _open(self) -> dict[str, Any]:
+        """Create the archive, or check that the one there is of the same run."""
+        identity = {
+            "archive_version": ARCHIVE_VERSION,
+            "source": self.source,
+            "scan_digest": self.scan.digest,
+            "config": self.config.to_json(),
+            "model_sha256": self.model.sha256,
+        }
+        try:
+            existing = Archive(self.store.url).run
+        except MissingArchiveError:
+            existing = None
+        if existing is None:
+            if not self.store.check_put_if_absent():
+                self.reporter.warn(f"{self.store.url} cannot create objects atomically: make sure that only one driver writes there")
+            table = manifest.table_bytes(to_table(self.scan.records, self.shard_ids.tolist()))
+            name = content_name("scan", "00000", sha256(table), "parquet")
+            self.store.publish_bytes(table, name)
+            self.store.publish_bytes(self.model.data, f"model/{self.model.sha256}.safetensors")
+            created = {**identity, "scan": name, "shards": int(self.shard_ids.max()) + 1, "images": len(self.scan.records)}
+            created |= {"created_at": _now(), "created_by": f"{socket.gethostname()}:{os.getpid()}", "model_name": self.model.name, "msinn": "0.1.0"}
+            if self.store.put_if_absent(RUN, json_bytes(created)):
+                return created
+            existing = Archive(self.store.url).run
+        self._compare(existing, identity)
+        return existing
+
+    def _compare(self, existing: dict[str, Any], identity: dict[str, Any]) -> None:
+        theirs = CompressConfig.from_json(existing["config"])
+        mine = self.config
+        # The model may be named by path or hash: its digest is what counts.
+        if replace(theirs, model="") != replace(mine, model=""):
+            changed = [name for name in mine.to_json() if name != "model" and getattr(theirs, name) != getattr(mine, name)]
+            what = "; ".join(f"{name} was {getattr(theirs, name)}, now {getattr(mine, name)}" for name in changed)
+            raise UsageError(f"{self.store.url} was begun with other options ({what}): repeat them to resume, or choose another destination")
+        if existing["model_sha256"] != identity["model_sha256"]:
+            raise UsageError(
+                f"{self.store.url} was begun with model {existing['model_sha256'][:12]}, not {identity['model_sha256'][:12]}: "
+                f"resume with --model {self.store.path('model/' + existing['model_sha256'] + '.safetensors')}"
+            )
+        if existing["scan_digest"] != identity["scan_digest"]:
+            raise UsageError(
+                f"{self.source} lists {len(self.scan.records)} images that are not the {existing['images']} which {self.store.url} was begun with: "
+                "files were added, removed or changed in size; restore them to resume, or choose another destination"
+            )
+
+    # ---- analysis ----
+
+    def _planner(self, pool: actors.Pool, shards: int) -> Planner:
+        parameters = f"{self.scan.digest} {self.model.sha256} {self.config.max_pixels} {self.config.count_sidecars}"
+        folder = f"analyse/{sha256(parameters.encode())[:12]}"
+        present = set(self.store.list(folder))
+        tables: dict[int, pa.Table] = {}
+        missing = []
+        for shard in range(shards):
+            name = f"{folder}/{shard:05d}.parquet"
+            if name in present:
+                tables[shard] = pq.read_table(io.BytesIO(self.store.read(name)))
+            else:
+                missing.append(shard)
+        self.reporter.phase("analyse", sum(int((self.shard_ids == shard).sum()) for shard in missing))
+        waiting = iter(missing)
+
+        def following() -> actors.Job | None:
+            shard = next(waiting, None)
+            return None if shard is None else self._analysis_job(shard)
+
+        def done(job: actors.Job, table: pa.Table) -> None:
+            shard = int(job.key.split()[-1])
+            tables[shard] = self._with_skipped(table)
+            self.store.put_if_absent(f"{folder}/{shard:05d}.parquet", manifest.table_bytes(tables[shard]))
+            self.reporter.advance(images=len(tables[shard]))
+
+        pool.run(following, done, self.reporter.tick)
+        analysis = pa.concat_tables([tables[shard] for shard in range(shards)]).sort_by("index")
+        for row in analysis.select(["index", "reason"]).to_pylist():
+            if row["reason"] == images.CRASHED:
+                self.skip[row["index"]] = images.CRASHED
+        planner = Planner(self.config, analysis, self.shard_ids)
+        planner.names = [record.name for record in self.scan.records]
+        return planner
+
+    def _records(self, shard: int) -> list[SourceRecord]:
+        return [self.scan.records[i] for i in np.flatnonzero(self.shard_ids == shard)]
+
+    def _analysis_job(self, shard: int) -> actors.Job:
+        records = [record for record in self._records(shard) if record.index not in self.skip]
+
+        def split(job: actors.Job, survives: Callable[[actors.Job], bool]) -> actors.Job:
+            part: list[SourceRecord] = job.args[0]
+            culprit = self._isolate(part, lambda some: survives(replace(job, args=(some,))))
+            self._poisoned(culprit)
+            return self._analysis_job(shard)
+
+        return actors.Job(f"analysis of shard {shard}", "analyse", (records,), split)
+
+    def _with_skipped(self, table: pa.Table) -> pa.Table:
+        """Rows for images that no worker survived, so that each record has one."""
+        if not self.skip or not len(table):
+            return table
+        present = set(table.column("index").to_pylist())
+        shards = {int(self.shard_ids[i]) for i in present}
+        rows = [
+            {"index": i, "source_bytes": max(0, self.scan.records[i].part.length), "reason": reason, "sidecar_bytes": 0}
+            for i, reason in self.skip.items()
+            if i not in present and int(self.shard_ids[i]) in shards
+        ]
+        return pa.concat_tables([table, pa.Table.from_pylist(rows, schema=table.schema)])
+
+    @staticmethod
+    def _isolate(part: list[Any], survives: Callable[[list[Any]], bool]) -> Any:
+        """The element that kills workers, by halving."""
+        while len(part) > 1:
+            half = part[: len(part) // 2]
+            part = part[len(part) // 2 :] if survives(half) else half
+        return part[0]
+
+    def _poisoned(self, record: SourceRecord) -> None:
+        self.skip[record.index] = images.CRASHED
+        self.reporter.warn(f"{record.name} kills the worker that touches it: it is kept as it is")
+
+    # ---- encoding ----
+
+    def _encode(self, pool: actors.Pool, planner: Planner | None, committed: dict[int, Commit], shards: int) -> None:
+        order = np.random.default_rng(int(self.scan.digest[:8], 16)).permutation(shards).tolist()
+        pending = [shard for shard in order if shard not in committed]
+        trims = planner is not None and planner.budget_bytes is not None
+        last: int | None = None
+        if trims and planner is not None:
+            # The shard that takes up the rest must hold something that a rate can change.
+            last = next((shard for shard in reversed(pending) if planner.codes(shard)), None)
+            pending = [shard for shard in pending if shard != last]
+        self.reporter.phase("encode", sum(int((self.shard_ids == shard).sum()) for shard in [*pending, *([last] if last is not None else [])]))
+        running: set[int] = set()
+        revised_at = sum(record.images for record in committed.values())
+
+        def following() -> actors.Job | None:
+            nonlocal revised_at, last
+            if not pending:
+                if last is None or running or planner is None:
+                    return None
+                shard, last = last, None
+                planner.solve(committed.values())
+                self._store_plan(planner)
+                assert planner.budget_bytes is not None
+                limit = int(planner.budget_bytes) - sum(record.counted_bytes for record in committed.values())
+                return self._encode_job(shard, planner, limit)
+            encoded = sum(record.images for record in committed.values())
+            if planner is not None and trims and (planner.revision == 1 or encoded - revised_at >= _REVISE_SHARE * len(self.scan.records)):
+                if planner.revision > 1 or encoded:
+                    self._revise(planner, committed, running)
+                self._store_plan(planner)
+                revised_at = encoded
+            shard = pending.pop(0)
+            running.add(shard)
+            return self._encode_job(shard, planner, None)
+
+        def done(job: actors.Job, record: Commit) -> None:
+            running.discard(record.shard_id)
+            committed[record.shard_id] = record
+            self.reporter.committed(record)
+
+        if planner is not None and not trims:
+            self._store_plan(planner)
+        pool.run(following, done, self.reporter.tick)
+
+    def _revise(self, planner: Planner, committed: dict[int, Commit], running: set[int]) -> None:
+        try:
+            planner.solve(committed.values(), running)
+        except BudgetInfeasibleError as error:
+            # Part of the dataset is encoded already: the rest goes as low as its floors allow, and the run says at the end by how much it missed.
+            self.reporter.warn(f"the budget is being missed: {error}")
+            for i, choice in planner.choices.items():
+                shard = int(planner.shard_ids[i])
+                if shard not in committed and shard not in running and np.isfinite(choice.q):
+                    planner.choices[i] = Choice(0.0, choice.predicted_bytes, choice.mse, "floor")
+
+    def _store_plan(self, planner: Planner) -> None:
+        data = manifest.table_bytes(planner.table())
+        self.store.publish_bytes(data, content_name("plan", f"{planner.revision:05d}", sha256(data), "parquet"))
+
+    def _encode_job(self, shard: int, planner: Planner | None, limit: int | None) -> actors.Job:
+        tasks = []
+        for record in self._records(shard):
+            skip = self.skip.get(record.index)
+            if planner is None:
+                tasks.append(ImageTask(record, self.config.budget.value, skip_reason=skip))
+            elif (choice := planner.choices.get(record.index)) is not None:
+                tasks.append(ImageTask(record, choice.q, choice.predicted_bytes, choice.clamp, skip))
+            else:
+                tasks.append(ImageTask(record, 0.0, skip_reason=skip))
+        task = ShardTask(
+            shard_id=shard,
+            attempt=uuid.uuid4().hex,
+            images=tuple(tasks),
+            plan_rev=planner.revision if planner else 0,
+            multiplier=planner.multiplier if planner else 0.0,
+            limit_bytes=limit,
+        )
+
+        def split(job: actors.Job, survives: Callable[[actors.Job], bool]) -> actors.Job:
+            suspects = [t.record for t in task.images if t.skip_reason is None]
+            self._poisoned(self._isolate(suspects, lambda some: survives(actors.Job("probe", "analyse", (some,)))))
+            return self._encode_job(shard, planner, limit)
+
+        return actors.Job(f"shard {shard}", "encode", (task,), split)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _refuse_nested(source: str, store: Store) -> None:
+    """An archive inside its own source would be listed as images by the next run."""
+    if not store.local or "://" in source:
+        return
+    root, inside = os.path.realpath(source), os.path.realpath(store.root)
+    if os.path.isdir(root) and (inside + os.sep).startswith(root.rstrip(os.sep) + os.sep):
+        raise UsageError(f"{store.url} lies inside {source}: choose a destination outside the source")
+
+
+def _model(which: str, store: Store) -> LoadedModel:
+    """The model asked for; an archive begun with a model of this name keeps the one it was begun with."""
+    try:
+        run = json.loads(store.read(RUN))
+        begun, asked = run["model_sha256"], run["config"]["model"]
+    except (FileNotFoundError, ValueError, KeyError, StorageError):
+        return load_model(which)
+    if asked == which:
+        try:
+            data = store.read(f"model/{begun}.safetensors")
+            if hashlib.sha256(data).hexdigest() == begun:
+                return parse_model(data)
+        except (FileNotFoundError, CheckpointError):
+            pass
+    return load_model(which)

@@ -1,0 +1,96 @@
+"""What a run was asked to do: frozen, checked, stored in `run.json`, compared on resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.rate import OBJECTIVES
+
+BUDGET_KINDS = ("bpp", "bytes", "ratio", "psnr", "q")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """One of: `bpp` (bits per pixel of the dataset), `bytes`, `ratio` (source bytes over archive bytes), `psnr` (dB, each image), `q` (fixed).
+
+    Raises:
+        UsageError: Unknown kind or a value out of range.
+    """
+
+    kind: str
+    value: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in BUDGET_KINDS:
+            raise UsageError(f"no budget {self.kind!r}; there are {', '.join(BUDGET_KINDS)}")
+        least = 0.0 if self.kind == "q" else 1e-9
+        if not math.isfinite(self.value) or self.value < least:
+            raise UsageError(f"--{self.kind} is {self.value:g}; it takes a number {'from 0' if self.kind == 'q' else 'above 0'}")
+        if self.kind == "psnr" and self.value > 90:
+            raise UsageError(f"--psnr is {self.value:g} dB; above 90 dB nothing short of the original file will do")
+
+    @property
+    def is_total(self) -> bool:
+        """Whether it bounds the dataset's bytes, and so needs analysis and a plan."""
+        return self.kind in ("bpp", "bytes", "ratio")
+
+    def total_bytes(self, *, pixels: int, source_bytes: int) -> float:
+        """Bytes for the whole dataset, as counted (see README, "What counts")."""
+        return {"bpp": self.value * pixels / 8, "bytes": self.value, "ratio": source_bytes / self.value}[self.kind]
+
+    def __str__(self) -> str:
+        return f"--{self.kind} {self.value:g}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompressConfig:
+    """Everything that decides what an archive will hold.
+
+    Attributes:
+        budget: See `Budget`.
+        objective: `mse`, `psnr` or `minimum`.
+        min_psnr_db: Floor for every image, or None.
+        model: Name, SHA-256 or path of the model.
+        max_pixels: Images above are kept as they are and counted as failed.
+        count_sidecars: Whether sidecars count towards the budget.
+        ms_ssim: Whether MS-SSIM is measured too.
+        image_column: Parquet column of the images.
+
+    Raises:
+        UsageError: Values that contradict each other.
+    """
+
+    budget: Budget
+    objective: str = "mse"
+    min_psnr_db: float | None = None
+    model: str = "msinn-lite"
+    max_pixels: int = 32_000_000
+    count_sidecars: bool = False
+    ms_ssim: bool = False
+    image_column: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise UsageError(f"no objective {self.objective!r}; there are {', '.join(OBJECTIVES)}")
+        if self.min_psnr_db is not None and not 0 < self.min_psnr_db <= 90:
+            raise UsageError(f"--min-psnr is {self.min_psnr_db:g} dB; it takes 0 to 90")
+        if self.min_psnr_db is not None and self.budget.kind == "psnr" and self.min_psnr_db > self.budget.value:
+            raise UsageError(f"--min-psnr {self.min_psnr_db:g} is above --psnr {self.budget.value:g}")
+        if self.max_pixels < 1:
+            raise UsageError(f"--max-pixels is {self.max_pixels}; it takes 1 or more")
+
+    def to_json(self) -> dict[str, Any]:
+        """For `run.json`; `from_json` gives an equal value."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> CompressConfig:
+        """Parse what `to_json` gave. Raises `UsageError` for foreign keys or values."""
+        try:
+            return cls(**{**data, "budget": Budget(**data["budget"])})
+        except (TypeError, KeyError) as error:
+            raise UsageError(f"run.json was written by another version of msinn: {error}") from error

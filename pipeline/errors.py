@@ -1,0 +1,45 @@
+"""Errors of the pipeline: one sentence each (what, where, what to do), and the exit code the command line ends with."""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Base of everything that `pipeline` raises on purpose."""
+
+    exit_code = 6
+
+
+class UsageError(PipelineError):
+    """The request contradicts itself or the archive it is for."""
+
+    exit_code = 2
+
+
+class SourceError(PipelineError):
+    """A source, or one image of it, cannot be listed or read."""
+
+    exit_code = 2
+
+
+class StorageError(PipelineError):
+    """The archive's store refused or failed."""
+
+
+class CommitConflictError(PipelineError):
+    """Another attempt committed this shard first."""
+
+
+class CommitUnknownError(PipelineError):
+    """A commit was sent and neither its success nor its failure can be established."""
+
+
+class BudgetInfeasibleError(PipelineError):
+    """No choice of rates meets the budget and the floors."""
+
+    exit_code = 4
+
+
+class ManifestError(PipelineError):
+    """A manifest or commit contradicts the archive."""
+
+    exit_code = 5

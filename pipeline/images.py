@@ -1,0 +1,171 @@
+"""Bytes to pixels and metadata, and back. What the codec can keep faithfully is coded; everything else is named with a reason and passed through."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from msinn_core.codec import Picture
+
+# Our own limit is checked on the header, before any pixel is decoded, so Pillow's warning has nothing to add.
+Image.MAX_IMAGE_PIXELS = None
+
+IMAGE_SUFFIXES = frozenset(
+    "jpg jpeg jpe jfif png webp avif bmp dib gif tif tiff jp2 j2k jpx ppm pgm pbm pnm tga heic heif jxl ico psd dng".split()
+)
+
+NOT_AN_IMAGE = "not_an_image"
+BROKEN = "broken_image"
+PIXEL_LIMIT = "pixel_limit"
+DEEP = "more_than_8_bits"
+ANIMATED = "animated"
+PALETTE_ALPHA = "palette_with_transparency"
+MODE = "unsupported_mode"
+NOT_SMALLER = "not_smaller"
+METADATA_LIMIT = "metadata_limit"
+CRASHED = "crashed_the_worker"
+UNREADABLE = "source_unreadable"
+CODEC_FAILED = "codec_failed"
+
+FAILURES = frozenset({BROKEN, PIXEL_LIMIT, CRASHED, UNREADABLE, CODEC_FAILED})
+"""Reasons that count as a failure of that image (exit code 3); the others are ordinary pass-through."""
+
+MAX_METADATA_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInfo:
+    """What is known of one file. `width`, `height` and the rest are None where the file does not say."""
+
+    format: str | None = None
+    width: int | None = None
+    height: int | None = None
+    channels: int | None = None
+    bit_depth: int | None = None
+    orientation: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedImage:
+    """A file after `load`: either a picture to code, or a reason to pass it through."""
+
+    info: ImageInfo
+    picture: Picture | None = None
+    reason: str | None = None
+    message: str | None = None
+
+
+def load(data: bytes, *, max_pixels: int) -> LoadedImage:
+    """Decode one file. Never raises for what the file holds; nothing is allocated beyond `max_pixels`."""
+    info = ImageInfo()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the result says what matters
+            with Image.open(io.BytesIO(data)) as image:
+                info = _info(image, data)
+                reason = _reason(image, info, max_pixels)
+                if reason is not None:
+                    return LoadedImage(info=info, reason=reason[0], message=reason[1])
+                image.load()
+                picture = _picture(image)
+    except UnidentifiedImageError:
+        return LoadedImage(info=info, reason=NOT_AN_IMAGE, message="no image format is recognised")
+    except Exception as error:
+        # Image decoders raise every kind of exception for hostile bytes; each means that this file is kept as it is.
+        return LoadedImage(info=info, reason=BROKEN, message=f"{type(error).__name__}: {error}"[:300])
+    if sum(len(box) for box in (picture.icc, picture.exif, picture.xmp) if box) > MAX_METADATA_BYTES:
+        return LoadedImage(info=info, reason=METADATA_LIMIT, message=f"more than {MAX_METADATA_BYTES} bytes of metadata")
+    return LoadedImage(info=info, picture=picture)
+
+
+def _info(image: Image.Image, data: bytes) -> ImageInfo:
+    depth = _bit_depth(image, data)
+    channels = len(image.getbands())
+    try:
+        orientation = image.getexif().get(0x0112)
+    except Exception:  # damaged EXIF is kept byte for byte; only this one number is unknown
+        orientation = None
+    return ImageInfo(
+        format=(image.format or "").lower() or None,
+        width=image.width,
+        height=image.height,
+        channels=channels,
+        bit_depth=depth,
+        orientation=orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else None,
+    )
+
+
+def _bit_depth(image: Image.Image, data: bytes) -> int:
+    """Bits per sample in the file. Pillow narrows 16-bit PNG and 10-bit AVIF to 8 in silence, so the headers are read here."""
+    if image.format == "PNG" and len(data) > 24:
+        return data[24]
+    if image.format == "AVIF" and (at := data.find(b"av1C")) >= 0 and len(data) > at + 6:
+        flags = data[at + 6]
+        return (12 if flags & 0x20 else 10) if flags & 0x40 else 8
+    if image.format == "JPEG2000" and (at := data.find(b"\xff\x51")) >= 0 and len(data) > at + 40:
+        return (data[at + 40] & 0x7F) + 1
+    if image.mode.startswith("I;16"):
+        return 16
+    return {"I": 32, "F": 32, "1": 1}.get(image.mode, 8)
+
+
+def _reason(image: Image.Image, info: ImageInfo, max_pixels: int) -> tuple[str, str] | None:
+    if image.width < 1 or image.height < 1:
+        return BROKEN, "the image has no pixels"
+    if image.width * image.height > max_pixels or max(image.size) > 65535:
+        return PIXEL_LIMIT, f"{image.width} x {image.height} pixels are over the limit of {max_pixels}"
+    if getattr(image, "n_frames", 1) > 1:
+        return ANIMATED, f"{getattr(image, 'n_frames', 1)} frames"
+    if (info.bit_depth or 8) > 8:
+        return DEEP, f"{info.bit_depth} bits per sample"
+    if image.mode == "P" and "transparency" in image.info:
+        return PALETTE_ALPHA, "palette with transparency"
+    if image.mode in ("RGB", "L") and "transparency" in image.info:
+        return PALETTE_ALPHA, "a colour is marked as transparent"
+    if image.mode not in ("RGB", "L", "RGBA", "LA", "P"):
+        return MODE, f"mode {image.mode}"
+    return None
+
+
+def _picture(image: Image.Image) -> Picture:
+    info: dict[str, Any] = image.info
+    alpha = None
+    if image.mode == "P":
+        image = image.convert("RGB")
+    elif image.mode in ("RGBA", "LA"):
+        alpha = np.asarray(image.getchannel("A"))
+        image = image.convert("RGB" if image.mode == "RGBA" else "L")
+    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
+    return Picture(
+        pixels=np.asarray(image),
+        alpha=alpha,
+        icc=info.get("icc_profile") or None,
+        exif=info.get("exif") or None,
+        xmp=xmp.encode("utf-8", "surrogateescape") if isinstance(xmp, str) else xmp or None,
+    )
+
+
+def to_png(picture: Picture) -> bytes:
+    """A decoded picture as PNG: exact pixels and alpha, ICC profile, EXIF and XMP included."""
+    pixels = picture.pixels
+    if picture.alpha is not None:
+        planes = [pixels] if pixels.ndim == 2 else [pixels[:, :, c] for c in range(3)]
+        pixels = np.stack([*planes, picture.alpha], axis=-1)
+    options: dict[str, Any] = {"compress_level": 1}
+    if picture.icc is not None:
+        options["icc_profile"] = picture.icc
+    if picture.exif is not None:
+        options["exif"] = picture.exif
+    if picture.xmp is not None:
+        chunks = PngInfo()
+        chunks.add_itxt("XML:com.adobe.xmp", picture.xmp.decode("utf-8", "surrogateescape"))
+        options["pnginfo"] = chunks
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG", **options)
+    return out.getvalue()

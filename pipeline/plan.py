@@ -1,0 +1,154 @@
+"""The plan of a run: budgets in bytes, curves per image, a q for every pending image, revised as real sizes come in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.archive import END_BYTES, stored_bytes
+from pipeline.commit import Commit
+from pipeline.config import CompressConfig
+from pipeline.errors import BudgetInfeasibleError
+from pipeline.rate import Allocation, CurveSet, allocate, q_for_psnr
+
+_HEADER_AND_MEAN_PADDING = 512 + 256
+_PRIOR_SHARE = 0.02
+
+PLAN_SCHEMA = pa.schema(
+    [("index", pa.int64()), ("shard_id", pa.int32()), ("q", pa.float64()), ("predicted_bytes", pa.float64()), ("mse", pa.float64()), ("clamp", pa.string())]
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the plan says of one image: rate, predicted stored bytes and MSE, and what bound it."""
+
+    q: float
+    predicted_bytes: float
+    mse: float
+    clamp: str
+
+
+class Planner:
+    """Keeps the books of a run whose budget is a total, or whose images have a quality target.
+
+    Args:
+        config: The run's.
+        analysis: Rows of `worker.ANALYSIS_SCHEMA`, sorted by index, one per record.
+        shard_ids: `[N]`, shard of each record.
+    """
+
+    def __init__(self, config: CompressConfig, analysis: pa.Table, shard_ids: NDArray[np.int32]) -> None:
+        self.config = config
+        self.shard_ids = shard_ids
+        self.names: list[str] = []
+        coded = ~np.array(analysis.column("bytes").is_null())
+        self.coded = np.flatnonzero(coded)
+        size = np.array([0 if value is None else stored_bytes(value) for value in analysis.column("source_bytes").to_pylist()], np.float64)
+        width, height = (np.nan_to_num(np.array(analysis.column(name).to_pylist(), np.float64)) for name in ("width", "height"))
+        self.pixels = width * height
+        self.total_pixels = int(self.pixels.sum())
+        self.total_source_bytes = int(sum(value or 0 for value in analysis.column("source_bytes").to_pylist()))
+        curves = np.array([analysis.column("bytes")[int(i)].as_py() for i in self.coded]).reshape(len(self.coded), -1)
+        mse = np.array([analysis.column("mse")[int(i)].as_py() for i in self.coded]).reshape(len(self.coded), -1)
+        anchors = np.arange(curves.shape[1] or 2, dtype=np.float64)
+        if not len(self.coded):
+            curves, mse = np.empty((0, 2)), np.empty((0, 2))
+        self.curves = CurveSet.from_anchors(anchors, curves + _HEADER_AND_MEAN_PADDING, mse, self.pixels[self.coded], size[self.coded])
+        # Bytes of each shard that no rate changes: its end, the files kept as they are, counted sidecars.
+        self.num_shards = int(shard_ids.max()) + 1
+        self.fixed = np.full(self.num_shards, float(END_BYTES))
+        kept = np.where(coded, 0.0, size) + np.array(analysis.column("sidecar_bytes").to_pylist(), np.float64)
+        np.add.at(self.fixed, shard_ids, kept)
+        self.budget_bytes = (
+            config.budget.total_bytes(pixels=self.total_pixels, source_bytes=self.total_source_bytes) if config.budget.is_total else None
+        )
+        self.factor = 1.0
+        self.multiplier = 0.0
+        self.revision = 0
+        self.choices: dict[int, Choice] = {}
+
+    def solve(self, committed: Iterable[Commit] = (), reserved: Iterable[int] = ()) -> Allocation:
+        """Revise the choices of all images outside committed and reserved (running) shards.
+
+        Raises:
+            BudgetInfeasibleError: The rest of the budget cannot hold the rest of the images.
+        """
+        commits, running = list(committed), set(reserved)
+        settled = {record.shard_id for record in commits} | running
+        pending_rows = np.flatnonzero(~np.isin(self.shard_ids[self.coded], list(settled)))
+        pending = self.curves.take(pending_rows)
+        if self.budget_bytes is None:
+            allocation = self._by_quality(pending)
+        else:
+            self.factor = self._learned_factor(commits)
+            left = self.budget_bytes - sum(record.counted_bytes for record in commits)
+            left -= sum(self.fixed[shard] for shard in range(self.num_shards) if shard not in {r.shard_id for r in commits})
+            left -= sum(self.predicted_coded(shard) for shard in running) * self.factor
+            try:
+                allocation = allocate(
+                    pending.scaled(self.factor), left, objective=self.config.objective, min_psnr_db=self.config.min_psnr_db
+                )
+            except BudgetInfeasibleError as error:
+                raise self._explained(error, pending_rows, left) from error
+        self.revision += 1
+        self.multiplier = allocation.multiplier
+        raw = np.where(np.isinf(allocation.q), allocation.stored, allocation.stored / self.factor)
+        for row, q, stored, mse, clamp in zip(pending_rows, allocation.q, raw, allocation.mse, allocation.clamped, strict=True):
+            self.choices[int(self.coded[row])] = Choice(float(q), float(stored), float(mse), str(clamp))
+        return allocation
+
+    def _by_quality(self, pending: CurveSet) -> Allocation:
+        assert self.config.budget.kind == "psnr"
+        q = q_for_psnr(pending, self.config.budget.value)
+        nearest = np.abs(q[:, None] - pending.q).argmin(axis=1)
+        rows = np.arange(len(pending))
+        stored, mse = pending.stored[rows, nearest], pending.mse[rows, nearest]
+        return Allocation(q, stored, mse, np.full(len(pending), "none", "U5"), 0.0)
+
+    def _learned_factor(self, commits: list[Commit]) -> float:
+        """Actual over predicted bytes so far, held near 1 until a few percent of the dataset are known."""
+        predicted = sum(record.predicted_bytes for record in commits)
+        actual = sum(record.coded_bytes for record in commits)
+        prior = _PRIOR_SHARE * sum(choice.predicted_bytes for choice in self.choices.values())
+        return (actual + prior) / (predicted + prior) if predicted + prior > 0 else 1.0
+
+    def predicted_coded(self, shard: int) -> float:
+        """Uncorrected predicted bytes of a shard's images under the present choices."""
+        return sum(self.choices[int(i)].predicted_bytes for i in self.coded[self.shard_ids[self.coded] == shard] if int(i) in self.choices)
+
+    def codes(self, shard: int) -> bool:
+        """Whether the shard has an image whose size a rate can change."""
+        return any(np.isfinite(self.choices[int(i)].q) for i in self.coded[self.shard_ids[self.coded] == shard] if int(i) in self.choices)
+
+    def table(self) -> pa.Table:
+        """The present choices, for `plan/`."""
+        rows = sorted(self.choices.items())
+        return pa.table(
+            {
+                "index": [i for i, _ in rows],
+                "shard_id": [int(self.shard_ids[i]) for i, _ in rows],
+                "q": [choice.q for _, choice in rows],
+                "predicted_bytes": [choice.predicted_bytes for _, choice in rows],
+                "mse": [choice.mse for _, choice in rows],
+                "clamp": [choice.clamp for _, choice in rows],
+            },
+            schema=PLAN_SCHEMA,
+        )
+
+    def _explained(self, error: BudgetInfeasibleError, rows: NDArray[np.intp], left: float) -> BudgetInfeasibleError:
+        assert self.budget_bytes is not None
+        least = self.budget_bytes - left + error.least_bytes  # type: ignore[attr-defined]
+        blame = [self.names[int(self.coded[rows[i]])] for i in error.blame if self.names]  # type: ignore[attr-defined]
+        floor = f" with every image at {self.config.min_psnr_db:g} dB or better" if self.config.min_psnr_db is not None else ""
+        budget = self.config.budget
+        scale = {"bpp": 8 / max(self.total_pixels, 1), "bytes": 1.0, "ratio": 1.0}[budget.kind]
+        least_value = self.total_source_bytes / least if budget.kind == "ratio" else least * scale
+        return BudgetInfeasibleError(
+            f"{budget} allows {self.budget_bytes:,.0f} bytes, but the least possible{floor} is {least:,.0f} bytes (--{budget.kind} {least_value:.6g}); "
+            f"the most expensive images are {', '.join(blame)}"
+        )

@@ -1,0 +1,158 @@
+"""What people and log collectors see while a run goes on: a live display on a terminal, JSON lines otherwise."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any, Protocol, TextIO
+
+from pipeline.commit import Commit
+
+
+class Reporter(Protocol):
+    """Told about a run as it goes."""
+
+    def begin(self, *, images: int, shards: int, source_bytes: int, resumed: int) -> None:
+        """The source is listed."""
+
+    def phase(self, name: str, images: int) -> None:
+        """A step over this many images begins."""
+
+    def advance(self, *, images: int) -> None:
+        """Images of the present step are done."""
+
+    def planned(self, predicted_bytes: float, budget_bytes: float | None) -> None:
+        """A plan exists."""
+
+    def committed(self, record: Commit) -> None:
+        """A shard is part of the archive."""
+
+    def warn(self, message: str) -> None:
+        """Something the user should know."""
+
+    def tick(self) -> None:
+        """About a second has passed."""
+
+    def close(self) -> None:
+        """No more news."""
+
+
+class JsonReporter:
+    """One JSON object a line; `t` is seconds since the start.
+
+    Args:
+        stream: Where the lines go.
+        interval_s: Least time between two progress lines.
+    """
+
+    def __init__(self, stream: TextIO = sys.stderr, interval_s: float = 5.0) -> None:
+        self._stream = stream
+        self._interval_s = interval_s
+        self._started = time.monotonic()
+        self._said = -interval_s
+        self._state: dict[str, Any] = {}
+
+    def _say(self, event: str, **values: Any) -> None:
+        line = {"event": event, "t": round(time.monotonic() - self._started, 2), **values}
+        print(json.dumps(line), file=self._stream, flush=True)
+
+    def begin(self, *, images: int, shards: int, source_bytes: int, resumed: int) -> None:
+        self._say("begin", images=images, shards=shards, source_bytes=source_bytes, shards_done_before=resumed)
+
+    def phase(self, name: str, images: int) -> None:
+        self._state = {"phase": name, "images": images, "done": 0, "counted_bytes": 0}
+        self._say("phase", phase=name, images=images)
+
+    def advance(self, *, images: int) -> None:
+        self._state["done"] += images
+        self._progress()
+
+    def planned(self, predicted_bytes: float, budget_bytes: float | None) -> None:
+        self._say("plan", predicted_bytes=round(predicted_bytes), budget_bytes=budget_bytes)
+
+    def committed(self, record: Commit) -> None:
+        self._state["done"] += record.images
+        self._state["counted_bytes"] += record.counted_bytes
+        self._say(
+            "commit", shard=record.shard_id, images=record.images, passthrough=record.passthrough, failed=record.failed,
+            counted_bytes=record.counted_bytes, predicted_bytes=round(record.predicted_bytes), attempt=record.attempt,
+        )  # fmt: skip
+
+    def _progress(self) -> None:
+        now = time.monotonic()
+        if self._state and now - self._said >= self._interval_s:
+            self._said = now
+            self._say("progress", **self._state)
+
+    def warn(self, message: str) -> None:
+        self._say("warning", message=message)
+
+    def tick(self) -> None:
+        self._progress()
+
+    def close(self) -> None:
+        pass
+
+
+class RichReporter:
+    """Live progress on a terminal: images, images/s, bytes against budget, time left."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description:8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task: Any = None
+        self._budget: float | None = None
+        self._bytes = 0
+        self._source = 0
+        self._began = time.monotonic()
+
+    def begin(self, *, images: int, shards: int, source_bytes: int, resumed: int) -> None:
+        again = f", {resumed} shards are there already" if resumed else ""
+        self._console.print(f"{images:,} images in {shards:,} shards, {source_bytes / 1e6:,.1f} MB{again}")
+        self._progress.start()
+
+    def phase(self, name: str, images: int) -> None:
+        self._began, self._source = time.monotonic(), 0
+        self._task = self._progress.add_task(name, total=images, note="")
+
+    def advance(self, *, images: int) -> None:
+        self._progress.advance(self._task, images)
+
+    def planned(self, predicted_bytes: float, budget_bytes: float | None) -> None:
+        self._budget = budget_bytes
+        against = f" of {budget_bytes:,.0f}" if budget_bytes is not None else ""
+        self._console.print(f"plan: {predicted_bytes:,.0f} bytes{against}")
+
+    def committed(self, record: Commit) -> None:
+        self._bytes += record.counted_bytes
+        self._source += record.source_bytes
+        rate = self._source / 1e6 / max(time.monotonic() - self._began, 1e-3)
+        against = f" of {self._budget / 1e6:,.2f}" if self._budget is not None else ""
+        self._progress.update(self._task, note=f"{self._bytes / 1e6:,.2f}{against} MB, {rate:.2f} MB/s read")
+        self._progress.advance(self._task, record.images)
+
+    def warn(self, message: str) -> None:
+        self._console.print(f"warning: {message}", style="yellow", highlight=False, markup=False)
+
+    def tick(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def reporter_for(stream: TextIO) -> Reporter:
+    """The live display if `stream` is a terminal, JSON lines otherwise."""
+    return RichReporter() if stream.isatty() else JsonReporter(stream)

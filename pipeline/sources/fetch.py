@@ -1,0 +1,87 @@
+"""Reads the bytes of a part, wherever it lies."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import SourceError, StorageError
+from pipeline.sources.record import CELL, FILE, RANGE, Part, printable
+from pipeline.storage import retry
+
+DEFAULT_MAX_FILE_BYTES = 2 * 1024**3
+
+
+class Fetcher:
+    """Reads parts; safe to use from several threads.
+
+    Args:
+        max_file_bytes: Larger files are refused: they would have to fit into memory.
+    """
+
+    def __init__(self, *, max_file_bytes: int = DEFAULT_MAX_FILE_BYTES) -> None:
+        self.max_file_bytes = max_file_bytes
+        self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def fetch(self, part: Part) -> bytes:
+        """The part's bytes.
+
+        Raises:
+            SourceError: Gone, unreadable, cut short, null, or over the limit.
+        """
+        if part.length > self.max_file_bytes:
+            raise SourceError(f"{printable(part.uri)} has {part.length} bytes, over the limit of {self.max_file_bytes}")
+        try:
+            if part.kind in (FILE, RANGE):
+                return self._bytes(part)
+            return self._cell(part) if part.kind == CELL else self._row_json(part)
+        except FileNotFoundError as error:
+            raise SourceError(f"{printable(part.uri)} is gone since it was listed") from error
+        except (StorageError, OSError, pa.ArrowException) as error:
+            raise SourceError(f"cannot read {printable(part.uri)}: {error}") from error
+
+    def _bytes(self, part: Part) -> bytes:
+        fs, path = fsspec.core.url_to_fs(part.uri)
+        end = part.offset + part.length if part.kind == RANGE else None
+        data: bytes = retry(lambda: fs.cat_file(path, start=part.offset or None, end=end), f"read {printable(part.uri)}")
+        if part.kind == RANGE and len(data) != part.length:
+            raise SourceError(f"{printable(part.uri)} ends {part.length - len(data)} bytes before its member does")
+        if part.kind == FILE and len(data) > self.max_file_bytes:
+            raise SourceError(f"{printable(part.uri)} has grown over the limit of {self.max_file_bytes} bytes")
+        return data
+
+    def _table(self, part: Part) -> pa.Table:
+        key = (part.uri, part.group)
+        with self._lock:
+            if key not in self._groups:
+                fs, path = fsspec.core.url_to_fs(part.uri)
+                with retry(lambda: fs.open(path, "rb"), f"open {printable(part.uri)}") as file:
+                    self._groups[key] = pq.ParquetFile(file).read_row_group(part.group)
+                while len(self._groups) > 2:
+                    self._groups.popitem(last=False)
+            return self._groups[key]
+
+    def _cell(self, part: Part) -> bytes:
+        value = self._table(part).column(part.column)[part.offset].as_py()
+        if isinstance(value, dict):
+            value = value.get("bytes")
+        if not isinstance(value, bytes):
+            raise SourceError(f"{printable(part.uri)} holds no image bytes in row {part.offset} of group {part.group}")
+        return value
+
+    def _row_json(self, part: Part) -> bytes:
+        table = self._table(part)
+        row = {name: table.column(name)[part.offset].as_py() for name in table.column_names if name != part.column}
+        return json.dumps(row, default=_jsonable, ensure_ascii=False, sort_keys=True).encode()
+
+
+def _jsonable(value: Any) -> Any:
+    return {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes) else str(value)

@@ -1,0 +1,214 @@
+"""Lists a source once and turns it into records: which files are images, which are sidecars, which are containers."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import SourceError
+from pipeline.images import IMAGE_SUFFIXES
+from pipeline.sources.record import CELL, FILE, RANGE, ROW_JSON, Part, SourceRecord, printable, with_restore_names
+
+_IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content", "data", "picture")
+_NAME_COLUMNS = ("__key__", "key", "id", "filename", "file_name", "path", "name", "url")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A listed source.
+
+    Attributes:
+        records: In scan order.
+        digest: SHA-256 of the listing (names and sizes): equal listings, equal digests.
+        source_bytes: Bytes of all images, without sidecars.
+        warnings: What could not be listed, one sentence each.
+    """
+
+    records: list[SourceRecord]
+    digest: str
+    source_bytes: int
+    warnings: list[str]
+
+
+def scan(source: str, *, image_column: str | None = None) -> Scan:
+    """List `source`: a folder, a glob, one or more `.tar` or `.parquet`, at any URL that fsspec opens.
+
+    Args:
+        source: For example `photos/`, `s3://bucket/shards/*.tar`, `data.parquet`.
+        image_column: Parquet column that holds the images; found by name and type if not given.
+
+    Raises:
+        SourceError: Nothing there, no right to list it, or no image column.
+    """
+    fs, root, files = _list(source)
+    paths = [path for path, _ in files]
+    warnings: list[str] = []
+    if all(path.endswith(".tar") for path in paths):
+        found = [record for path, size in files for record in _tar_records(fs, path, size, root, warnings)]
+    elif all(path.endswith(".parquet") for path in paths):
+        found = [record for path, _ in files for record in _parquet_records(fs, path, root, image_column)]
+    else:
+        found = list(_folder_records(fs, files, root))
+    if not found:
+        raise SourceError(f"{source} holds no files to archive" + (f": {warnings[0]}" if warnings else ""))
+    records = with_restore_names(
+        [SourceRecord(index=i, name=name, part=part, sidecars=tuple(sidecars)) for i, (name, part, sidecars) in enumerate(found)]
+    )
+    digest = hashlib.sha256()
+    for record in records:
+        for name, part in ((record.name, record.part), *record.sidecars):
+            line = f"{name}\0{part.kind}\0{part.uri}\0{part.group}\0{part.offset}\0{part.length}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+    return Scan(records, digest.hexdigest(), sum(max(0, r.part.length) for r in records), warnings)
+
+
+_Found = tuple[str, Part, list[tuple[str, Part]]]
+
+
+def _list(source: str) -> tuple[Any, str, list[tuple[str, int]]]:
+    """File system, common root, and `(path, size)` of every file, sorted."""
+    try:
+        fs, path = fsspec.core.url_to_fs(source)
+    except (ValueError, ImportError) as error:
+        raise SourceError(f"cannot open {source}: {error}") from error
+    try:
+        if fs.isdir(path):
+            _check_readable(fs, path)
+            listing, root = fs.find(path, detail=True), path
+        elif fs.isfile(path):
+            listing, root = {path: fs.info(path)}, os.path.dirname(path)
+        elif glob.has_magic(path):
+            listing = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
+            root = path[: glob.magic_check.search(path).start()].rpartition("/")[0]  # type: ignore[attr-defined]
+        else:
+            raise SourceError(f"{source} does not exist")
+    except PermissionError as error:
+        raise SourceError(f"no permission to list {source}: grant read access or choose another source") from error
+    except OSError as error:
+        raise SourceError(f"cannot list {source}: {error.strerror or error}") from error
+    if not listing:
+        raise SourceError(f"{source} is empty: there is nothing to archive")
+    return fs, root, sorted((fs.unstrip_protocol(name) if fs.protocol[0] != "file" else name, int(info["size"] or 0)) for name, info in listing.items())
+
+
+def _check_readable(fs: Any, path: str) -> None:
+    # fsspec's local `find` skips folders it may not read in silence.
+    if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+        for folder, _, _ in os.walk(path, onerror=_raise):
+            if not os.access(folder, os.R_OK | os.X_OK):
+                raise SourceError(f"no permission to list {folder}: grant read access or choose another source")
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _relative(path: str, root: str, fs: Any) -> str:
+    stripped = fs._strip_protocol(path)
+    prefix = root.rstrip("/") + "/"
+    return stripped[len(prefix) :] if stripped.startswith(prefix) else stripped.lstrip("/")
+
+
+def _suffix(name: str) -> str:
+    return name.rpartition(".")[2].lower() if "." in name.rpartition("/")[2] else ""
+
+
+def _group(named: Iterable[tuple[str, Part]], stem_of: Any) -> Iterator[_Found]:
+    """Join files that share a stem: each image is a record, the first takes the other files along; without an image each file stands alone."""
+    for _, group in groupby(sorted(named, key=lambda item: (stem_of(item[0]), item[0])), key=lambda item: stem_of(item[0])):
+        members = list(group)
+        images = [item for item in members if _suffix(item[0]) in IMAGE_SUFFIXES]
+        others = [item for item in members if item not in images]
+        if not images:
+            yield from ((name, part, []) for name, part in others)
+            continue
+        for i, (name, part) in enumerate(images):
+            yield name, part, others if i == 0 else []
+
+
+def _folder_records(fs: Any, files: list[tuple[str, int]], root: str) -> Iterator[_Found]:
+    named = [(_relative(path, root, fs), Part(FILE, path, size)) for path, size in files]
+    return _group(named, lambda name: os.path.splitext(name)[0])
+
+
+def _webdataset_stem(name: str) -> str:
+    folder, _, base = name.rpartition("/")
+    return f"{folder}/{base.partition('.')[0]}"
+
+
+def _tar_records(fs: Any, path: str, size: int, root: str, warnings: list[str]) -> Iterator[_Found]:
+    """Members of one tar; a damaged tail costs a warning, not what precedes it."""
+    named: list[tuple[str, Part]] = []
+    counts: dict[str, int] = defaultdict(int)
+    prefix = os.path.splitext(_relative(path, root, fs))[0]
+    try:
+        with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for info in tar:
+                if not info.isreg():
+                    counts["links, folders and devices left out"] += not info.isdir()
+                    continue
+                if info.issparse():
+                    counts["sparse members left out"] += 1
+                    continue
+                part = Part(RANGE, path, info.size, info.offset_data)
+                if info.offset_data + info.size > size:
+                    warnings.append(f"{printable(path)} is cut short inside member {printable(info.name)}")
+                named.append((f"{prefix}/{info.name}", part))
+    except (tarfile.TarError, OSError, EOFError) as error:
+        warnings.append(f"{printable(path)} cannot be read past member {len(named)}: {error}")
+    warnings += [f"{printable(path)}: {count} {what}" for what, count in counts.items() if count]
+    return _group(named, _webdataset_stem)
+
+
+def _parquet_records(fs: Any, path: str, root: str, image_column: str | None) -> Iterator[_Found]:
+    prefix = os.path.splitext(_relative(path, root, fs))[0]
+    try:
+        with fs.open(path, "rb") as opened:
+            file = pq.ParquetFile(opened)
+            schema = file.schema_arrow
+            column = _image_column(schema, image_column, path)
+            names = next((n for n in _NAME_COLUMNS if n in schema.names and n != column and pa.types.is_string(schema.field(n).type)), None)
+            others = [name for name in schema.names if name != column]
+            start = 0
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                labels = file.read_row_group(group, columns=[names]).column(0).to_pylist() if names else [None] * rows
+                for row in range(rows):
+                    label = labels[row] or f"{start + row:08d}"
+                    part = Part(CELL, path, -1, row, group, column)
+                    sidecars = [(f"{prefix}/{os.path.splitext(label)[0]}.json", Part(ROW_JSON, path, -1, row, group, column))] if others else []
+                    yield f"{prefix}/{label}", part, sidecars
+                start += rows
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"cannot read {printable(path)} as Parquet: {error}") from error
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_images(field.type) for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _image_column(schema: pa.Schema, wanted: str | None, path: str) -> str:
+    if wanted is not None:
+        if wanted not in schema.names or not _holds_images(schema.field(wanted).type):
+            raise SourceError(f"{printable(path)} has no binary column {wanted!r}; its columns are {', '.join(schema.names)}")
+        return wanted
+    candidates = [name for name in schema.names if _holds_images(schema.field(name).type)]
+    named = [name for name in candidates if name.lower() in _IMAGE_COLUMNS]
+    for found in (named, candidates):
+        if len(found) == 1:
+            return found[0]
+    what = "several columns that could hold images" if candidates else "no binary column"
+    raise SourceError(f"{printable(path)} has {what}: name one with --image-column (columns: {', '.join(schema.names)})")

@@ -1,0 +1,232 @@
+"""The archive's store: the only user of fsspec for archives, local folders and object stores alike.
+
+Every object appears whole or not at all: local files are written beside their place and linked into it, object stores publish on completion.
+`put_if_absent` has one winner among any number of writers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from random import random
+from typing import IO, Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import StorageError
+
+_ATTEMPTS = 5
+_PROBE = "capabilities/put-if-absent.json"
+_FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+def is_transient(error: OSError) -> bool:
+    """Whether trying again can help: time-outs, resets, 5xx and throttling, not missing files or missing rights."""
+    return not isinstance(error, _FINAL) and error.errno not in (errno.ENOSPC, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG)
+
+
+def retry(action: Any, what: str) -> Any:
+    """Call `action`; repeat transient failures up to five times with full-jitter back-off.
+
+    Raises:
+        StorageError: It failed for good; the sentence names `what`.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            return action()
+        except FileNotFoundError:
+            raise
+        except (OSError, TimeoutError) as error:
+            if attempt == _ATTEMPTS - 1 or not is_transient(error):
+                raise StorageError(f"cannot {what}: {error.strerror or error}") from error
+            time.sleep(random() * min(20.0, 0.2 * 2**attempt))
+    raise AssertionError("unreachable")
+
+
+class Store:
+    """One archive's root, e.g. `/data/archive` or `s3://bucket/archive`. Names are relative, with `/`.
+
+    Args:
+        url: Root; created on first write.
+
+    Raises:
+        StorageError: No such protocol, or the root is a file.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/") or "/"
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            raise StorageError(f"cannot open {url}: {error}") from error
+        self.local = isinstance(self.fs, LocalFileSystem)
+        if self.local and os.path.isfile(self.root):
+            raise StorageError(f"{url} is a file; an archive is a folder")
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (self.url,)
+
+    def path(self, name: str) -> str:
+        """Full path of an object, for messages and libraries that open paths."""
+        return f"{self.root.rstrip('/')}/{name}"
+
+    def list(self, folder: str) -> list[str]:
+        """Names of the objects under `folder/`, sorted; empty if there are none."""
+
+        def action() -> list[str]:
+            self.fs.invalidate_cache()
+            try:
+                found = self.fs.find(self.path(folder))
+            except FileNotFoundError:
+                return []
+            prefix = self.path("").rstrip("/") + "/"
+            names = [path[path.index(prefix) + len(prefix) :] if prefix in path else path for path in found]
+            return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith(".tmp-"))
+
+        result: list[str] = retry(action, f"list {self.path(folder)}")
+        return result
+
+    def read(self, name: str) -> bytes:
+        """Whole object. Raises `FileNotFoundError` or `StorageError`."""
+        data: bytes = retry(lambda: self.fs.cat_file(self.path(name)), f"read {self.path(name)}")
+        return data
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start`, transferring no others.
+
+        Raises:
+            FileNotFoundError: No such object.
+            StorageError: It is shorter than that, or cannot be read.
+        """
+        data: bytes = retry(lambda: self.fs.cat_file(self.path(name), start=start, end=start + length), f"read {self.path(name)}")
+        if len(data) != length:
+            raise StorageError(f"{self.path(name)} ends at byte {start + len(data)}, {length - len(data)} bytes too early")
+        return data
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """Open an object for streaming or random reads. Raises `FileNotFoundError` or `StorageError`."""
+        with retry(lambda: self.fs.open(self.path(name), "rb"), f"open {self.path(name)}") as file:
+            yield file
+
+    def exists(self, name: str) -> bool:
+        """Whether the object is there now."""
+        return bool(retry(lambda: self.fs.exists(self.path(name)), f"look up {self.path(name)}"))
+
+    def size(self, name: str) -> int:
+        """Size in bytes. Raises `FileNotFoundError`."""
+        return int(retry(lambda: self.fs.size(self.path(name)), f"look up {self.path(name)}"))
+
+    def publish(self, source: Path, name: str) -> None:
+        """Make a finished local file visible under a content name, whole or not at all. Doing it twice is harmless.
+
+        Raises:
+            StorageError: The store failed or holds another size afterwards.
+        """
+        if self.local:
+            self._place(lambda temporary: _copy(source, temporary), name, replace=True)
+        else:
+            retry(lambda: self.fs.put_file(str(source), self.path(name)), f"write {self.path(name)}")
+            self.fs.invalidate_cache()
+            if self.size(name) != source.stat().st_size:
+                raise StorageError(f"{self.path(name)} has {self.size(name)} bytes after writing {source.stat().st_size}")
+
+    def publish_bytes(self, data: bytes, name: str) -> None:
+        """As `publish`, from memory; for content-named objects only."""
+        if self.local:
+            self._place(lambda temporary: temporary.write_bytes(data), name, replace=True)
+        else:
+            retry(lambda: self.fs.pipe_file(self.path(name), data), f"write {self.path(name)}")
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Create an object unless it exists; atomic, one winner.
+
+        Returns:
+            True if these bytes are now the object's (also when an earlier try of ours had arrived), False if others' are.
+
+        Raises:
+            StorageError: The store failed or cannot do this.
+        """
+        if self.local:
+            try:
+                self._place(lambda temporary: temporary.write_bytes(data), name, replace=False)
+                return True
+            except FileExistsError:
+                return self.read(name) == data
+        try:
+            self.fs.pipe_file(self.path(name), data, mode="create")
+            return True
+        except (OSError, ValueError) as error:
+            # SeaweedFS and Ceph answer the lost race as EINVAL, AWS as FileExistsError, a lost connection as anything: the object itself tells.
+            self.fs.invalidate_cache()
+            try:
+                return self.read(name) == data
+            except FileNotFoundError:
+                raise StorageError(f"cannot create {self.path(name)}: {error}") from error
+
+    def check_put_if_absent(self) -> bool:
+        """Whether the store keeps its promise of `put_if_absent`, tested on a small object that stays."""
+        first, second = b'{"probe": "put-if-absent"}\n', b'{"probe": "must not replace"}\n'
+        try:
+            self.put_if_absent(_PROBE, first)
+            return not self.put_if_absent(_PROBE, second) and self.read(_PROBE) == first
+        except FileNotFoundError as error:
+            raise StorageError(f"{self.path(_PROBE)} vanished after it was written: the store is not consistent") from error
+
+    def _place(self, write: Any, name: str, *, replace: bool) -> None:
+        target = Path(self.path(name))
+        temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
+
+        def action() -> None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                write(temporary)
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+                if replace:
+                    os.replace(temporary, target)
+                else:
+                    os.link(temporary, target)
+                _sync_folder(target.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+        try:
+            action()
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        while chunk := reader.read(1 << 22):
+            writer.write(chunk)
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename survives a power cut only once its folder is on disk.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def content_name(folder: str, stem: str, data_sha256: str, suffix: str) -> str:
+    """`folder/stem-<sha12>.suffix`."""
+    return f"{folder}/{stem}-{data_sha256[:12]}.{suffix}"
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a local file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
