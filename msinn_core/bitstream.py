@@ -82,9 +82,7 @@ class Bitstream:
         payload = b"".join(data for _, data in sections)
         profile = next(number for number, name in PROFILES.items() if name == self.profile)
         colour = next(number for number, name in COLOUR_MODES.items() if name == self.colour)
-        header = _FIXED.pack(
-            MAGIC, VERSION, 0, profile, colour, self.model_id, self.width, self.height, round(self.q * Q_STEPS), len(sections)
-        )
+        header = _FIXED.pack(MAGIC, VERSION, 0, profile, colour, self.model_id, self.width, self.height, round(self.q * Q_STEPS), len(sections))
         header += b"".join(_ENTRY.pack(kind, len(data)) for kind, data in sections)
         header += struct.pack("<I", google_crc32c.value(payload))
         return header + struct.pack("<I", google_crc32c.value(header)) + payload

@@ -274,10 +274,10 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], MsinnConfig | None]:
     except Exception as error:
         # torch.load and safetensors raise a dozen kinds for foreign bytes; all mean the same to the user.
         raise CheckpointError(f"{path} is no checkpoint that can be read safely (weights only): {type(error).__name__}") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    raw = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(raw, dict) or not all(isinstance(value, Tensor) for value in raw.values()):
         raise CheckpointError(f"{path} holds no state_dict of tensors")
-    return {key.removeprefix("module."): value for key, value in state.items()}, None
+    return {key.removeprefix("module."): value for key, value in raw.items()}, None
 
 
 def shipped_models() -> dict[str, str]:

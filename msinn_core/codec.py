@@ -25,7 +25,7 @@ from msinn_core.checkpoint import LoadedModel
 from msinn_core.config import LATENT_CHANNELS, LATENT_STRIDES, SIZE_MULTIPLE
 from msinn_core.entropy import rans
 from msinn_core.errors import BitstreamError, CodecError, ConfigError
-from msinn_core.layers import pack, unpack
+from msinn_core.layers import pack
 
 DEFAULT_MAX_PIXELS = 32_000_000
 """Pictures above this are refused: the float profile needs about 230 bytes of memory per pixel."""
@@ -197,7 +197,7 @@ class Codec:
         self._check_size(width, height)
         pixels = picture.pixels if picture.pixels.ndim == 3 else np.repeat(picture.pixels[:, :, None], 3, axis=2)
         padding = ((0, _padded(height) - height), (0, _padded(width) - width), (0, 0))
-        pixels = np.pad(pixels, padding, mode="edge") if any(p[1] for p in padding) else np.ascontiguousarray(pixels)
+        pixels = np.pad(pixels, padding, mode="edge") if any(p[1] for p in padding) else np.require(pixels, requirements=["C", "W"])
         # A view with channels last, the convolutions' fast layout.
         x = torch.from_numpy(pixels).to(self._device)[None].permute(0, 3, 1, 2).float() / 255
         return Latents(picture, self._net.analysis(x))
@@ -256,9 +256,7 @@ class Codec:
             array = pixels.permute(1, 2, 0).to(torch.uint8).contiguous().cpu().numpy()
         boxes = stream.boxes
         alpha = _read_alpha(boxes[bitstream.ALPHA], stream) if bitstream.ALPHA in boxes else None
-        picture = Picture(
-            pixels=array, alpha=alpha, icc=boxes.get(bitstream.ICC), exif=boxes.get(bitstream.EXIF), xmp=boxes.get(bitstream.XMP)
-        )
+        picture = Picture(pixels=array, alpha=alpha, icc=boxes.get(bitstream.ICC), exif=boxes.get(bitstream.EXIF), xmp=boxes.get(bitstream.XMP))
         return picture, reader.symbols_out
 
     @torch.inference_mode()
@@ -281,9 +279,9 @@ class Codec:
         for k, residual, scale in prober.residuals:
             # A quarter of the positions of the two finest latents says as much: they are nine tenths of all symbols.
             step = 2 if k >= 3 and min(residual.shape[2:]) >= 32 else 1
-            share = residual.shape[2] * residual.shape[3]
+            num_positions = residual.shape[2] * residual.shape[3]
             residual, scale = residual[..., ::step, ::step].contiguous(), scale[..., ::step, ::step].contiguous()
-            share /= residual.shape[2] * residual.shape[3]
+            share = num_positions / (residual.shape[2] * residual.shape[3])
             for i, at in enumerate(at_all):
                 gain, inv_gain, scale_gain = at.level(k)
                 rounded = torch.round(residual * gain)

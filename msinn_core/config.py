@@ -112,7 +112,8 @@ class MsinnConfig:
             raise ConfigError(f"unknown configuration keys: {', '.join(sorted(unknown))}")
         if missing := known - set(mapping):
             raise ConfigError(f"missing configuration keys: {', '.join(sorted(missing))}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()})
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}
+        return cls(**values)
 
     @classmethod
     def from_json(cls, text: str) -> MsinnConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -19,9 +21,7 @@ def anchor_parity(k: int) -> int:
 def cc_transforms(config: MsinnConfig) -> nn.ModuleList:
     """Cross-scale stacks of steps 1..4: support `[N, C, h, w]` -> `[N, 2C, h, w]`."""
     return nn.ModuleList(
-        conv3x3_stack(c, config.context_widths[k], 2 * c, config.cc_layers, config.context_activation)
-        for k, c in enumerate(LATENT_CHANNELS)
-        if k > 0
+        conv3x3_stack(c, config.context_widths[k], 2 * c, config.cc_layers, config.context_activation) for k, c in enumerate(LATENT_CHANNELS) if k > 0
     )
 
 
@@ -42,7 +42,7 @@ def entropy_parameters(config: MsinnConfig) -> nn.ModuleList:
 
     def one(c: int) -> nn.Sequential:
         sizes = [4 * c, 10 * c // 3, 8 * c // 3, 2 * c]
-        convs: list[nn.Module] = [nn.Conv2d(a, b, 1) for a, b in zip(sizes, sizes[1:], strict=False)]
+        convs: list[nn.Module] = [nn.Conv2d(a, b, 1) for a, b in pairwise(sizes)]
         return stack(convs, config.context_activation)
 
     return nn.ModuleList(one(c) for c in LATENT_CHANNELS)

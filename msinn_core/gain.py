@@ -17,13 +17,13 @@ class _LowerBound(torch.autograd.Function):
     """`max(x, bound)` whose gradient still pulls values back up from below the bound."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, bound: float) -> Tensor:  # type: ignore[no-untyped-def,override]
+    def forward(ctx, x: Tensor, bound: float) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x)
         ctx.bound = bound
         return x.clamp_min(bound)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def,override]
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         (x,) = ctx.saved_tensors
         return grad * ((x >= ctx.bound) | (grad < 0)), None
 

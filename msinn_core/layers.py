@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -91,4 +93,4 @@ def stack(convs: list[nn.Module], act: str) -> nn.Sequential:
 def conv3x3_stack(in_channels: int, width: int, out_channels: int, num_layers: int, act: str) -> nn.Sequential:
     """`num_layers` 3x3 convolutions, `width` wide between the ends."""
     sizes = [in_channels, *[width] * (num_layers - 1), out_channels]
-    return stack([nn.Conv2d(a, b, 3, padding=1) for a, b in zip(sizes, sizes[1:], strict=False)], act)
+    return stack([nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(sizes)], act)

@@ -153,19 +153,16 @@ class Msinn(nn.Module):
         parity = context.anchor_parity(k)
         anchors = self._code_half(coder, k, parity, pack(cc, parity), None, (gain, inv_gain, scale_gain))
         sc = self.sc_transforms[k](unpack(anchors, parity)).float()
-        rest = self._code_half(
-            coder, k, 1 - parity, pack(cc, 1 - parity), pack(sc, 1 - parity), (gain, inv_gain, scale_gain)
-        )
+        rest = self._code_half(coder, k, 1 - parity, pack(cc, 1 - parity), pack(sc, 1 - parity), (gain, inv_gain, scale_gain))
         return unpack(anchors, parity, rest)
 
-    def _code_half(
-        self, coder: SymbolCoder, k: int, parity: int, cc: Tensor, sc: Tensor | None, gains: tuple[Tensor, Tensor, Tensor]
-    ) -> Tensor:
+    def _code_half(self, coder: SymbolCoder, k: int, parity: int, cc: Tensor, sc: Tensor | None, gains: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         gain, inv_gain, scale_gain = gains
         inputs = torch.cat((cc, torch.zeros_like(cc) if sc is None else sc), dim=1)
         scales, means = self.entropy_parameters[k](inputs).float().chunk(2, dim=1)
         symbols = coder.symbols(k, parity, means, scales * scale_gain, gain)
-        return symbols * inv_gain + means
+        y_hat: Tensor = symbols * inv_gain + means
+        return y_hat
 
     def forward(self, x: Tensor, q: float | Tensor) -> tuple[Tensor, Tensor]:
         """See the class. Raises `ConfigError` for a bad q or size."""

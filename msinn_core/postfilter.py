@@ -93,7 +93,8 @@ class PaperPostFilter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, 3, H, W]` -> `[N, 3, H, W]`; H and W multiples of 4."""
-        return x + SCALE * self.conv2(self.unet(self.conv1(x))).float()
+        correction: Tensor = self.conv2(self.unet(self.conv1(x))).float()
+        return x + SCALE * correction
 
 
 class LitePostFilter(nn.Module):

@@ -58,7 +58,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.leaky_relu(self.conv1(x), 0.01)
-        return F.leaky_relu(self.conv2(out), 0.01) + self.skip(x)
+        result: Tensor = F.leaky_relu(self.conv2(out), 0.01) + self.skip(x)
+        return result
 
 
 class ZeroConv1x1(nn.Module):
@@ -120,7 +121,7 @@ class InvertibleUnit(nn.Module):
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         # `.to(device)` must move the folded maps too.
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self._folded is not None:
             self._folded = tuple((fn(w), fn(b)) for w, b in self._folded)  # type: ignore[assignment]
         return self

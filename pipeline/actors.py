@@ -76,7 +76,7 @@ def connect(address: str | None, workers: int | None) -> int:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = address or "this machine"
         raise WorkersError(f"cannot use Ray at {where}: {str(error).splitlines()[0]}") from error
-    resources = ray.cluster_resources()
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     available = int(resources.get("GPU", 0) or resources.get("CPU", 1))
     return max(1, min(workers or available, available))
 
@@ -101,7 +101,7 @@ class Pool:
         import ray
 
         self._ray = ray
-        gpu = ray.cluster_resources().get("GPU", 0) > 0
+        gpu = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
         options = {"num_gpus": 1} if gpu else {"num_cpus": 1}
         self._holder = ray.remote(_Holder).options(max_restarts=0, **options)
         self._shared = [ray.put(arg) for arg in args]

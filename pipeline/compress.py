@@ -111,7 +111,14 @@ class Run:
     """
 
     def __init__(
-        self, source: str, destination: str, config: CompressConfig, reporter: Reporter, *, cluster: str | None = None, workers: int | None = None
+        self,
+        source: str,
+        destination: str,
+        config: CompressConfig,
+        reporter: Reporter,
+        *,
+        cluster: str | None = None,
+        workers: int | None = None,
     ) -> None:
         self.source = source
         self.config = config
@@ -198,7 +205,13 @@ class Run:
             self.store.publish_bytes(table, name)
             self.store.publish_bytes(self.model.data, f"model/{self.model.sha256}.safetensors")
             created = {**identity, "scan": name, "shards": int(self.shard_ids.max()) + 1, "images": len(self.scan.records)}
-            created |= {"created_at": _now(), "created_by": f"{socket.gethostname()}:{os.getpid()}", "model_name": self.model.name, "msinn": "0.1.0"}
+            created["shard_first"] = np.unique(self.shard_ids, return_index=True)[1].tolist()
+            created |= {
+                "created_at": _now(),
+                "created_by": f"{socket.gethostname()}:{os.getpid()}",
+                "model_name": self.model.name,
+                "msinn": "0.1.0",
+            }
             if self.store.put_if_absent(RUN, json_bytes(created)):
                 return created
             existing = Archive(self.store.url).run

@@ -17,7 +17,10 @@ from msinn_core.codec import Picture
 Image.MAX_IMAGE_PIXELS = None
 
 IMAGE_SUFFIXES = frozenset(
-    "jpg jpeg jpe jfif png webp avif bmp dib gif tif tiff jp2 j2k jpx ppm pgm pbm pnm tga heic heif jxl ico psd dng".split()
+    (
+        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "bmp", "dib", "gif", "tif", "tiff", "jp2", "j2k", "jpx"),
+        *("ppm", "pgm", "pbm", "pnm", "tga", "heic", "heif", "jxl", "ico", "psd", "dng"),
+    )
 )
 
 NOT_AN_IMAGE = "not_an_image"
@@ -134,7 +137,7 @@ def _reason(image: Image.Image, info: ImageInfo, max_pixels: int) -> tuple[str, 
 
 
 def _picture(image: Image.Image) -> Picture:
-    info: dict[str, Any] = image.info
+    info: dict[Any, Any] = image.info
     alpha = None
     if image.mode == "P":
         image = image.convert("RGB")

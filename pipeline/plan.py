@@ -18,8 +18,17 @@ from pipeline.rate import Allocation, CurveSet, allocate, q_for_psnr
 _HEADER_AND_MEAN_PADDING = 512 + 256
 _PRIOR_SHARE = 0.02
 
+Array = NDArray[np.float64]
+
 PLAN_SCHEMA = pa.schema(
-    [("index", pa.int64()), ("shard_id", pa.int32()), ("q", pa.float64()), ("predicted_bytes", pa.float64()), ("mse", pa.float64()), ("clamp", pa.string())]
+    [
+        ("index", pa.int64()),
+        ("shard_id", pa.int32()),
+        ("q", pa.float64()),
+        ("predicted_bytes", pa.float64()),
+        ("mse", pa.float64()),
+        ("clamp", pa.string()),
+    ]
 )
 
 
@@ -53,8 +62,8 @@ class Planner:
         self.pixels = width * height
         self.total_pixels = int(self.pixels.sum())
         self.total_source_bytes = int(sum(value or 0 for value in analysis.column("source_bytes").to_pylist()))
-        curves = np.array([analysis.column("bytes")[int(i)].as_py() for i in self.coded]).reshape(len(self.coded), -1)
-        mse = np.array([analysis.column("mse")[int(i)].as_py() for i in self.coded]).reshape(len(self.coded), -1)
+        curves: Array = np.array([analysis.column("bytes")[int(i)].as_py() for i in self.coded]).reshape(len(self.coded), -1)
+        mse: Array = np.array([analysis.column("mse")[int(i)].as_py() for i in self.coded]).reshape(len(self.coded), -1)
         anchors = np.arange(curves.shape[1] or 2, dtype=np.float64)
         if not len(self.coded):
             curves, mse = np.empty((0, 2)), np.empty((0, 2))
@@ -90,9 +99,7 @@ class Planner:
             left -= sum(self.fixed[shard] for shard in range(self.num_shards) if shard not in {r.shard_id for r in commits})
             left -= sum(self.predicted_coded(shard) for shard in running) * self.factor
             try:
-                allocation = allocate(
-                    pending.scaled(self.factor), left, objective=self.config.objective, min_psnr_db=self.config.min_psnr_db
-                )
+                allocation = allocate(pending.scaled(self.factor), left, objective=self.config.objective, min_psnr_db=self.config.min_psnr_db)
             except BudgetInfeasibleError as error:
                 raise self._explained(error, pending_rows, left) from error
         self.revision += 1
@@ -149,6 +156,6 @@ class Planner:
         scale = {"bpp": 8 / max(self.total_pixels, 1), "bytes": 1.0, "ratio": 1.0}[budget.kind]
         least_value = self.total_source_bytes / least if budget.kind == "ratio" else least * scale
         return BudgetInfeasibleError(
-            f"{budget} allows {self.budget_bytes:,.0f} bytes, but the least possible{floor} is {least:,.0f} bytes (--{budget.kind} {least_value:.6g}); "
-            f"the most expensive images are {', '.join(blame)}"
+            f"{budget} allows {self.budget_bytes:,.0f} bytes, but the least possible{floor} is {least:,.0f} bytes "
+            f"(--{budget.kind} {least_value:.6g}); the most expensive images are {', '.join(blame)}"
         )

@@ -123,7 +123,7 @@ def allocate(
             through whom.
     """
     if not len(curves):
-        return Allocation(*(np.empty(0) for _ in range(3)), np.empty(0, "U5"), 0.0)
+        return Allocation(np.empty(0), np.empty(0), np.empty(0), np.empty(0, "U5"), 0.0)
     stored, mse = _choices(curves)
     allowed = np.ones(stored.shape, bool) if min_psnr_db is None else mse <= mse_of_psnr(min_psnr_db)
     # The original file is always allowed: an image whose floor no q reaches is kept as it is.

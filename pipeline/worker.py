@@ -320,7 +320,9 @@ class ShardWorker:
 
     def _measure(self, item: _Item) -> bool:
         """Decode from the bytes, compare with what the encoder meant, measure. False if the decoder does not agree."""
-        assert item.data is not None and item.symbols is not None and item.loaded.picture is not None
+        assert item.data is not None
+        assert item.symbols is not None
+        assert item.loaded.picture is not None
         started = time.perf_counter()
         original = item.loaded.picture
         try:
@@ -330,7 +332,7 @@ class ShardWorker:
             return False
         same = all(np.array_equal(a, b) for a, b in zip(symbols, item.symbols.symbols, strict=True))
         kept = (decoded.icc, decoded.exif, decoded.xmp) == (original.icc, original.exif, original.xmp)
-        alpha = original.alpha is None if decoded.alpha is None else np.array_equal(decoded.alpha, original.alpha)
+        alpha = original.alpha is None if decoded.alpha is None else original.alpha is not None and np.array_equal(decoded.alpha, original.alpha)
         if not (same and kept and alpha):
             item.reason, item.message = images.CODEC_FAILED, "the decoder returns other symbols or metadata than were encoded"
             return False
@@ -397,13 +399,20 @@ class ShardWorker:
                 suffix = "msn" if item.coded else _suffix(record.name)
                 member = writer.add(f"{record.key}.{suffix}", item.payload)
                 members.append(member)
-            sidecars = []
+            sidecars: list[dict[str, Any]] = []
             for number, (name, keep, member_name, data) in enumerate(item.sidecars):
                 taken = {member.name if member else None, *(side["member"] for side in sidecars)}
                 side = writer.add(f"{record.key}.{number}.side" if member_name in taken else member_name, data)
                 members.append(side)
                 sidecars.append(
-                    {"name": name, "restore_name": keep, "member": side.name, "offset": side.offset, "length": side.length, "sha256": side.sha256}
+                    {
+                        "name": name,
+                        "restore_name": keep,
+                        "member": side.name,
+                        "offset": side.offset,
+                        "length": side.length,
+                        "sha256": side.sha256,
+                    }
                 )
             rows.append(self._row(task, item, member, sidecars))
             item.loaded = images.LoadedImage(info=item.loaded.info)  # the pixels are no longer needed

@@ -24,9 +24,15 @@ static inline uint64_t push(uint64_t x, uint32_t start, uint32_t freq, uint8_t *
     return ((x / freq) << 16) + (x % freq) + start;
 }
 
-static inline uint64_t pop16(uint64_t x, uint32_t *value, const uint8_t **p, const uint8_t *end, int *bad) {
-    *value = (uint32_t)(x & 0xFFFF);
-    x >>= 16;
+static inline uint64_t push_raw(uint64_t x, uint32_t value, int bits, uint8_t **p) {
+    return push(x, value << (16 - bits), (uint32_t)1 << (16 - bits), p);
+}
+
+/* `bits` (at most 16) equally likely bits. */
+static inline uint64_t pop_raw(uint64_t x, uint32_t *value, int bits, const uint8_t **p, const uint8_t *end, int *bad) {
+    uint32_t c = (uint32_t)(x & 0xFFFF), low = c & (((uint32_t)1 << (16 - bits)) - 1);
+    *value = c >> (16 - bits);
+    x = ((x >> 16) << (16 - bits)) + low;
     if (x < RANS_LOW) {
         if (*p == end) { *bad = 1; return RANS_LOW; }
         x = x << 32 | get32(*p); *p += 4;
@@ -56,7 +62,7 @@ static PyObject *encode(PyObject *self, PyObject *args) {
         PyErr_SetString(PyExc_ValueError, "arrays of the wrong length");
         goto done;
     }
-    /* At most three pushes of 16 bits a symbol, plus the state. */
+    /* At most 16 + 6 + 33 bits a symbol, plus the state. */
     Py_ssize_t capacity = n * 8 + 16;
     buffer = PyMem_Malloc((size_t)capacity);
     if (!buffer) { PyErr_NoMemory(); goto done; }
@@ -72,9 +78,17 @@ static PyObject *encode(PyObject *self, PyObject *args) {
         int32_t escape = starts[indexes[i] + 1] - starts[indexes[i]] - 2;
         int64_t s = (int64_t)symbols[i] - offsets[indexes[i]];
         if (s < 0 || s >= escape) {
-            uint32_t zigzag = ((uint32_t)symbols[i] << 1) ^ (uint32_t)(symbols[i] >> 31);
-            x = push(x, zigzag >> 16, 1, &p);
-            x = push(x, zigzag & 0xFFFF, 1, &p);
+            /* How far outside: even above the table, odd below; its length in bits, then the bits under the leading one. */
+            uint64_t u = s < 0 ? 2 * (uint64_t)(-s - 1) + 1 : 2 * (uint64_t)(s - escape);
+            int length = 0;
+            while (length < 34 && u >> length) length++;
+            int tail = length > 1 ? length - 1 : 0;
+            for (int done = tail; done > 0;) {
+                int bits = done % 16 ? done % 16 : 16;
+                done -= bits;
+                x = push_raw(x, (uint32_t)(u >> done) & (((uint32_t)1 << bits) - 1), bits, &p);
+            }
+            x = push_raw(x, (uint32_t)length, 6, &p);
             s = escape;
         }
         x = push(x, table[s], table[s + 1] - table[s], &p);
@@ -127,11 +141,20 @@ static PyObject *decode(PyObject *self, PyObject *args) {
             x = x << 32 | get32(p); p += 4;
         }
         if (s == (uint32_t)(starts[t + 1] - starts[t] - 2)) {
-            uint32_t low, high;
-            x = pop16(x, &low, &p, end, &bad);
-            x = pop16(x, &high, &p, end, &bad);
-            uint32_t zigzag = high << 16 | low;
-            symbols[i] = (int32_t)(zigzag >> 1) ^ -(int32_t)(zigzag & 1);
+            uint32_t length, part;
+            x = pop_raw(x, &length, 6, &p, end, &bad);
+            if (bad || length > 34) { bad = 1; break; }
+            int tail = length > 1 ? (int)length - 1 : 0;
+            uint64_t u = length ? (uint64_t)1 << tail : 0;
+            for (int done = 0; done < tail && !bad;) {
+                int bits = tail - done < 16 ? tail - done : 16;
+                x = pop_raw(x, &part, bits, &p, end, &bad);
+                u |= (uint64_t)part << done;
+                done += bits;
+            }
+            int64_t value = u & 1 ? (int64_t)offsets[t] - 1 - (int64_t)(u >> 1) : (int64_t)offsets[t] + s + (int64_t)(u >> 1);
+            if (value < INT32_MIN || value > INT32_MAX) { bad = 1; break; }
+            symbols[i] = (int32_t)value;
         } else {
             symbols[i] = (int32_t)s + offsets[t];
         }

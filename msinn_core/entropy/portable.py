@@ -22,8 +22,13 @@ def encode(
         s = symbol - base[t]
         steps = []
         if not 0 <= s < escape:
-            zigzag = (symbol << 1) ^ (symbol >> 31)
-            steps = [((zigzag & _WORD) >> 16, 1), (zigzag & 0xFFFF, 1)]
+            u = 2 * (-s - 1) + 1 if s < 0 else 2 * (s - escape)
+            done = max(0, u.bit_length() - 1)
+            while done > 0:
+                bits = done % 16 or 16
+                done -= bits
+                steps.append(((u >> done & (1 << bits) - 1) << 16 - bits, 1 << 16 - bits))
+            steps.append((u.bit_length() << 10, 1 << 10))
             s = escape
         start = counts[first[t] + s]
         steps.append((start, counts[first[t] + s + 1] - start))
@@ -60,7 +65,11 @@ def decode(
             return x
         if (word := next(words, None)) is None:
             raise ValueError("the symbol stream ends too early or does not fit its tables")
-        return x << 32 | word
+        return x << 32 | int(word)
+
+    def raw(x: int, bits: int) -> tuple[int, int]:
+        shift = 16 - bits
+        return (x & 0xFFFF) >> shift, renormalised((x >> 16 << shift) + (x & (1 << shift) - 1))
 
     for i, t in enumerate(indexes.tolist()):
         count = x & 0xFFFF
@@ -69,10 +78,20 @@ def decode(
             j += 1
         x = renormalised((counts[j + 1] - counts[j]) * (x >> 16) + count - counts[j])
         if j == first[t + 1] - 2:
-            low, x = x & 0xFFFF, renormalised(x >> 16)
-            high, x = x & 0xFFFF, renormalised(x >> 16)
-            zigzag = high << 16 | low
-            out[i] = (zigzag >> 1) ^ -(zigzag & 1)
+            length, x = raw(x, 6)
+            if length > 34:
+                raise ValueError("the symbol stream ends too early or does not fit its tables")
+            tail, done = max(0, length - 1), 0
+            u = 1 << tail if length else 0
+            while done < tail:
+                bits = min(16, tail - done)
+                part, x = raw(x, bits)
+                u |= part << done
+                done += bits
+            value = base[t] - 1 - (u >> 1) if u & 1 else base[t] + (j - first[t]) + (u >> 1)
+            if not -(1 << 31) <= value < 1 << 31:
+                raise ValueError("the symbol stream ends too early or does not fit its tables")
+            out[i] = value
         else:
             out[i] = j - first[t] + base[t]
     if x != _LOW or next(words, None) is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,10 +12,11 @@ from msinn_core.entropy import portable
 from msinn_core.entropy.tables import Tables
 from msinn_core.errors import BitstreamError, CodecError
 
+kernel: Any
 try:
-    from msinn_core.entropy import _rans as kernel
+    kernel = importlib.import_module("msinn_core.entropy._rans")
 except ImportError:  # installed without a C compiler
-    kernel = None  # type: ignore[assignment]
+    kernel = None
 
 COMPILED = kernel is not None
 """Whether the fast kernel is there; the portable coder writes the same bytes at about 1/100 of the speed."""
@@ -58,9 +62,7 @@ def decode(data: bytes | memoryview, indexes: NDArray[np.uint8], tables: Tables)
         return symbols
     coder = kernel or portable
     try:
-        coder.decode(
-            data, np.ascontiguousarray(indexes, np.uint8), tables.cdf, tables.starts, tables.offsets, tables.lookup, symbols
-        )
+        coder.decode(data, np.ascontiguousarray(indexes, np.uint8), tables.cdf, tables.starts, tables.offsets, tables.lookup, symbols)
     except ValueError as error:
         raise BitstreamError(f"damaged symbol stream: {error}") from error
     return symbols

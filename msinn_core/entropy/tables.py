@@ -74,14 +74,14 @@ class Tables:
 
     def symbol_bits(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
         """`(bits, base, size)`: symbol s of table t costs `bits[base[t] + s - offsets[t]]` when `0 <= s - offsets[t] < size[t]`, else
-        `bits[base[t] + size[t]]` (escape and its 32 raw bits)."""
+        `bits[base[t] + size[t]]` (escape and about 9 raw bits)."""
         widths = np.diff(self.cdf.astype(np.int64))
         keep = np.ones(len(widths), bool)
         keep[self.starts[1:-1] - 1] = False
         bits = (PRECISION_BITS - np.log2(np.where(keep, widths, 1))).astype(np.float32)
         base = self.starts[:-1].astype(np.int64)
         size = np.diff(self.starts).astype(np.int64) - 2
-        bits[base + size] += 32
+        bits[base + size] += 9
         return bits, base, size
 
 
@@ -91,7 +91,8 @@ def _quantised_counts(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
     while (excess := int(counts.sum()) - TOTAL) != 0:
         order = np.argsort(-counts, kind="stable")[: max(1, min(abs(excess), int((counts > 64).sum())))]
         counts[order] -= np.sign(excess)
-    return counts
+    result: NDArray[np.int64] = counts
+    return result
 
 
 def gaussian_tables(num_scales: int = NUM_SCALES, scale_max: float = SCALE_MAX) -> Tables:

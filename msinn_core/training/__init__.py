@@ -1,0 +1,1 @@
+"""Training and what it borrows from compressai. Nothing here is imported by the archiving path."""

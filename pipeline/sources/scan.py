@@ -99,7 +99,11 @@ def _list(source: str) -> tuple[Any, str, list[tuple[str, int]]]:
         raise SourceError(f"cannot list {source}: {error.strerror or error}") from error
     if not listing:
         raise SourceError(f"{source} is empty: there is nothing to archive")
-    return fs, root, sorted((fs.unstrip_protocol(name) if fs.protocol[0] != "file" else name, int(info["size"] or 0)) for name, info in listing.items())
+    return (
+        fs,
+        root,
+        sorted((fs.unstrip_protocol(name) if fs.protocol[0] != "file" else name, int(info["size"] or 0)) for name, info in listing.items()),
+    )
 
 
 def _check_readable(fs: Any, path: str) -> None:
@@ -115,7 +119,7 @@ def _raise(error: OSError) -> None:
 
 
 def _relative(path: str, root: str, fs: Any) -> str:
-    stripped = fs._strip_protocol(path)
+    stripped: str = fs._strip_protocol(path)
     prefix = root.rstrip("/") + "/"
     return stripped[len(prefix) :] if stripped.startswith(prefix) else stripped.lstrip("/")
 
@@ -209,6 +213,6 @@ def _image_column(schema: pa.Schema, wanted: str | None, path: str) -> str:
     named = [name for name in candidates if name.lower() in _IMAGE_COLUMNS]
     for found in (named, candidates):
         if len(found) == 1:
-            return found[0]
+            return str(found[0])
     what = "several columns that could hold images" if candidates else "no binary column"
     raise SourceError(f"{printable(path)} has {what}: name one with --image-column (columns: {', '.join(schema.names)})")

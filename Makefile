@@ -1,0 +1,30 @@
+# Two commands: `make demo` and `make test`. Both work on a bare machine with Python 3.11 or newer; the second time they need no set-up.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_OUT ?= demo-out
+BIN := $(VENV)/bin
+INPUTS := pyproject.toml infra/constraints.txt msinn_core/entropy/_rans.c
+
+.PHONY: demo test
+
+demo: $(VENV)/.runtime
+	infra/demo/run.sh $(BIN)/msinn $(BIN)/python $(DEMO_OUT)
+
+test: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# The constraints pin every version; torch is named so that no resolver looks for a CUDA build.
+$(VENV)/.runtime: $(VENV)/bin/python $(INPUTS)
+	$(BIN)/python -m pip install --quiet --constraint infra/constraints.txt torch==2.13.0 --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --constraint infra/constraints.txt torch==2.13.0 --editable '.[train,test]'
+	touch $@

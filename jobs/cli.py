@@ -1,0 +1,74 @@
+"""Console script `msinn`. Heavy imports happen inside the verbs, so that `--help` and usage errors are instant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+EXIT_USAGE, EXIT_SOME_FAILED, EXIT_BUDGET, EXIT_VERIFY, EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED = 2, 3, 4, 5, 6, 130
+
+_EPILOG = """exit codes: 0 done; 2 usage; 3 done, some images failed; 4 budget infeasible or missed; 5 verification failed;
+6 infrastructure; 130 interrupted (run the same command again to resume)"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    from jobs import archive, bench, compress, models
+
+    top = argparse.ArgumentParser(prog="msinn", description="Archive an image dataset to a byte budget with a learned codec.", epilog=_EPILOG)
+    top.add_argument("--debug", action="store_true", help="show tracebacks")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for module in (compress, archive, models, bench):
+        module.add_verbs(verbs)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except KeyboardInterrupt:
+        print("interrupted: what is committed stays; run the same command again to go on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output left; what was done stays done.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (kept open until the interpreter ends)
+        return 0
+    except Exception as error:
+        if arguments.debug:
+            raise
+        return _explain(error)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _explain(error: Exception) -> int:
+    """One sentence on stderr, and the exit code that fits."""
+    from msinn_core.errors import BitstreamError, CodecError
+    from pipeline.errors import PipelineError
+
+    if isinstance(error, PipelineError):
+        print(f"msinn: {_flat(error)}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, CodecError):
+        print(f"msinn: {_flat(error)}", file=sys.stderr)
+        return EXIT_VERIFY if isinstance(error, BitstreamError) else EXIT_USAGE
+    print(f"msinn: unexpected {type(error).__name__}: {_flat(error)} (run again with --debug before the verb, and report it)", file=sys.stderr)
+    return EXIT_INFRASTRUCTURE
+
+
+def _flat(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

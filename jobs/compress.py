@@ -1,0 +1,146 @@
+"""`msinn compress`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.compress import Outcome, Plan
+
+
+def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the verb."""
+    p = verbs.add_parser("compress", help="archive images under a budget; run it again to resume", description=__doc__)
+    p.add_argument("source", metavar="SRC", help="folder, glob, .tar shards or .parquet; local or any fsspec URL (s3://...)")
+    p.add_argument("destination", metavar="DST", help="root of the archive: folder or URL")
+    budget = p.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--bpp", type=float, metavar="X", help="bits per pixel of the whole dataset, as stored")
+    budget.add_argument("--bytes", type=_size, metavar="N", help="bytes of the whole dataset, as stored; takes k, M, G, T and Ki, Mi, Gi, Ti")
+    budget.add_argument("--ratio", type=float, metavar="R", help="source bytes over stored bytes")
+    budget.add_argument("--psnr", type=float, metavar="P", help="every image just above P dB")
+    budget.add_argument("--q", type=float, metavar="Q", help="one rate index for all (0 smallest, 11 best)")
+    p.add_argument("--min-psnr", type=float, metavar="P", help="no image below P dB")
+    p.add_argument(
+        "--objective", choices=("mse", "psnr", "minimum"), default="mse", help="pooled error, mean PSNR, or the worst image (default: mse)"
+    )
+    p.add_argument("--dry-run", action="store_true", help="analyse and show the plan; encode nothing")
+    p.add_argument("--model", default="msinn-lite", help="name, SHA-256 or path (see msinn models)")
+    p.add_argument("--max-pixels", type=int, default=32_000_000, metavar="N", help="larger images are kept as they are (default: 32000000)")
+    p.add_argument("--count-sidecars", action="store_true", help="sidecars count towards the budget")
+    p.add_argument("--ms-ssim", action="store_true", help="measure MS-SSIM too (slower)")
+    p.add_argument("--image-column", metavar="NAME", help="Parquet column that holds the images")
+    p.add_argument("--workers", type=int, metavar="N", help="parallel workers (default: all CPUs or GPUs)")
+    p.add_argument("--cluster", metavar="ADDR", help="address of a running Ray cluster (default: a local one, started and ended here)")
+    p.add_argument("--json", action="store_true", help="print the summary as JSON")
+    p.set_defaults(command=_compress)
+
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def _size(text: str) -> float:
+    number = text.rstrip("kKMGTiB")
+    unit = text[len(number) :].removesuffix("B")
+    unit = "k" if unit == "K" else unit
+    if unit not in _UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 500000, 500k, 1.5G or 2Gi")
+    try:
+        return float(number) * _UNITS[unit]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 500000, 500k, 1.5G or 2Gi") from error
+
+
+def _compress(arguments: argparse.Namespace) -> int:
+    from pipeline.compress import Run
+    from pipeline.config import BUDGET_KINDS, Budget, CompressConfig
+    from pipeline.errors import UsageError
+    from pipeline.report import reporter_for
+
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UsageError(f"--workers is {arguments.workers}; it takes 1 or more")
+    kind = next(kind for kind in BUDGET_KINDS if getattr(arguments, kind) is not None)
+    config = CompressConfig(
+        budget=Budget(kind=kind, value=getattr(arguments, kind)),
+        objective=arguments.objective,
+        min_psnr_db=arguments.min_psnr,
+        model=arguments.model,
+        max_pixels=arguments.max_pixels,
+        count_sidecars=arguments.count_sidecars,
+        ms_ssim=arguments.ms_ssim,
+        image_column=arguments.image_column,
+    )
+    reporter = reporter_for(sys.stderr)
+    try:
+        run = Run(arguments.source, arguments.destination, config, reporter, cluster=arguments.cluster, workers=arguments.workers)
+        outcome = run.execute(dry_run=arguments.dry_run)
+    finally:
+        reporter.close()
+    if arguments.dry_run:
+        _print_plan(outcome.plan, config.budget.kind, arguments.json)
+        return 0
+    return _summarise(arguments.destination, outcome, arguments.json)
+
+
+def _summarise(destination: str, outcome: Outcome, as_json: bool) -> int:
+    from jobs.archive import print_summary
+    from jobs.cli import EXIT_BUDGET, EXIT_SOME_FAILED
+    from pipeline.audit import summary
+    from pipeline.commit import Archive
+
+    assert outcome.sealed is not None
+    facts = summary(Archive(destination))
+    sealed = {key: value for key, value in outcome.sealed.items() if key != "commits"}
+    if as_json:
+        print(json.dumps({"sealed": sealed, "shards_encoded": outcome.redone, "shards_resumed": outcome.resumed, **facts}, default=str))
+    else:
+        if outcome.resumed:
+            print(f"{outcome.resumed} shards were there already, {outcome.redone} were encoded now")
+        print_summary(facts, sealed)
+    if outcome.over_budget:
+        over = sealed["counted_bytes"] - (outcome.budget_bytes or 0)
+        print(f"msinn: the archive is complete but {over:,.0f} bytes over its budget of {outcome.budget_bytes:,.0f}", file=sys.stderr)
+        return EXIT_BUDGET
+    if sealed["failed"] or sealed["scan_warnings"]:
+        return EXIT_SOME_FAILED
+    return 0
+
+
+def _print_plan(plan: Plan | None, kind: str, as_json: bool) -> None:
+    import numpy as np
+
+    from msinn_core.metrics import psnr_db
+
+    if plan is None:
+        print("a fixed q needs no plan: every image is coded at it")
+        return
+    allocation, planner = plan.allocation, plan.planner
+    psnr = np.array([psnr_db(float(m)) for m in allocation.mse])
+    fixed = float(planner.fixed.sum())
+    facts: dict[str, Any] = {
+        "images": len(planner.shard_ids),
+        "kept_as_they_are": len(planner.shard_ids) - len(planner.coded) + int(np.isinf(allocation.q).sum()),
+        "pixels": planner.total_pixels,
+        "source_bytes": planner.total_source_bytes,
+        "predicted_bytes": round(allocation.total_bytes + fixed),
+        "budget_bytes": planner.budget_bytes,
+        "on_floor": int((allocation.clamped == "floor").sum()),
+        "on_cap": int((allocation.clamped == "cap").sum()),
+    }
+    if len(psnr):
+        finite = allocation.q[np.isfinite(allocation.q)]
+        facts |= {f"psnr_db_p{p}": round(float(np.percentile(psnr, p)), 2) for p in (1, 5, 50, 99)}
+        facts |= {f"q_p{p}": round(float(np.percentile(finite, p)), 2) for p in (1, 50, 99) if len(finite)}
+        worst = np.argsort(psnr)[:5]
+        facts["worst"] = [[planner.names[int(planner.coded[i])], round(float(psnr[i]), 2)] for i in worst]
+    if as_json:
+        print(json.dumps(facts))
+        return
+    print("plan (predicted; nothing is encoded yet)")
+    for name, value in facts.items():
+        if name == "worst":
+            print("  worst images      " + ", ".join(f"{image} {value} dB" for image, value in value))
+        else:
+            print(f"  {name:<18}{value:,}" if isinstance(value, int | float) else f"  {name:<18}{value}")

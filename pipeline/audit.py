@@ -1,0 +1,76 @@
+"""Questions to the manifest: SQL, and the summary that hides nothing of the worst images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.commit import Archive
+from pipeline.errors import UsageError
+
+_WORST = 5
+
+
+def query(table: pa.Table, sql: str) -> pa.Table:
+    """Run SQL; the view `manifest` is `table`.
+
+    Raises:
+        UsageError: The SQL is wrong; the sentence is DuckDB's.
+    """
+    import duckdb
+
+    connection = duckdb.connect()
+    try:
+        connection.register("manifest", table)
+        relation = connection.sql(sql)
+        # A statement without a result, such as SET, gives no relation.
+        result: pa.Table = relation.to_arrow_table() if relation is not None else pa.table({})
+        return result
+    except duckdb.Error as error:
+        raise UsageError(f"the SQL does not work: {str(error).splitlines()[0]}") from error
+    finally:
+        connection.close()
+
+
+def select(archive: Archive, columns: list[str], where: str | None) -> pa.Table:
+    """Rows of an archive that fulfil an SQL condition (all without one), in archive order. Raises `UsageError` for bad SQL."""
+    if where is None:
+        return archive.manifest(columns)
+    keep = query(archive.manifest(), f"SELECT key FROM manifest WHERE {where}").column("key")
+    rows = archive.manifest(columns)
+    return rows.filter(pc.is_in(rows.column("key"), value_set=keep.combine_chunks()))
+
+
+def summary(archive: Archive) -> dict[str, Any]:
+    """Totals, percentiles and the worst images, for `msinn audit` and the end of a run.
+
+    Returns:
+        `totals`, `percentiles` (rows of `bpp` and `psnr_db` at p0..p100), `worst` (lowest PSNR) and `reasons` (counts by error_code).
+    """
+    table = archive.manifest()
+    totals = query(
+        table,
+        """SELECT count(*) AS images, count(*) FILTER (status = 'ok') AS coded, count(*) FILTER (status = 'passthrough') AS passthrough,
+        count(*) FILTER (status = 'failed') AS failed, coalesce(sum(source_bytes), 0)::BIGINT AS source_bytes,
+        coalesce(sum(stored_bytes), 0)::BIGINT AS stored_bytes,
+        coalesce(sum(width::BIGINT * height), 0)::BIGINT AS pixels,
+        8.0 * sum(stored_bytes) / nullif(sum(width::BIGINT * height), 0) AS bpp,
+        avg(psnr_db) FILTER (status = 'ok') AS mean_psnr_db,
+        10 * log10(65025 / nullif(sum(mse * width * height) / nullif(sum(width::BIGINT * height) FILTER (mse IS NOT NULL), 0), 0)) AS pooled_psnr_db,
+        coalesce(bool_and(decode_verified) FILTER (status = 'ok'), true) AS all_verified FROM manifest""",
+    ).to_pylist()[0]
+    marks = [0.0, 0.01, 0.05, 0.5, 0.95, 0.99, 1.0]
+    wanted = [
+        f"quantile_cont({column}, {mark}) FILTER (status = 'ok') AS {column}_{round(mark * 100)}" for column in ("psnr_db", "bpp") for mark in marks
+    ]
+    percentiles = query(table, f"SELECT {', '.join(wanted)} FROM manifest").to_pylist()[0]
+    worst = query(
+        table, f"SELECT key, name, psnr_db, bpp, q, clamp FROM manifest WHERE status = 'ok' ORDER BY psnr_db, key LIMIT {_WORST}"
+    ).to_pylist()
+    reasons = query(
+        table,
+        "SELECT error_code, status, count(*) AS images, min(name) AS example FROM manifest WHERE status <> 'ok' GROUP BY ALL ORDER BY images DESC",
+    ).to_pylist()
+    return {"totals": totals, "percentiles": percentiles, "worst": worst, "reasons": reasons}

@@ -1,0 +1,278 @@
+"""Everything back: whole archives, selections by SQL, or one image by byte range."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from msinn_core.checkpoint import LoadedModel, parse_model
+from msinn_core.codec import Codec
+from msinn_core.errors import CodecError
+from pipeline import actors, images
+from pipeline.audit import select
+from pipeline.commit import Archive, Commit, commit_name, sha256
+from pipeline.errors import ManifestError, StorageError, UsageError
+from pipeline.storage import Store
+
+INLINE_IMAGES = 16
+"""Selections up to this size are restored in this process: starting Ray would take longer."""
+
+_MAX_PIXELS = 2**31
+
+
+@dataclass
+class Result:
+    """What became of a restore or a verification.
+
+    Attributes:
+        images: Images written (or checked).
+        sidecars: Sidecars written.
+        failed_at_source: Rows of which nothing was ever stored.
+        problems: One sentence for each image or object that is damaged or differs.
+    """
+
+    images: int = 0
+    sidecars: int = 0
+    failed_at_source: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, other: Result) -> None:
+        """Sum up."""
+        self.images += other.images
+        self.sidecars += other.sidecars
+        self.failed_at_source += other.failed_at_source
+        self.problems += other.problems
+
+
+class Decoder:
+    """Decodes payloads of one archive, each with the model that its row names.
+
+    Args:
+        archive: Where the models are.
+    """
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self._codecs: dict[str, Codec] = {}
+
+    def codec(self, model_sha256: str) -> Codec:
+        """The codec of a model, loaded once. Raises `ManifestError` or `CheckpointError`."""
+        if model_sha256 not in self._codecs:
+            model: LoadedModel = parse_model(self._archive.model_bytes(model_sha256))
+            self._codecs[model_sha256] = Codec(model, max_pixels=_MAX_PIXELS)
+        return self._codecs[model_sha256]
+
+    def picture(self, row: dict[str, Any], payload: bytes) -> tuple[bytes, str | None]:
+        """PNG bytes of a coded row's payload, and a sentence if it is not exactly what was verified when it was encoded.
+
+        Raises:
+            ManifestError: The payload is damaged.
+            CodecError: It does not decode.
+        """
+        check_payload(row, payload)
+        picture, _ = self.codec(row["model_sha256"]).decode(payload)
+        problem = None
+        if sha256(picture.content()) != row["recon_sha256"]:
+            problem = (
+                f"{row['name']}: decodes to other pixels than on the machine that encoded it ({row['encoder']}); "
+                "the float profile promises the same pixels only on like machines"
+            )
+        return images.to_png(picture), problem
+
+
+def check_payload(row: dict[str, Any], payload: bytes) -> None:
+    """Raises `ManifestError` if these are not the bytes that the manifest names."""
+    if sha256(payload) != row["payload_sha256"]:
+        raise ManifestError(f"{row['name']}: its bytes in {row['shard_key']} are damaged (SHA-256 differs at offset {row['offset']})")
+
+
+class RestoreWorker:
+    """Restores rows of one shard at a time. Lives in an actor or in this process.
+
+    Args:
+        url: The archive.
+        target: Where files go; None only checks.
+    """
+
+    def __init__(self, url: str, target: str | None) -> None:
+        import torch
+
+        # As when encoding: the float profile is the same for the same number of threads only.
+        torch.set_num_threads(1)
+        self.archive = Archive(url)
+        self.decoder = Decoder(self.archive)
+        self.target = Store(target) if target is not None else None
+
+    def restore(self, rows: list[dict[str, Any]]) -> Result:
+        """Write the images and sidecars of these rows of one shard; damaged ones are named, the others come back all the same."""
+        result = Result()
+        for row in rows:
+            if row["codec"] is None:
+                result.failed_at_source += 1
+                continue
+            try:
+                payload = self._read(row, row["offset"], row["length"])
+                if row["codec"] == "msinn":
+                    data, problem = self.decoder.picture(row, payload)
+                    result.problems += [problem] if problem else []
+                else:
+                    check_payload(row, payload)
+                    data = payload
+                self._write(row["restore_name"], data)
+                result.images += 1
+            except (ManifestError, CodecError, StorageError) as error:
+                text = str(error)
+                result.problems.append(text if row["name"] in text else f"{row['name']}: {text}")
+            result.add(self._sidecars(row))
+        return result
+
+    def _sidecars(self, row: dict[str, Any]) -> Result:
+        result = Result()
+        for side in row["sidecars"] or []:
+            try:
+                data = self._read(row, side["offset"], side["length"])
+                if sha256(data) != side["sha256"]:
+                    raise ManifestError(f"{side['name']}: its bytes in {row['shard_key']} are damaged")
+                self._write(side["restore_name"], data)
+                result.sidecars += 1
+            except (ManifestError, StorageError) as error:
+                result.problems.append(str(error))
+        return result
+
+    def _read(self, row: dict[str, Any], offset: int, length: int) -> bytes:
+        try:
+            return self.archive.store.read_range(row["shard_key"], offset, length)
+        except FileNotFoundError as error:
+            raise ManifestError(f"{row['name']}: {self.archive.store.path(row['shard_key'])} is missing") from error
+
+    def _write(self, name: str, data: bytes) -> None:
+        if self.target is None:
+            return
+        if self.target.local:
+            root = os.path.realpath(self.target.root)
+            place = os.path.realpath(os.path.join(root, name))
+            if not place.startswith(root.rstrip(os.sep) + os.sep):
+                raise ManifestError(f"{name!r} would be written outside {root}: the manifest is not to be trusted")
+        self.target.publish_bytes(data, name)
+
+
+COLUMNS = [
+    "key", "name", "restore_name", "shard_key", "offset", "length", "payload_sha256", "codec", "model_sha256", "recon_sha256", "sidecars",
+    "encoder", "width", "height",
+]  # fmt: skip
+
+
+def restore(url: str, target: str, *, where: str | None = None, overwrite: bool = False, workers: int | None = None) -> Result:
+    """Write every image (decoded ones as PNG, the others as they were) and every sidecar under `target`.
+
+    Args:
+        url: The archive.
+        target: Folder or URL; empty, unless `overwrite`.
+        where: SQL condition over the manifest, e.g. `psnr_db < 32`.
+        overwrite: Replace what is there.
+        workers: Parallel decoders.
+
+    Raises:
+        UsageError: `target` is not empty, or the condition is not SQL.
+        ManifestError: The archive's books are damaged.
+    """
+    archive = Archive(url)
+    out = Store(target)
+    if not overwrite and out.local and os.path.isdir(out.root) and os.listdir(out.root):
+        raise UsageError(f"{target} is not empty: choose another folder, or say --overwrite")
+    rows = select(archive, COLUMNS, where)
+    if out.local:
+        try:
+            os.makedirs(out.root, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot create {target}: {error.strerror}") from error
+    return run_over_shards(url, target, rows, workers)
+
+
+def run_over_shards(url: str, target: str | None, rows: pa.Table, workers: int | None) -> Result:
+    """Restore or check rows, shard by shard, in this process or on Ray."""
+    result = Result()
+    parts = list(_by_shard(rows))
+    if len(rows) <= INLINE_IMAGES:
+        worker = RestoreWorker(url, target)
+        for part in parts:
+            result.add(worker.restore(part))
+        return result
+    pool = actors.Pool(min(actors.connect(None, workers), len(parts)), RestoreWorker, url, target)
+    try:
+        waiting = iter(enumerate(parts))
+
+        def following() -> actors.Job | None:
+            item = next(waiting, None)
+            return None if item is None else actors.Job(f"shard {item[1][0]['shard_key']}", "restore", (item[1],))
+
+        pool.run(following, lambda job, part: result.add(part))
+    finally:
+        pool.close()
+    return result
+
+
+def _by_shard(rows: pa.Table) -> Iterator[list[dict[str, Any]]]:
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for row in rows.to_pylist():
+        grouped.setdefault(row["shard_key"], []).append(row)
+    yield from grouped.values()
+
+
+def get(url: str, wanted: str, *, original: bool = False) -> tuple[str, bytes, list[str]]:
+    """One image by key or original name, reading its byte range only.
+
+    Args:
+        url: The archive.
+        wanted: Key (`000000042`), or original or restored name.
+        original: The payload as stored (`.msn` or the untouched file) instead of a PNG.
+
+    Returns:
+        A file name, the bytes, and problems (see `Decoder.picture`).
+
+    Raises:
+        UsageError: No such image, or nothing was ever stored of it.
+        ManifestError: Damaged.
+    """
+    archive = Archive(url)
+    row = _find(archive, wanted)
+    if row["codec"] is None:
+        raise UsageError(f"{row['name']} could not be read when the archive was made: nothing is stored of it")
+    try:
+        payload = archive.store.read_range(row["shard_key"], row["offset"], row["length"])
+    except FileNotFoundError as error:
+        raise ManifestError(f"{archive.store.path(row['shard_key'])} is missing") from error
+    check_payload(row, payload)
+    if original or row["codec"] != "msinn":
+        return (row["member"] if original else row["restore_name"]), payload, []
+    import torch
+
+    torch.set_num_threads(1)
+    data, problem = Decoder(archive).picture(row, payload)
+    return row["restore_name"], data, [problem] if problem else []
+
+
+def _find(archive: Archive, wanted: str) -> dict[str, Any]:
+    found: list[dict[str, Any]] = []
+    columns = [*COLUMNS, "member"]
+    if wanted.isdigit() and len(wanted) == 9:
+        firsts = archive.run["shard_first"]
+        shard = max((i for i, first in enumerate(firsts) if first <= int(wanted)), default=0)
+        try:
+            record = Commit.from_bytes(archive.store.read(commit_name(shard)), commit_name(shard))
+            found = [row for row in archive.manifest_part(record, columns).to_pylist() if row["key"] == wanted]
+        except FileNotFoundError:
+            pass
+    else:
+        for record in archive.commits():
+            rows = archive.manifest_part(record, columns).to_pylist()
+            found += [row for row in rows if wanted in (row["name"], row["restore_name"])]
+        exact = [row for row in found if row["name"] == wanted]
+        found = exact or found
+    if not found:
+        raise UsageError(f"{archive.store.url} holds no image {wanted!r}: `msinn audit` lists keys and names")
+    return found[0]

@@ -1,0 +1,130 @@
+"""Is everything there, and is it what was written? Fixity reads every byte; decoding proves every picture."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.commit import Archive, Commit
+from pipeline.errors import ManifestError, StorageError, UsageError
+from pipeline.restore import COLUMNS, Result, run_over_shards
+
+_CHUNK_BYTES = 1 << 22
+
+
+def fixity(url: str, *, on_shard: Callable[[Commit], None] | None = None) -> Result:
+    """Hash every object that the archive names and compare; name the images inside a damaged shard.
+
+    Args:
+        url: The archive.
+        on_shard: Called after each shard.
+
+    Raises:
+        ManifestError: There is no archive, or its commits are damaged.
+    """
+    archive = Archive(url)
+    result = Result()
+    records = archive.commits()
+    missing = set(range(int(archive.run["shards"]))) - {record.shard_id for record in records}
+    if missing:
+        result.problems.append(
+            f"{len(missing)} of {archive.run['shards']} shards are not committed, shard {min(missing)} among them: run the same compress to finish"
+        )
+    elif not archive.sealed:
+        result.problems.append("the archive is not sealed: run the same compress to finish")
+    for check in (archive.model_bytes, lambda: _check_scan(archive)):
+        try:
+            check()
+        except ManifestError as error:
+            result.problems.append(str(error))
+    for record in records:
+        result.add(_check_shard(archive, record))
+        if on_shard is not None:
+            on_shard(record)
+    return result
+
+
+def _check_scan(archive: Archive) -> None:
+    name = archive.run["scan"]
+    try:
+        digest = hashlib.sha256(archive.store.read(name)).hexdigest()
+    except FileNotFoundError as error:
+        raise ManifestError(f"{archive.store.path(name)} is missing") from error
+    if digest[:12] not in name:
+        raise ManifestError(f"{archive.store.path(name)} is damaged: its SHA-256 is not its name")
+
+
+def _check_shard(archive: Archive, record: Commit) -> Result:
+    result = Result()
+    rows: list[dict[str, Any]] | None = None
+    try:
+        rows = archive.manifest_part(record, ["name", "offset", "length", "payload_sha256", "sidecars", "codec"]).to_pylist()
+        if len(rows) != record.images:
+            result.problems.append(f"{archive.store.path(record.manifest)} has {len(rows)} rows; its commit says {record.images}")
+    except ManifestError as error:
+        result.problems.append(str(error))
+    digest = hashlib.sha256()
+    size = 0
+    try:
+        with archive.store.open(record.shard) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+    except FileNotFoundError:
+        result.problems.append(f"{archive.store.path(record.shard)} is missing, {record.images} images with it")
+        return result
+    except (OSError, StorageError) as error:
+        result.problems.append(f"{archive.store.path(record.shard)} cannot be read: {error}")
+        return result
+    if digest.hexdigest() == record.shard_sha256:
+        result.images += record.images
+        return result
+    what = f"{archive.store.path(record.shard)} is damaged: " + (
+        f"{size} bytes instead of {record.shard_bytes}" if size != record.shard_bytes else "its SHA-256 differs"
+    )
+    hurt = [name for row in rows or [] for name in _hurt(archive, record, row)]
+    names = f"; of {record.images} images these are hurt: {', '.join(hurt)}" if hurt else "; no image or sidecar in it is hurt"
+    result.images += record.images - len(hurt)
+    result.problems.append(what + (names if rows is not None else ""))
+    return result
+
+
+def _hurt(archive: Archive, record: Commit, row: dict[str, Any]) -> list[str]:
+    """Names of the row's payload and sidecars that are not what the manifest says."""
+    parts = [(row["name"], row["offset"], row["length"], row["payload_sha256"])] if row["codec"] else []
+    parts += [(side["name"], side["offset"], side["length"], side["sha256"]) for side in row["sidecars"] or []]
+    hurt = []
+    for name, offset, length, expected in parts:
+        try:
+            data = archive.store.read_range(record.shard, offset, length)
+        except (StorageError, FileNotFoundError):
+            data = b""
+        if hashlib.sha256(data).hexdigest() != expected:
+            hurt.append(name)
+    return hurt
+
+
+def decode(url: str, *, sample: float = 1.0, seed: int = 0, workers: int | None = None) -> Result:
+    """Decode every coded image (or a random share) and compare with the hash of the pixels that were measured when it was encoded.
+
+    Args:
+        url: The archive.
+        sample: Share of the images, 0 to 1.
+        seed: Of the choice.
+        workers: Parallel decoders.
+
+    Raises:
+        UsageError: `sample` out of range.
+        ManifestError: The archive's books are damaged.
+    """
+    if not 0 < sample <= 1:
+        raise UsageError(f"--sample is {sample:.6g}; it takes more than 0 and at most 100 %")
+    rows = Archive(url).manifest(COLUMNS)
+    if sample < 1:
+        count = max(1, round(sample * len(rows)))
+        rows = rows.take(pa.array(sorted(random.Random(seed).sample(range(len(rows)), count))))
+    return run_over_shards(url, None, rows, workers)
