@@ -23,6 +23,9 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 
+_NOT_DECODED = frozenset(("heic", "heif", "jxl", "dng"))
+"""Image formats that Pillow alone does not read: kept as they are, which is no failure."""
+
 NOT_AN_IMAGE = "not_an_image"
 BROKEN = "broken_image"
 PIXEL_LIMIT = "pixel_limit"
@@ -64,8 +67,14 @@ class LoadedImage:
     message: str | None = None
 
 
-def load(data: bytes, *, max_pixels: int) -> LoadedImage:
-    """Decode one file. Never raises for what the file holds; nothing is allocated beyond `max_pixels`."""
+def load(data: bytes, *, max_pixels: int, name: str = "") -> LoadedImage:
+    """Decode one file. Never raises for what the file holds; nothing is allocated beyond `max_pixels`.
+
+    Args:
+        data: The file.
+        max_pixels: Images above are not decoded.
+        name: A file that is called an image but is none counts as broken, not as something else.
+    """
     info = ImageInfo()
     try:
         with warnings.catch_warnings():
@@ -78,6 +87,9 @@ def load(data: bytes, *, max_pixels: int) -> LoadedImage:
                 image.load()
                 picture = _picture(image)
     except UnidentifiedImageError:
+        suffix = name.rpartition(".")[2].lower()
+        if suffix in IMAGE_SUFFIXES - _NOT_DECODED:
+            return LoadedImage(info=info, reason=BROKEN, message=f"called .{suffix}, but no image format is recognised")
         return LoadedImage(info=info, reason=NOT_AN_IMAGE, message="no image format is recognised")
     except Exception as error:
         # Image decoders raise every kind of exception for hostile bytes; each means that this file is kept as it is.

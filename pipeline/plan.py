@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline import images
 from pipeline.archive import END_BYTES, stored_bytes
 from pipeline.commit import Commit
 from pipeline.config import CompressConfig
@@ -59,7 +60,9 @@ class Planner:
         self.coded = np.flatnonzero(coded)
         size = np.array([0 if value is None else stored_bytes(value) for value in analysis.column("source_bytes").to_pylist()], np.float64)
         width, height = (np.nan_to_num(np.array(analysis.column(name).to_pylist(), np.float64)) for name in ("width", "height"))
-        self.pixels = width * height
+        # Broken and oversized images are stored as they are; their pixels must not buy bytes for the others.
+        failed = np.isin(np.array(analysis.column("reason").to_pylist(), dtype=object), list(images.FAILURES))
+        self.pixels = np.where(failed, 0.0, width * height)
         self.total_pixels = int(self.pixels.sum())
         self.total_source_bytes = int(sum(value or 0 for value in analysis.column("source_bytes").to_pylist()))
         curves: Array = np.array([analysis.column("bytes")[int(i)].as_py() for i in self.coded]).reshape(len(self.coded), -1)

@@ -227,7 +227,7 @@ class ShardWorker:
         if task.skip_reason is not None:
             loaded = images.LoadedImage(info=images.ImageInfo(), reason=task.skip_reason, message="kept as it is")
         else:
-            loaded = images.load(source, max_pixels=self.config.max_pixels)
+            loaded = images.load(source, max_pixels=self.config.max_pixels, name=record.name)
         item = _Item(task, source, loaded, (fetched - started) * 1e3, _ms(fetched), sidecars=sidecars, clamp=task.clamp)
         item.reason, item.message = loaded.reason, loaded.message
         if item.coded and task.q == PASSTHROUGH_Q:

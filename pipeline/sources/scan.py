@@ -51,9 +51,9 @@ def scan(source: str, *, image_column: str | None = None) -> Scan:
     Raises:
         SourceError: Nothing there, no right to list it, or no image column.
     """
-    fs, root, files = _list(source)
-    paths = [path for path, _ in files]
     warnings: list[str] = []
+    fs, root, files = _list(source, warnings)
+    paths = [path for path, _ in files]
     if all(path.endswith(".tar") for path in paths):
         found = [record for path, size in files for record in _tar_records(fs, path, size, root, warnings)]
     elif all(path.endswith(".parquet") for path in paths):
@@ -76,7 +76,7 @@ def scan(source: str, *, image_column: str | None = None) -> Scan:
 _Found = tuple[str, Part, list[tuple[str, Part]]]
 
 
-def _list(source: str) -> tuple[Any, str, list[tuple[str, int]]]:
+def _list(source: str, warnings: list[str]) -> tuple[Any, str, list[tuple[str, int]]]:
     """File system, common root, and `(path, size)` of every file, sorted."""
     try:
         fs, path = fsspec.core.url_to_fs(source)
@@ -84,7 +84,7 @@ def _list(source: str) -> tuple[Any, str, list[tuple[str, int]]]:
         raise SourceError(f"cannot open {source}: {error}") from error
     try:
         if fs.isdir(path):
-            _check_readable(fs, path)
+            _check_readable(fs, path, warnings)
             listing, root = fs.find(path, detail=True), path
         elif fs.isfile(path):
             listing, root = {path: fs.info(path)}, os.path.dirname(path)
@@ -106,10 +106,12 @@ def _list(source: str) -> tuple[Any, str, list[tuple[str, int]]]:
     )
 
 
-def _check_readable(fs: Any, path: str) -> None:
-    # fsspec's local `find` skips folders it may not read in silence.
+def _check_readable(fs: Any, path: str, warnings: list[str]) -> None:
+    # fsspec's local `find` skips folders it may not read, and links to folders, in silence.
     if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
-        for folder, _, _ in os.walk(path, onerror=_raise):
+        for folder, names, _ in os.walk(path, onerror=_raise):
+            links = (os.path.join(folder, name) for name in names if os.path.islink(os.path.join(folder, name)))
+            warnings += [f"{printable(link)} is a link to a folder and is not followed: name that folder as a source of its own" for link in links]
             if not os.access(folder, os.R_OK | os.X_OK):
                 raise SourceError(f"no permission to list {folder}: grant read access or choose another source")
 
