@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from msinn_core.checkpoint import LoadedModel, load_model
+from msinn_core.codec import Codec, Picture
+
+PHOTOS = Path(__file__).parents[1] / "infra" / "demo" / "photos"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def model() -> LoadedModel:
+    return load_model()
+
+
+@pytest.fixture(scope="session")
+def codec(model: LoadedModel) -> Codec:
+    return Codec(model)
+
+
+@pytest.fixture(scope="session")
+def photo() -> NDArray[np.uint8]:
+    """A real 512 x 512 photo, `[H, W, 3]`."""
+    path = sorted(PHOTOS.rglob("*.webp"))[0]
+    return np.array(Image.open(path).convert("RGB"))
+
+
+@pytest.fixture(scope="session")
+def tile(photo: NDArray[np.uint8]) -> Picture:
+    return Picture(pixels=photo[100:196, 40:168].copy())
+
+
+@pytest.fixture(scope="session")
+def ray_pool() -> Iterator[None]:
+    """One local Ray for all tests that need it."""
+    from pipeline import actors
+
+    actors.connect(None, 2)
+    yield
+    actors.disconnect()
+
+
+def encoded(image: Image.Image, fmt: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, fmt, **options)
+    return out.getvalue()
+
+
+def png16(width: int, height: int) -> bytes:
+    """A 16-bit RGB PNG, which Pillow can read but not write."""
+    rows = b"".join(b"\0" + np.random.default_rng(y).integers(0, 255, width * 6, dtype=np.uint8).tobytes() for y in range(height))
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def make_photos(folder: Path, count: int, size: int = 96) -> Path:
+    """`count` different crops of the demo photos as PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = [Image.open(path).convert("RGB") for path in sorted(PHOTOS.rglob("*.webp"))]
+    for i in range(count):
+        image = sources[i % len(sources)]
+        x, y = (37 * i) % (512 - size), (53 * i) % (512 - size)
+        image.crop((x, y, x + size, y + size)).save(folder / f"photo{i:03d}.png")
+    return folder

@@ -1,0 +1,93 @@
+"""What must never change: agreement with the official network, and the words of symbol streams."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from msinn_core.checkpoint import LoadedModel, import_official
+from msinn_core.entropy import portable, rans
+from msinn_core.entropy.tables import gaussian_tables
+from msinn_core.model import Msinn
+
+HERE = Path(__file__).parent
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def official() -> Msinn:
+    spec = importlib.util.spec_from_file_location("fill", HERE / "parity" / "fill.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    keys = json.loads((HERE / "parity" / "official_keys.json").read_text())
+    state = {name: torch.from_numpy(np.array(module.fill(name, shape, 8))) for name, (shape, _) in keys.items()}
+    return import_official(state)
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, NDArray[np.float32]]:
+    with np.load(HERE / "parity" / "expected_anchor8.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def test_configuration_is_inferred(official: Msinn) -> None:
+    config = official.config
+    assert (config.anchor_num, config.depths, config.hidden) == (8, (4, 4, 4, 4), (128, 128, 128, 192))
+    assert (config.permutation, config.coupling, config.actnorm, config.lrp, config.post_filter) == ("invconv", "affine", True, True, "paper")
+
+
+def test_latents_agree_with_the_official_network(official: Msinn, expected: dict[str, NDArray[np.float32]]) -> None:
+    x = torch.from_numpy(expected["image"]).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        latents = official.analysis(x)
+        for name, y in zip(("y5", "y4", "y3", "y2", "y1"), latents, strict=True):
+            assert np.abs(y[0].numpy() - expected[name]).max() < TOLERANCE
+        assert np.abs(official.synthesis(latents)[0].numpy() - expected["x_from_y"]).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("q", ["0", "3", "7", "2.5"])
+def test_pictures_and_bits_agree_with_the_official_network(official: Msinn, expected: dict[str, NDArray[np.float32]], q: str) -> None:
+    x = torch.from_numpy(expected["image"]).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        x_hat, bits = official(x, float(q))
+    assert np.abs(x_hat[0].numpy() - expected[f"x_hat@{q}"]).max() < TOLERANCE
+    assert np.abs(bits[0].numpy() / expected[f"bits@{q}"] - 1).max() < TOLERANCE
+
+
+def cases() -> list[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
+    """Symbols from a fixed linear congruence, so that no random generator's version matters; outliers of every size among them."""
+    state, values = 12345, []
+    for _ in range(4000):
+        state = (1103515245 * state + 12345) % 2**31
+        values.append(state >> 8)
+    indexes = np.array([value % 128 for value in values[:2000]], np.uint8)
+    symbols = np.array([value % 9 - 4 for value in values[2000:]], np.int32)
+    far = np.array([0, 2**31 - 1, -(2**31), 70000, -70000, 1, -1, 600, -600], np.int32)
+    return [(symbols, indexes), (far, np.zeros(9, np.uint8)), (np.array([1], np.int32), np.array([127], np.uint8))]
+
+
+def test_symbol_streams_have_these_words(model: LoadedModel) -> None:
+    golden = json.loads((HERE / "rans.json").read_text())
+    tables = model.tables
+    assert len(golden) == len(cases())
+    for (symbols, indexes), words in zip(cases(), golden, strict=True):
+        data = base64.b64decode(words)
+        assert rans.encode(symbols, indexes, tables) == data
+        assert np.array_equal(rans.decode(data, indexes, tables), symbols)
+        assert portable.encode(symbols, indexes, tables.cdf, tables.starts, tables.offsets) == data
+
+
+def test_stored_tables_are_the_ones_this_version_builds(model: LoadedModel) -> None:
+    """Not a promise to readers, who use the stored ones, but to people who import models with this version."""
+    built = gaussian_tables()
+    assert np.array_equal(built.cdf, model.tables.cdf)
+    assert np.array_equal(built.thresholds, model.tables.thresholds)
