@@ -18,13 +18,13 @@ test: $(VENV)/.test
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install -qq --upgrade pip
 
 # The constraints pin every version; torch is named so that no resolver looks for a CUDA build.
 $(VENV)/.runtime: $(VENV)/bin/python $(INPUTS)
-	$(BIN)/python -m pip install --quiet --constraint infra/constraints.txt torch==2.13.0 --editable .
+	$(BIN)/python -m pip install -qq --constraint infra/constraints.txt torch==2.13.0 --editable .
 	touch $@
 
 $(VENV)/.test: $(VENV)/.runtime
-	$(BIN)/python -m pip install --quiet --constraint infra/constraints.txt torch==2.13.0 --editable '.[train,test]'
+	$(BIN)/python -m pip install -qq --constraint infra/constraints.txt torch==2.13.0 --editable '.[train,test]'
 	touch $@

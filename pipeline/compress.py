@@ -36,8 +36,10 @@ SHARD_SOURCE_BYTES = 32 * 2**20
 """Source bytes of one work shard: under 64 MiB of output and a few minutes of work on one core."""
 
 SHARD_IMAGES = 4096
-MIN_SHARDS = 16
-"""Small sets are divided at least this often, so that workers share them and the closed loop has something to learn from."""
+SMALL_SET_SHARDS = 16
+SMALL_SHARD_IMAGES = 4
+"""Small sets are divided into up to 16 shards of at least 4 images, so that workers share them and the closed loop has something to learn from; each
+shard costs the 1024 bytes of its tar's end."""
 
 _REVISE_SHARE = 0.05
 
@@ -86,7 +88,7 @@ def make_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
 
 def shard_plan(records: list[SourceRecord]) -> NDArray[np.int32]:
     """Shard number of each record: consecutive records, bounded in source bytes and images. Depends on the listing alone."""
-    per_shard = min(SHARD_IMAGES, max(1, -(-len(records) // MIN_SHARDS)))
+    per_shard = min(SHARD_IMAGES, max(SMALL_SHARD_IMAGES, -(-len(records) // SMALL_SET_SHARDS)))
     out = np.empty(len(records), np.int32)
     shard = count = size = 0
     for i, record in enumerate(records):

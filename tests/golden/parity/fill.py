@@ -1,6 +1,7 @@
 """Deterministic, well-conditioned parameters for an MSINN checkpoint, from the parameter names alone."""
 
 import zlib
+
 import numpy as np
 
 
