@@ -189,7 +189,9 @@ def test_quality_targets_are_met_from_just_above(photos: Path, tmp_path: Path) -
     assert len(coded) >= 5
     for row in coded:
         # A flat crop is better than asked for even at the lowest rate there is.
-        assert row["psnr_db"] >= 38.0 and (row["psnr_db"] <= 38.06 or row["q"] == 0), row["name"]
+        assert row["psnr_db"] >= 38.0, row["name"]
+        if row["q"] > 0:
+            assert row["psnr_db"] <= 38.06, row["name"]
     assert sum(row["q"] > 0 for row in coded) >= 4
 
 
