@@ -1,8 +1,9 @@
-"""Continues training of msinn-lite on one CPU thread: how the shipped weights were made from the bootstrap ones (see `msinn_core/weights/README.md`).
+"""Continues training of msinn-lite on one CPU thread: how the shipped weights were made from the bootstrap ones.
 
-    OMP_NUM_THREADS=1 nice -n 15 .venv/bin/python infra/train/continue_lite.py MINUTES START.safetensors DATA OUT
+    OMP_NUM_THREADS=1 nice -n 15 python infra/train/continue_lite.py MINUTES START.safetensors DATA OUT
 
 DATA holds `train-*.tar` and `valid.tar` with 512 x 512 tiles. OUT/lite.safetensors (the moving average of the parameters) is replaced every 10 minutes.
+The figures of the run are in `msinn_core/weights/README.md`.
 """
 
 from __future__ import annotations
