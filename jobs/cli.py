@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 EXIT_USAGE, EXIT_SOME_FAILED, EXIT_BUDGET, EXIT_VERIFY, EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED = 2, 3, 4, 5, 6, 130
+EXIT_PIPE = 141
 
 _EPILOG = """exit codes: 0 done; 2 usage; 3 done, some images failed; 4 budget infeasible or missed; 5 verification failed;
 6 infrastructure; 130 interrupted (run the same command again to resume)"""
@@ -33,14 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
-        return command(arguments)
+        code = command(arguments)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("interrupted: what is committed stays; run the same command again to go on", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output left; what was done stays done.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (kept open until the interpreter ends)
-        return 0
+        # The reader of our output left: say so as every Unix tool does, and keep the interpreter from saying it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
     except Exception as error:
         if arguments.debug:
             raise

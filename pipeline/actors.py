@@ -18,8 +18,9 @@ from pipeline.errors import PipelineError, StorageError
 
 _TASK_RETRIES = 3
 _DEATHS_BEFORE_ISOLATION = 2
-_STALL_FLOOR_S = 900.0
 _STALL_FACTOR = 5
+_START_S = 600.0
+"""An actor that has not loaded its model after this long will not."""
 
 
 class WorkersError(PipelineError):
@@ -36,6 +37,7 @@ class Job:
         args: Its arguments.
         split: `split(job, run) -> job`: called after the second death; `run(job) -> bool` tries a part in a fresh actor and says if it survived.
             Returns a job that avoids whatever kills.
+        patience_s: How long it may run before the actor counts as hung; more if others took long.
         deaths: Actors lost with it.
         failures: Errors it raised.
     """
@@ -44,13 +46,14 @@ class Job:
     method: str
     args: tuple[Any, ...]
     split: Callable[[Job, Callable[[Job], bool]], Job] | None = None
+    patience_s: float = 3600.0
     deaths: int = 0
     failures: int = 0
     started: float = field(default=0.0, repr=False)
 
 
-def connect(address: str | None, workers: int | None) -> int:
-    """Join the Ray instance at `address`, or start a local one; returns how many one-CPU actors fit.
+def connect(address: str | None, workers: int | None, *, gpus: bool = False) -> int:
+    """Join the Ray instance at `address`, or start a local one; returns how many actors of one CPU (or GPU) each fit.
 
     Raises:
         WorkersError: No Ray there.
@@ -77,7 +80,9 @@ def connect(address: str | None, workers: int | None) -> int:
         where = address or "this machine"
         raise WorkersError(f"cannot use Ray at {where}: {str(error).splitlines()[0]}") from error
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    available = int(resources.get("GPU", 0) or resources.get("CPU", 1))
+    available = int(resources.get("GPU" if gpus else "CPU", 0))
+    if not available:
+        raise WorkersError(f"Ray at {address or 'this machine'} has no {'GPU' if gpus else 'CPU'} to offer")
     return max(1, min(workers or available, available))
 
 
@@ -94,15 +99,17 @@ class Pool:
     Args:
         size: Number of actors.
         factory: Picklable callable; runs inside the actor.
-        args: Its arguments; large ones should be `share`d.
+        args: Its arguments; they travel through the object store once.
+        gpus: Each actor gets a GPU instead of a CPU.
     """
 
-    def __init__(self, size: int, factory: Callable[..., Any], *args: Any) -> None:
+    def __init__(self, size: int, factory: Callable[..., Any], *args: Any, gpus: bool = False) -> None:
         import ray
 
         self._ray = ray
-        gpu = ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
-        options = {"num_gpus": 1} if gpu else {"num_cpus": 1}
+        options = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+        errors = ray.exceptions
+        self._deadly = (errors.RayActorError, errors.OutOfMemoryError, errors.NodeDiedError, errors.WorkerCrashedError)
         self._holder = ray.remote(_Holder).options(max_restarts=0, **options)
         self._shared = [ray.put(arg) for arg in args]
         self._factory = factory
@@ -152,8 +159,8 @@ class Pool:
         """Calls that run far longer than any before them: the actor is hung, and counts as dead."""
         durations = sorted(self._durations)
         p95 = durations[int(0.95 * (len(durations) - 1))] if durations else 0.0
-        limit = max(_STALL_FLOOR_S, _STALL_FACTOR * p95)
-        return [reference for reference, (job, _) in running.items() if time.monotonic() - job.started > limit]
+        now = time.monotonic()
+        return [reference for reference, (job, _) in running.items() if now - job.started > max(job.patience_s, _STALL_FACTOR * p95)]
 
     def _collect(self, reference: Any, job: Job, actor: Any, done: Callable[[Job, Any], None], *, stalled: bool) -> Job | None:
         """Hand over a result, or return the job to be run again."""
@@ -163,17 +170,19 @@ class Pool:
                 ray.kill(actor)
                 raise ray.exceptions.RayActorError()
             result = ray.get(reference)
-        except ray.exceptions.RayActorError as error:
-            self._idle.append(self._new())
+        except self._deadly as error:
+            ray.kill(actor)
             if not getattr(error, "preempted", False):
                 job.deaths += 1
-            if job.deaths < _DEATHS_BEFORE_ISOLATION:
-                return job
-            if job.split is None:
-                raise WorkersError(f"{job.key} killed {job.deaths} workers and cannot be divided further") from error
-            isolated = job.split(job, self._survives)
-            isolated.deaths = 0
-            return isolated
+            again = job
+            if job.deaths >= _DEATHS_BEFORE_ISOLATION:
+                if job.split is None:
+                    raise WorkersError(f"{job.key} killed {job.deaths} workers and cannot be divided further") from error
+                # The dead actor's CPU serves the tries, so its successor is made afterwards.
+                again = job.split(job, self._survives)
+                again.deaths = 0
+            self._idle.append(self._new())
+            return again
         except PipelineError as error:
             self._idle.append(actor)
             job.failures += 1
@@ -192,8 +201,13 @@ class Pool:
         """Run a part of a deadly job in an actor of its own."""
         actor = self._new()
         try:
-            self._ray.get(actor.call.remote(job.method, *job.args), timeout=_STALL_FLOOR_S)
-        except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError):
+            self._ray.get(actor.ready.remote(), timeout=_START_S)
+        except (*self._deadly, self._ray.exceptions.GetTimeoutError) as error:
+            self._ray.kill(actor)
+            raise WorkersError(f"workers do not start any more: {str(error).strip().splitlines()[0]}") from error
+        try:
+            self._ray.get(actor.call.remote(job.method, *job.args), timeout=job.patience_s)
+        except (*self._deadly, self._ray.exceptions.GetTimeoutError):
             return False
         except Exception:
             return True  # an ordinary error is not what kills; the whole job will meet and report it
@@ -207,6 +221,9 @@ class _Holder:
 
     def __init__(self, factory: Callable[..., Any], *args: Any) -> None:
         self._held = factory(*args)
+
+    def ready(self) -> bool:
+        return True
 
     def call(self, method: str, *args: Any) -> Any:
         return getattr(self._held, method)(*args)

@@ -23,17 +23,17 @@ from msinn_core.errors import CheckpointError
 from pipeline import actors, images, manifest
 from pipeline.commit import ARCHIVE_VERSION, RUN, Archive, Commit, MissingArchiveError, json_bytes, seal, sha256
 from pipeline.config import CompressConfig
-from pipeline.errors import BudgetInfeasibleError, StorageError, UsageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.plan import Choice, Planner
-from pipeline.rate import Allocation
+from pipeline.rate import PASSTHROUGH_Q, Allocation
 from pipeline.report import Reporter
 from pipeline.sources import Scan, SourceRecord, scan
 from pipeline.sources.record import to_table
 from pipeline.storage import Store, content_name
 from pipeline.worker import ImageTask, ShardTask, ShardWorker, WorkConfig
 
-SHARD_SOURCE_BYTES = 32 * 2**20
-"""Source bytes of one work shard: under 64 MiB of output and a few minutes of work on one core."""
+SHARD_SOURCE_BYTES = 16 * 2**20
+"""Source bytes of one work shard: a few minutes of work on one core, whether they are lossless files or JPEGs of many pixels."""
 
 SHARD_IMAGES = 4096
 SMALL_SET_SHARDS = 16
@@ -42,6 +42,7 @@ SMALL_SHARD_IMAGES = 4
 shard costs the 1024 bytes of its tar's end."""
 
 _REVISE_SHARE = 0.05
+_UNEXPLAINED_DEATHS = 5
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,7 @@ def make_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
     import torch
 
     torch.set_num_threads(1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return ShardWorker(parse_model(model), Store(url), config, device=device)
+    return ShardWorker(parse_model(model), Store(url), config, device=config.device)
 
 
 def shard_plan(records: list[SourceRecord]) -> NDArray[np.int32]:
@@ -135,6 +135,8 @@ class Run:
         self.scan: Scan = scan(source, image_column=config.image_column)
         self.shard_ids = shard_plan(self.scan.records)
         self.skip: dict[int, str] = {}
+        self.unexplained = 0
+        self.said_missed = False
 
     # ---- the steps ----
 
@@ -157,8 +159,8 @@ class Run:
         self.reporter.begin(images=len(self.scan.records), shards=shards, source_bytes=self.scan.source_bytes, resumed=resumed)
         for warning in self.scan.warnings:
             self.reporter.warn(warning)
-        size = actors.connect(self.cluster, self.workers)
-        pool = actors.Pool(size, make_worker, self.model.data, self.store.url, self._work_config())
+        size = actors.connect(self.cluster, self.workers, gpus=self.config.device == "cuda")
+        pool = actors.Pool(size, make_worker, self.model.data, self.store.url, self._work_config(), gpus=self.config.device == "cuda")
         try:
             planner = self._planner(pool, shards) if planned else None
             plan = None
@@ -184,6 +186,7 @@ class Run:
             max_pixels=self.config.max_pixels,
             count_sidecars=self.config.count_sidecars,
             ms_ssim=self.config.ms_ssim,
+            device=self.config.device,
         )
 
     def _open(self) -> dict[str, Any]:
@@ -262,15 +265,17 @@ class Run:
 
         def done(job: actors.Job, table: pa.Table) -> None:
             shard = int(job.key.split()[-1])
-            tables[shard] = self._with_skipped(table)
-            self.store.put_if_absent(f"{folder}/{shard:05d}.parquet", manifest.table_bytes(tables[shard]))
+            tables[shard] = self._with_skipped(table, shard)
+            # What could not be read now may be readable when the run is resumed: such an analysis is used, but not kept.
+            if images.UNREADABLE not in tables[shard].column("reason").to_pylist():
+                self.store.put_if_absent(f"{folder}/{shard:05d}.parquet", manifest.table_bytes(tables[shard]))
             self.reporter.advance(images=len(tables[shard]))
 
         pool.run(following, done, self.reporter.tick)
         analysis = pa.concat_tables([tables[shard] for shard in range(shards)]).sort_by("index")
         for row in analysis.select(["index", "reason"]).to_pylist():
-            if row["reason"] == images.CRASHED:
-                self.skip[row["index"]] = images.CRASHED
+            if row["reason"] in (images.CRASHED, images.CODEC_FAILED):
+                self.skip[row["index"]] = row["reason"]
         planner = Planner(self.config, analysis, self.shard_ids)
         planner.names = [record.name for record in self.scan.records]
         return planner
@@ -282,35 +287,35 @@ class Run:
         records = [record for record in self._records(shard) if record.index not in self.skip]
 
         def split(job: actors.Job, survives: Callable[[actors.Job], bool]) -> actors.Job:
-            part: list[SourceRecord] = job.args[0]
-            culprit = self._isolate(part, lambda some: survives(replace(job, args=(some,))))
-            self._poisoned(culprit)
+            self._poisoned(self._isolate(records, lambda some: survives(replace(job, args=(some,)))))
             return self._analysis_job(shard)
 
-        return actors.Job(f"analysis of shard {shard}", "analyse", (records,), split)
+        return actors.Job(f"analysis of shard {shard}", "analyse", (records,), split, patience_s=_patience(len(records)))
 
-    def _with_skipped(self, table: pa.Table) -> pa.Table:
+    def _with_skipped(self, table: pa.Table, shard: int) -> pa.Table:
         """Rows for images that no worker survived, so that each record has one."""
-        if not self.skip or not len(table):
-            return table
         present = set(table.column("index").to_pylist())
-        shards = {int(self.shard_ids[i]) for i in present}
         rows = [
             {"index": i, "source_bytes": max(0, self.scan.records[i].part.length), "reason": reason, "sidecar_bytes": 0}
             for i, reason in self.skip.items()
-            if i not in present and int(self.shard_ids[i]) in shards
+            if i not in present and int(self.shard_ids[i]) == shard
         ]
         return pa.concat_tables([table, pa.Table.from_pylist(rows, schema=table.schema)])
 
     @staticmethod
-    def _isolate(part: list[Any], survives: Callable[[list[Any]], bool]) -> Any:
-        """The element that kills workers, by halving."""
+    def _isolate(part: list[Any], survives: Callable[[list[Any]], bool]) -> Any | None:
+        """The element that kills workers, by halving; None if none of them does when tried again."""
         while len(part) > 1:
             half = part[: len(part) // 2]
             part = part[len(part) // 2 :] if survives(half) else half
-        return part[0]
+        return None if not part or survives(part) else part[0]
 
-    def _poisoned(self, record: SourceRecord) -> None:
+    def _poisoned(self, record: SourceRecord | None) -> None:
+        if record is None:
+            self.unexplained += 1
+            if self.unexplained > _UNEXPLAINED_DEATHS:
+                raise actors.WorkersError("workers keep dying and no single image explains it: look at the memory and the logs of the machines")
+            return
         self.skip[record.index] = images.CRASHED
         self.reporter.warn(f"{record.name} kills the worker that touches it: it is kept as it is")
 
@@ -335,7 +340,7 @@ class Run:
                 if last is None or running or planner is None:
                     return None
                 shard, last = last, None
-                planner.solve(committed.values())
+                self._revise(planner, committed, running)
                 self._store_plan(planner)
                 assert planner.budget_bytes is not None
                 limit = int(planner.budget_bytes) - sum(record.counted_bytes for record in committed.values())
@@ -360,15 +365,10 @@ class Run:
         pool.run(following, done, self.reporter.tick)
 
     def _revise(self, planner: Planner, committed: dict[int, Commit], running: set[int]) -> None:
-        try:
-            planner.solve(committed.values(), running)
-        except BudgetInfeasibleError as error:
-            # Part of the dataset is encoded already: the rest goes as low as its floors allow, and the run says at the end by how much it missed.
-            self.reporter.warn(f"the budget is being missed: {error}")
-            for i, choice in planner.choices.items():
-                shard = int(planner.shard_ids[i])
-                if shard not in committed and shard not in running and np.isfinite(choice.q):
-                    planner.choices[i] = Choice(0.0, choice.predicted_bytes, choice.mse, "floor")
+        planner.solve(committed.values(), running)
+        if planner.missed is not None and not self.said_missed:
+            self.said_missed = True
+            self.reporter.warn(f"the budget is being missed: {planner.missed}")
 
     def _store_plan(self, planner: Planner) -> None:
         data = manifest.table_bytes(planner.table())
@@ -380,10 +380,11 @@ class Run:
             skip = self.skip.get(record.index)
             if planner is None:
                 tasks.append(ImageTask(record, self.config.budget.value, skip_reason=skip))
-            elif (choice := planner.choices.get(record.index)) is not None:
-                tasks.append(ImageTask(record, choice.q, choice.predicted_bytes, choice.clamp, skip))
-            else:
-                tasks.append(ImageTask(record, 0.0, skip_reason=skip))
+                continue
+            # Without a curve (unreadable or unusable when it was analysed) an image can only be kept as it is.
+            choice = planner.choices.get(record.index, Choice(PASSTHROUGH_Q, 0.0, 0.0, "none"))
+            pixels = int(planner.pixels[record.index])
+            tasks.append(ImageTask(record, choice.q, choice.predicted_bytes, choice.clamp, skip, pixels))
         task = ShardTask(
             shard_id=shard,
             attempt=uuid.uuid4().hex,
@@ -394,11 +395,21 @@ class Run:
         )
 
         def split(job: actors.Job, survives: Callable[[actors.Job], bool]) -> actors.Job:
-            suspects = [t.record for t in task.images if t.skip_reason is None]
-            self._poisoned(self._isolate(suspects, lambda some: survives(actors.Job("probe", "analyse", (some,)))))
+            suspects = [t for t in task.images if t.skip_reason is None]
+
+            def rehearsed(some: list[ImageTask]) -> bool:
+                return survives(replace(job, method="rehearse", args=(replace(task, images=tuple(some), limit_bytes=None),)))
+
+            culprit = self._isolate(suspects, rehearsed)
+            self._poisoned(culprit.record if culprit is not None else None)
             return self._encode_job(shard, planner, limit)
 
-        return actors.Job(f"shard {shard}", "encode", (task,), split)
+        return actors.Job(f"shard {shard}", "encode", (task,), split, patience_s=_patience(len(tasks)))
+
+
+def _patience(images: int) -> float:
+    """Seconds after which a shard's worker counts as hung, before any shard has shown what is usual: an image at the pixel limit takes minutes."""
+    return 900.0 + 180.0 * images
 
 
 def _now() -> str:

@@ -59,6 +59,8 @@ class CompressConfig:
         count_sidecars: Whether sidecars count towards the budget.
         ms_ssim: Whether MS-SSIM is measured too.
         image_column: Parquet column of the images.
+        device: `cpu` or `cuda`, where the network runs. A float-profile archive decodes on the kind of device that wrote it, so `cuda` is a
+            choice to be made aloud, not one that follows from the machine.
 
     Raises:
         UsageError: Values that contradict each other.
@@ -72,6 +74,7 @@ class CompressConfig:
     count_sidecars: bool = False
     ms_ssim: bool = False
     image_column: str | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -80,6 +83,8 @@ class CompressConfig:
             raise UsageError(f"--min-psnr is {self.min_psnr_db:g} dB; it takes 0 to 90")
         if self.min_psnr_db is not None and self.budget.kind == "psnr" and self.min_psnr_db > self.budget.value:
             raise UsageError(f"--min-psnr {self.min_psnr_db:g} is above --psnr {self.budget.value:g}")
+        if self.device not in ("cpu", "cuda"):
+            raise UsageError(f"no device {self.device!r}; there are cpu and cuda")
         if self.max_pixels < 1:
             raise UsageError(f"--max-pixels is {self.max_pixels}; it takes 1 or more")
 

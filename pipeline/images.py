@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,12 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 
-_NOT_DECODED = frozenset(("heic", "heif", "jxl", "dng"))
-"""Image formats that Pillow alone does not read: kept as they are, which is no failure."""
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF")
+"""What is decoded at all. Pillow reads many more, but shows only a preview, one layer or one size of some of them."""
+
+_DECODED_SUFFIXES = frozenset(
+    ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "bmp", "dib", "gif", "jp2", "j2k", "jpx", "ppm", "pgm", "pbm", "pnm")
+)
 
 NOT_AN_IMAGE = "not_an_image"
 BROKEN = "broken_image"
@@ -33,13 +38,16 @@ DEEP = "more_than_8_bits"
 ANIMATED = "animated"
 PALETTE_ALPHA = "palette_with_transparency"
 MODE = "unsupported_mode"
+UNSUPPORTED = "unsupported_format"
+TRAILING = "data_after_the_image"
 NOT_SMALLER = "not_smaller"
 METADATA_LIMIT = "metadata_limit"
 CRASHED = "crashed_the_worker"
 UNREADABLE = "source_unreadable"
+SIDECAR = "sidecar_unreadable"
 CODEC_FAILED = "codec_failed"
 
-FAILURES = frozenset({BROKEN, PIXEL_LIMIT, CRASHED, UNREADABLE, CODEC_FAILED})
+FAILURES = frozenset({BROKEN, PIXEL_LIMIT, CRASHED, UNREADABLE, SIDECAR, CODEC_FAILED})
 """Reasons that count as a failure of that image (exit code 3); the others are ordinary pass-through."""
 
 MAX_METADATA_BYTES = 1 << 24
@@ -79,17 +87,29 @@ def load(data: bytes, *, max_pixels: int, name: str = "") -> LoadedImage:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the result says what matters
-            with Image.open(io.BytesIO(data)) as image:
-                info = _info(image, data)
-                reason = _reason(image, info, max_pixels)
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                # The order matters: limits before pixels, pixels before EXIF (Pillow decodes a PNG to find its EXIF, and hides its errors).
+                info = ImageInfo(
+                    format=(image.format or "").lower() or None,
+                    width=image.width,
+                    height=image.height,
+                    channels=len(image.getbands()),
+                    bit_depth=_bit_depth(image, data),
+                )
+                reason = _reason(image, info, data, max_pixels)
                 if reason is not None:
                     return LoadedImage(info=info, reason=reason[0], message=reason[1])
                 image.load()
+                if not _ends_cleanly(image, data):
+                    return LoadedImage(info=info, reason=TRAILING, message="the file goes on after the end of the image")
+                info = replace(info, orientation=_orientation(image))
                 picture = _picture(image)
     except UnidentifiedImageError:
         suffix = name.rpartition(".")[2].lower()
-        if suffix in IMAGE_SUFFIXES - _NOT_DECODED:
-            return LoadedImage(info=info, reason=BROKEN, message=f"called .{suffix}, but no image format is recognised")
+        if suffix in _DECODED_SUFFIXES:
+            return LoadedImage(info=info, reason=BROKEN, message=f"called .{suffix}, but no such format is recognised")
+        if suffix in IMAGE_SUFFIXES:
+            return LoadedImage(info=info, reason=UNSUPPORTED, message=f".{suffix} files are not decoded")
         return LoadedImage(info=info, reason=NOT_AN_IMAGE, message="no image format is recognised")
     except Exception as error:
         # Image decoders raise every kind of exception for hostile bytes; each means that this file is kept as it is.
@@ -99,25 +119,16 @@ def load(data: bytes, *, max_pixels: int, name: str = "") -> LoadedImage:
     return LoadedImage(info=info, picture=picture)
 
 
-def _info(image: Image.Image, data: bytes) -> ImageInfo:
-    depth = _bit_depth(image, data)
-    channels = len(image.getbands())
+def _orientation(image: Image.Image) -> int | None:
     try:
-        orientation = image.getexif().get(0x0112)
+        value = Image.Image.getexif(image).get(0x0112)
     except Exception:  # damaged EXIF is kept byte for byte; only this one number is unknown
-        orientation = None
-    return ImageInfo(
-        format=(image.format or "").lower() or None,
-        width=image.width,
-        height=image.height,
-        channels=channels,
-        bit_depth=depth,
-        orientation=orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else None,
-    )
+        return None
+    return value if isinstance(value, int) and 1 <= value <= 8 else None
 
 
 def _bit_depth(image: Image.Image, data: bytes) -> int:
-    """Bits per sample in the file. Pillow narrows 16-bit PNG and 10-bit AVIF to 8 in silence, so the headers are read here."""
+    """Bits per sample in the file. Pillow narrows 16-bit PNG, TIFF and PPM and 10-bit AVIF to 8 in silence, so the headers are read here."""
     if image.format == "PNG" and len(data) > 24:
         return data[24]
     if image.format == "AVIF" and (at := data.find(b"av1C")) >= 0 and len(data) > at + 6:
@@ -125,12 +136,31 @@ def _bit_depth(image: Image.Image, data: bytes) -> int:
         return (12 if flags & 0x20 else 10) if flags & 0x40 else 8
     if image.format == "JPEG2000" and (at := data.find(b"\xff\x51")) >= 0 and len(data) > at + 40:
         return (data[at + 40] & 0x7F) + 1
+    if image.format == "TIFF":
+        depths = _tiff_tag(image, 258) or (1,)
+        return max(depths) if isinstance(depths, tuple) else int(depths)
+    if image.format == "PPM" and data[:2] in (b"P2", b"P3", b"P5", b"P6"):
+        tokens = re.sub(rb"#[^\n]*", b"", data[:4096]).split(maxsplit=4)
+        return 8 if len(tokens) > 3 and tokens[3] == b"255" else 16
     if image.mode.startswith("I;16"):
         return 16
     return {"I": 32, "F": 32, "1": 1}.get(image.mode, 8)
 
 
-def _reason(image: Image.Image, info: ImageInfo, max_pixels: int) -> tuple[str, str] | None:
+def _tiff_tag(image: Image.Image, tag: int) -> Any:
+    return getattr(image, "tag_v2", {}).get(tag)
+
+
+def _plain_tiff(image: Image.Image) -> bool:
+    """Whether Pillow's view of a TIFF is all there is: one full-size upright picture of unsigned samples, no EXIF, GPS, sub-images, raw data."""
+    if any(_tiff_tag(image, tag) is not None for tag in (330, 34665, 34853, 50706)):
+        return False
+    samples = _tiff_tag(image, 339) or 1
+    unsigned = all(value == 1 for value in samples) if isinstance(samples, tuple) else samples == 1
+    return unsigned and not _tiff_tag(image, 254) and _tiff_tag(image, 274) in (None, 1)
+
+
+def _reason(image: Image.Image, info: ImageInfo, data: bytes, max_pixels: int) -> tuple[str, str] | None:
     if image.width < 1 or image.height < 1:
         return BROKEN, "the image has no pixels"
     if image.width * image.height > max_pixels or max(image.size) > 65535:
@@ -139,13 +169,21 @@ def _reason(image: Image.Image, info: ImageInfo, max_pixels: int) -> tuple[str, 
         return ANIMATED, f"{getattr(image, 'n_frames', 1)} frames"
     if (info.bit_depth or 8) > 8:
         return DEEP, f"{info.bit_depth} bits per sample"
-    if image.mode == "P" and "transparency" in image.info:
+    if image.format == "TIFF" and not _plain_tiff(image):
+        return UNSUPPORTED, "a TIFF with EXIF, GPS, sub-images, raw data, an orientation or unusual samples"
+    if image.mode == "P" and ("transparency" in image.info or (image.palette is not None and image.palette.mode != "RGB")):
         return PALETTE_ALPHA, "palette with transparency"
     if image.mode in ("RGB", "L") and "transparency" in image.info:
         return PALETTE_ALPHA, "a colour is marked as transparent"
     if image.mode not in ("RGB", "L", "RGBA", "LA", "P"):
         return MODE, f"mode {image.mode}"
     return None
+
+
+def _ends_cleanly(image: Image.Image, data: bytes) -> bool:
+    """Phones append videos and depth maps to JPEGs; nobody wants those dropped in silence."""
+    end = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}.get(image.format or "")
+    return end is None or data.rstrip(b"\0").endswith(end)
 
 
 def _picture(image: Image.Image) -> Picture:
@@ -179,7 +217,8 @@ def to_png(picture: Picture) -> bytes:
         options["exif"] = picture.exif
     if picture.xmp is not None:
         chunks = PngInfo()
-        chunks.add_itxt("XML:com.adobe.xmp", picture.xmp.decode("utf-8", "surrogateescape"))
+        # Raw, because a packet need not be valid UTF-8 and must come back byte for byte: keyword, no compression, no language.
+        chunks.add(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + picture.xmp)
         options["pnginfo"] = chunks
     out = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG", **options)

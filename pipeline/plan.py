@@ -13,8 +13,9 @@ from pipeline import images
 from pipeline.archive import END_BYTES, stored_bytes
 from pipeline.commit import Commit
 from pipeline.config import CompressConfig
-from pipeline.errors import BudgetInfeasibleError
-from pipeline.rate import Allocation, CurveSet, allocate, q_for_psnr
+from pipeline.errors import BudgetInfeasibleError, ManifestError
+from pipeline.rate import Allocation, CurveSet, allocate, cheapest, q_for_psnr
+from pipeline.sources.record import printable
 
 _HEADER_AND_MEAN_PADDING = 512 + 256
 _PRIOR_SHARE = 0.02
@@ -55,6 +56,8 @@ class Planner:
     def __init__(self, config: CompressConfig, analysis: pa.Table, shard_ids: NDArray[np.int32]) -> None:
         self.config = config
         self.shard_ids = shard_ids
+        if analysis.column("index").to_pylist() != list(range(len(shard_ids))):
+            raise ManifestError("the stored analysis does not have one row for each image: remove the archive's analyse/ folder and run again")
         self.names: list[str] = []
         coded = ~np.array(analysis.column("bytes").is_null())
         self.coded = np.flatnonzero(coded)
@@ -82,13 +85,15 @@ class Planner:
         self.factor = 1.0
         self.multiplier = 0.0
         self.revision = 0
+        self.missed: str | None = None
         self.choices: dict[int, Choice] = {}
 
     def solve(self, committed: Iterable[Commit] = (), reserved: Iterable[int] = ()) -> Allocation:
         """Revise the choices of all images outside committed and reserved (running) shards.
 
         Raises:
-            BudgetInfeasibleError: The rest of the budget cannot hold the rest of the images.
+            BudgetInfeasibleError: The budget cannot hold the images, and none is committed yet. Later, `missed` says it and the rest goes
+                as low as it may.
         """
         commits, running = list(committed), set(reserved)
         settled = {record.shard_id for record in commits} | running
@@ -104,7 +109,12 @@ class Planner:
             try:
                 allocation = allocate(pending.scaled(self.factor), left, objective=self.config.objective, min_psnr_db=self.config.min_psnr_db)
             except BudgetInfeasibleError as error:
-                raise self._explained(error, pending_rows, left) from error
+                if not commits:
+                    raise self._explained(error, pending_rows, left) from error
+                # Part of the dataset is archived already: the rest goes as low as its floors allow, and the run says at the end by how
+                # much it missed.
+                self.missed = str(self._explained(error, pending_rows, left))
+                allocation = cheapest(pending.scaled(self.factor), min_psnr_db=self.config.min_psnr_db)
         self.revision += 1
         self.multiplier = allocation.multiplier
         raw = np.where(np.isinf(allocation.q), allocation.stored, allocation.stored / self.factor)
@@ -124,7 +134,7 @@ class Planner:
         """Actual over predicted bytes so far, held near 1 until a few percent of the dataset are known."""
         predicted = sum(record.predicted_bytes for record in commits)
         actual = sum(record.coded_bytes for record in commits)
-        prior = _PRIOR_SHARE * sum(choice.predicted_bytes for choice in self.choices.values())
+        prior = _PRIOR_SHARE * (self.budget_bytes or 0.0)
         return (actual + prior) / (predicted + prior) if predicted + prior > 0 else 1.0
 
     def predicted_coded(self, shard: int) -> float:
@@ -153,7 +163,7 @@ class Planner:
     def _explained(self, error: BudgetInfeasibleError, rows: NDArray[np.intp], left: float) -> BudgetInfeasibleError:
         assert self.budget_bytes is not None
         least = self.budget_bytes - left + error.least_bytes  # type: ignore[attr-defined]
-        blame = [self.names[int(self.coded[rows[i]])] for i in error.blame if self.names]  # type: ignore[attr-defined]
+        blame = [printable(self.names[int(self.coded[rows[i]])]) for i in error.blame if self.names]  # type: ignore[attr-defined]
         floor = f" with every image at {self.config.min_psnr_db:g} dB or better" if self.config.min_psnr_db is not None else ""
         budget = self.config.budget
         scale = {"bpp": 8 / max(self.total_pixels, 1), "bytes": 1.0, "ratio": 1.0}[budget.kind]

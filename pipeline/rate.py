@@ -146,6 +146,18 @@ def allocate(
     return Allocation(q, stored[rows, choice], mse[rows, choice], clamped.astype("U5"), multiplier)
 
 
+def cheapest(curves: CurveSet, *, min_psnr_db: float | None = None) -> Allocation:
+    """The least bytes that the floors allow, whatever the budget: what is left to do when part of a dataset turned out larger than planned."""
+    if not len(curves):
+        return Allocation(np.empty(0), np.empty(0), np.empty(0), np.empty(0, "U5"), 0.0)
+    stored, mse = _choices(curves)
+    if min_psnr_db is not None:
+        stored = np.where(mse <= mse_of_psnr(min_psnr_db), stored, np.inf)
+    rows, choice = np.arange(len(curves)), stored.argmin(axis=1)
+    q = np.append(curves.q, PASSTHROUGH_Q)[choice]
+    return Allocation(q, stored[rows, choice], mse[rows, choice], np.full(len(curves), "floor", "U5"), 0.0)
+
+
 def infeasible(least_bytes: float, budget_bytes: float, blame: NDArray[np.intp]) -> BudgetInfeasibleError:
     """The error that says what would do."""
     error = BudgetInfeasibleError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import Any, Protocol, TextIO
@@ -55,7 +56,11 @@ class JsonReporter:
 
     def _say(self, event: str, **values: Any) -> None:
         line = {"event": event, "t": round(time.monotonic() - self._started, 2), **values}
-        print(json.dumps(line), file=self._stream, flush=True)
+        try:
+            print(json.dumps(line), file=self._stream, flush=True)
+        except BrokenPipeError:
+            # Whoever read the progress has left; the run goes on, its summary and exit code still count.
+            self._stream = open(os.devnull, "w")  # noqa: SIM115  (kept until the process ends)
 
     def begin(self, *, images: int, shards: int, source_bytes: int, resumed: int) -> None:
         self._say("begin", images=images, shards=shards, source_bytes=source_bytes, shards_done_before=resumed)

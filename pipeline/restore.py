@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from msinn_core.checkpoint import LoadedModel, parse_model
 from msinn_core.codec import Codec
-from msinn_core.errors import CodecError
 from pipeline import actors, images
 from pipeline.audit import select
 from pipeline.commit import Archive, Commit, commit_name, sha256
@@ -57,14 +56,14 @@ class Decoder:
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
-        self._codecs: dict[str, Codec] = {}
+        self._codecs: dict[tuple[str, str], Codec] = {}
 
-    def codec(self, model_sha256: str) -> Codec:
-        """The codec of a model, loaded once. Raises `ManifestError` or `CheckpointError`."""
-        if model_sha256 not in self._codecs:
+    def codec(self, model_sha256: str, device: str) -> Codec:
+        """The codec of a model on the kind of device that encoded, loaded once. Raises `ManifestError` or `CheckpointError`."""
+        if (model_sha256, device) not in self._codecs:
             model: LoadedModel = parse_model(self._archive.model_bytes(model_sha256))
-            self._codecs[model_sha256] = Codec(model, max_pixels=_MAX_PIXELS)
-        return self._codecs[model_sha256]
+            self._codecs[model_sha256, device] = Codec(model, device=device, max_pixels=_MAX_PIXELS)
+        return self._codecs[model_sha256, device]
 
     def picture(self, row: dict[str, Any], payload: bytes) -> tuple[bytes, str | None]:
         """PNG bytes of a coded row's payload, and a sentence if it is not exactly what was verified when it was encoded.
@@ -74,7 +73,7 @@ class Decoder:
             CodecError: It does not decode.
         """
         check_payload(row, payload)
-        picture, _ = self.codec(row["model_sha256"]).decode(payload)
+        picture, _ = self.codec(row["model_sha256"], row["encoder"].split()[0]).decode(payload)
         problem = None
         if sha256(picture.content()) != row["recon_sha256"]:
             problem = (
@@ -113,6 +112,7 @@ class RestoreWorker:
         for row in rows:
             if row["codec"] is None:
                 result.failed_at_source += 1
+                result.add(self._sidecars(row))
                 continue
             try:
                 payload = self._read(row, row["offset"], row["length"])
@@ -124,7 +124,7 @@ class RestoreWorker:
                     data = payload
                 self._write(row["restore_name"], data)
                 result.images += 1
-            except (ManifestError, CodecError, StorageError) as error:
+            except Exception as error:  # whatever one image does, the others come back
                 text = str(error)
                 result.problems.append(text if row["name"] in text else f"{row['name']}: {text}")
             result.add(self._sidecars(row))
@@ -139,7 +139,7 @@ class RestoreWorker:
                     raise ManifestError(f"{side['name']}: its bytes in {row['shard_key']} are damaged")
                 self._write(side["restore_name"], data)
                 result.sidecars += 1
-            except (ManifestError, StorageError) as error:
+            except Exception as error:  # likewise
                 result.problems.append(str(error))
         return result
 
@@ -190,7 +190,19 @@ def restore(url: str, target: str, *, where: str | None = None, overwrite: bool 
             os.makedirs(out.root, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot create {target}: {error.strerror}") from error
-    return run_over_shards(url, target, rows, workers)
+    result = run_over_shards(url, target, rows, workers)
+    result.problems = unfinished(archive) + result.problems
+    return result
+
+
+def unfinished(archive: Archive) -> list[str]:
+    """A sentence if the archive does not hold all of its source yet."""
+    missing = set(range(int(archive.run["shards"]))) - {record.shard_id for record in archive.commits()}
+    if missing:
+        return [
+            f"{len(missing)} of {archive.run['shards']} shards are not committed, shard {min(missing)} among them: run the same compress to finish"
+        ]
+    return [] if archive.sealed else ["the archive is not sealed: run the same compress to finish"]
 
 
 def run_over_shards(url: str, target: str | None, rows: pa.Table, workers: int | None) -> Result:

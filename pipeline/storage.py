@@ -67,6 +67,9 @@ class Store:
         except (ValueError, ImportError) as error:
             raise StorageError(f"cannot open {url}: {error}") from error
         self.local = isinstance(self.fs, LocalFileSystem)
+        if self.local:
+            # Workers run in other folders; a relative path would name another place there.
+            self.root = self.url = os.path.abspath(self.root)
         if self.local and os.path.isfile(self.root):
             raise StorageError(f"{url} is a file; an archive is a folder")
 
@@ -185,7 +188,10 @@ class Store:
         temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
 
         def action() -> None:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            except FileExistsError as error:
+                raise StorageError(f"cannot write {target}: a file is in the place of one of its folders") from error
             try:
                 write(temporary)
                 with open(temporary, "rb") as file:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.commit import Archive, Commit
 from pipeline.errors import ManifestError, StorageError, UsageError
-from pipeline.restore import COLUMNS, Result, run_over_shards
+from pipeline.restore import COLUMNS, Result, run_over_shards, unfinished
 
 _CHUNK_BYTES = 1 << 22
 
@@ -29,13 +29,7 @@ def fixity(url: str, *, on_shard: Callable[[Commit], None] | None = None) -> Res
     archive = Archive(url)
     result = Result()
     records = archive.commits()
-    missing = set(range(int(archive.run["shards"]))) - {record.shard_id for record in records}
-    if missing:
-        result.problems.append(
-            f"{len(missing)} of {archive.run['shards']} shards are not committed, shard {min(missing)} among them: run the same compress to finish"
-        )
-    elif not archive.sealed:
-        result.problems.append("the archive is not sealed: run the same compress to finish")
+    result.problems += unfinished(archive)
     for check in (archive.model_bytes, lambda: _check_scan(archive)):
         try:
             check()
@@ -123,8 +117,11 @@ def decode(url: str, *, sample: float = 1.0, seed: int = 0, workers: int | None 
     """
     if not 0 < sample <= 1:
         raise UsageError(f"--sample is {sample:.6g}; it takes more than 0 and at most 100 %")
-    rows = Archive(url).manifest(COLUMNS)
+    archive = Archive(url)
+    rows = archive.manifest(COLUMNS)
     if sample < 1:
         count = max(1, round(sample * len(rows)))
         rows = rows.take(pa.array(sorted(random.Random(seed).sample(range(len(rows)), count))))
-    return run_over_shards(url, None, rows, workers)
+    result = run_over_shards(url, None, rows, workers)
+    result.problems = unfinished(archive) + result.problems
+    return result

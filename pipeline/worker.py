@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from pipeline.commit import Commit, commit, sha256
 from pipeline.errors import SourceError
 from pipeline.rate import PASSTHROUGH_Q, mse_of_psnr
 from pipeline.sources import Fetcher, SourceRecord
+from pipeline.sources.record import printable
 from pipeline.storage import Store, content_name
 from pipeline.trim import Trimmer
 
@@ -40,9 +41,14 @@ PSNR_WINDOW_DB = 0.05
 """A quality target is met from above by at most this much."""
 
 FLOOR_UNREACHABLE = "quality_unreachable"
+_IMAGE_ERRORS = (CodecError, RuntimeError, MemoryError)
+"""What coding one image may raise (RuntimeError is torch's out-of-memory): it is kept as its file and named in the report, the others go on."""
+
 _DB_PER_Q = 1.8
 _SEARCH_TRIES = 8
 _LOOKAHEAD = 3
+_TRIM_PIXELS = 16_000_000
+"""Images that are trimmed together stay in memory with their latents and symbols, about 30 bytes per pixel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +60,7 @@ class WorkConfig:
     max_pixels: int
     count_sidecars: bool
     ms_ssim: bool
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class ImageTask:
         predicted_bytes: Stored bytes that the plan expects, 0 without a plan.
         clamp: `none`, `floor` or `cap`.
         skip_reason: Keep the file for this reason, whatever q says.
+        pixels: Its size, 0 if unknown.
     """
 
     record: SourceRecord
@@ -73,6 +81,7 @@ class ImageTask:
     predicted_bytes: float = 0.0
     clamp: str = "none"
     skip_reason: str | None = None
+    pixels: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +127,7 @@ class _Item:
     recon_sha256: str | None = None
     clamp: str = "none"
     sidecars: list[tuple[str, str, str, bytes]] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
 
     @property
     def coded(self) -> bool:
@@ -165,8 +175,11 @@ class ShardWorker:
                 "mse": None,
             }
             if item.loaded.picture is not None and item.coded:
-                curves = self.codec.curves(self.codec.transform(item.loaded.picture))
-                row |= {"bytes": curves.bytes, "mse": curves.mse}
+                try:
+                    curves = self.codec.curves(self.codec.transform(item.loaded.picture))
+                    row |= {"bytes": curves.bytes, "mse": curves.mse}
+                except _IMAGE_ERRORS:
+                    row["reason"] = images.CODEC_FAILED
             rows.append(row)
         return pa.Table.from_pylist(rows, schema=ANALYSIS_SCHEMA)
 
@@ -189,7 +202,7 @@ class ShardWorker:
                 if task.limit_bytes is None:
                     items: Iterator[_Item] = self._encode_stream(task, coder)
                 else:
-                    items = iter(self._encode_within(task))
+                    items = iter(self._encode_within(task, coder))
                 rows, members = self._write(task, items, writer)
             except BaseException:
                 writer.abandon()
@@ -213,14 +226,16 @@ class ShardWorker:
     def _load_one(self, task: ImageTask, with_sidecars: bool) -> _Item:
         started = time.perf_counter()
         record = task.record
-        sidecars = []
+        sidecars, lost = [], []
+        for (name, part), keep in zip(record.sidecars, record.keep_sidecars, strict=True) if with_sidecars else ():
+            try:
+                sidecars.append((printable(name), keep, _member_name(record.key, name), self.fetcher.fetch(part)))
+            except SourceError as error:
+                lost.append(str(error))
         try:
             source = self.fetcher.fetch(record.part)
-            if with_sidecars:
-                for (name, part), keep in zip(record.sidecars, record.keep_sidecars, strict=True):
-                    sidecars.append((name, keep, _member_name(record.key, name), self.fetcher.fetch(part)))
         except SourceError as error:
-            item = _Item(task, None, images.LoadedImage(info=images.ImageInfo()), _ms(started), 0.0)
+            item = _Item(task, None, images.LoadedImage(info=images.ImageInfo()), _ms(started), 0.0, sidecars=sidecars, lost=[*lost, str(error)])
             item.reason, item.message = images.UNREADABLE, str(error)
             return item
         fetched = time.perf_counter()
@@ -228,7 +243,7 @@ class ShardWorker:
             loaded = images.LoadedImage(info=images.ImageInfo(), reason=task.skip_reason, message="kept as it is")
         else:
             loaded = images.load(source, max_pixels=self.config.max_pixels, name=record.name)
-        item = _Item(task, source, loaded, (fetched - started) * 1e3, _ms(fetched), sidecars=sidecars, clamp=task.clamp)
+        item = _Item(task, source, loaded, (fetched - started) * 1e3, _ms(fetched), sidecars=sidecars, clamp=task.clamp, lost=lost)
         item.reason, item.message = loaded.reason, loaded.message
         if item.coded and task.q == PASSTHROUGH_Q:
             item.reason, item.message = images.NOT_SMALLER, "the plan keeps the original: coding it would not save bytes"
@@ -246,23 +261,27 @@ class ShardWorker:
         if previous is not None:
             yield self._finish(*previous)
 
-    def _encode_within(self, task: ShardTask) -> list[_Item]:
-        """The trim: all images of the shard together, so that its counted bytes end just below the limit."""
+    def _encode_within(self, task: ShardTask, coder: ThreadPoolExecutor) -> list[_Item]:
+        """The trim: the shard's last images, held in memory together, take up exactly what the others leave of the limit."""
         assert task.limit_bytes is not None
-        items = list(self._load(task.images))
-        fixed = END_BYTES + sum(self._sidecar_bytes(item) for item in items)
-        fixed += sum(stored_bytes(len(item.source)) for item in items if not item.coded and item.source is not None)
-        coded = [item for item in items if item.coded]
+        first, last = _split_for_trim(task.images)
+        items = list(self._encode_stream(replace(task, images=first), coder))
+        used = END_BYTES + sum(self._counted_bytes(item) for item in items)
+        trimmed = list(self._load(last))
+        used += sum(self._counted_bytes(item) for item in trimmed if not item.coded) + sum(
+            self._sidecar_bytes(item) for item in trimmed if item.coded
+        )
+        coded = [item for item in trimmed if item.coded]
 
         def encode(i: int, q: float) -> int:
             self._start(coded[i], q)
             self._pack(coded[i])
-            return stored_bytes(len(coded[i].data or b"")) if coded[i].coded else stored_bytes(len(coded[i].source or b""))
+            return stored_bytes(len(coded[i].payload or b""))
 
         trimmer = Trimmer(encode, [item.task.q for item in coded], self.codec.q_max)
         pinned: set[int] = set()
         for _ in range(3):
-            trimmer.run(task.limit_bytes - fixed, pinned)
+            trimmer.run(task.limit_bytes - used, pinned)
             raised = set()
             for i, item in enumerate(coded):
                 if i not in pinned and item.coded:
@@ -277,7 +296,15 @@ class ShardWorker:
         for item in coded:
             self._keep_if_larger(item)
             item.latents = None
-        return items
+        return items + trimmed
+
+    def _counted_bytes(self, item: _Item) -> int:
+        return (stored_bytes(len(item.payload)) if item.payload is not None else 0) + self._sidecar_bytes(item)
+
+    def rehearse(self, task: ShardTask) -> int:
+        """Everything of `encode` but writing, to find out what an image does to its worker; returns the number of images."""
+        with ThreadPoolExecutor(1) as coder:
+            return sum(1 for _ in self._encode_stream(task, coder))
 
     def _sidecar_bytes(self, item: _Item) -> int:
         return sum(stored_bytes(len(data)) for *_, data in item.sidecars) if self.config.count_sidecars else 0
@@ -291,8 +318,7 @@ class ShardWorker:
             if item.latents is None:
                 item.latents = self.codec.transform(item.loaded.picture)
             item.symbols = self.codec.compress(item.latents, q)
-        except (CodecError, RuntimeError, MemoryError) as error:
-            # RuntimeError is torch's out-of-memory; the image is kept as its file and named in the report.
+        except _IMAGE_ERRORS as error:
             item.reason, item.message = images.CODEC_FAILED, f"{type(error).__name__}: {error}"[:300]
             item.latents = None
         item.model_ms += _ms(started)
@@ -302,8 +328,8 @@ class ShardWorker:
             started = time.perf_counter()
             try:
                 item.data = self.codec.pack(item.symbols)
-            except CodecError as error:
-                item.reason, item.message = images.CODEC_FAILED, str(error)
+            except _IMAGE_ERRORS as error:
+                item.reason, item.message = images.CODEC_FAILED, str(error)[:300]
             item.entropy_ms += _ms(started)
 
     def _finish(self, item: _Item, packed: Future[None]) -> _Item:
@@ -327,8 +353,8 @@ class ShardWorker:
         original = item.loaded.picture
         try:
             decoded, symbols = self.codec.decode(item.data)
-        except CodecError as error:
-            item.reason, item.message = images.CODEC_FAILED, f"does not decode: {error}"
+        except _IMAGE_ERRORS as error:
+            item.reason, item.message = images.CODEC_FAILED, f"does not decode: {error}"[:300]
             return False
         same = all(np.array_equal(a, b) for a, b in zip(symbols, item.symbols.symbols, strict=True))
         kept = (decoded.icc, decoded.exif, decoded.xmp) == (original.icc, original.exif, original.xmp)
@@ -424,11 +450,14 @@ class ShardWorker:
         coded = item.coded
         pixels = info.width * info.height if info.width and info.height else None
         stored = stored_bytes(member.length) if member else 0
-        status = "ok" if coded else "failed" if item.reason in images.FAILURES else "passthrough"
-        mse = item.mse if coded else 0.0 if pixels and status == "passthrough" else None
+        error_code, error = item.reason, item.message
+        if item.lost and error_code not in images.FAILURES:
+            error_code, error = images.SIDECAR, "; ".join(item.lost)
+        status = "failed" if error_code in images.FAILURES else "ok" if coded else "passthrough"
+        mse = item.mse if coded else 0.0 if pixels and item.reason not in images.FAILURES else None
         return {
             "key": record.key,
-            "name": record.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
+            "name": printable(record.name),
             "restore_name": record.restore_name if coded else record.keep_name,
             "source_uri": record.source_uri,
             "member": member.name if member else None,
@@ -466,8 +495,8 @@ class ShardWorker:
             "recon_sha256": item.recon_sha256 if coded else None,
             "encoder": self.encoder if coded else None,
             "status": status,
-            "error_code": item.reason,
-            "error": item.message,
+            "error_code": error_code,
+            "error": error,
             "attempt": task.attempt,
             "fetch_ms": item.fetch_ms,
             "decode_ms": item.decode_ms,
@@ -486,7 +515,7 @@ class ShardWorker:
         data = manifest.to_bytes(rows)
         manifest_name = content_name("manifest", stem, sha256(data), "parquet")
         sidecar_bytes = sum(stored_bytes(side["length"]) for row in rows for side in row["sidecars"])
-        coded = [row for row in rows if row["status"] == "ok"]
+        coded = [row for row in rows if row["codec"] == "msinn"]
         record = Commit(
             shard_id=task.shard_id,
             attempt=task.attempt,
@@ -499,7 +528,7 @@ class ShardWorker:
             predicted_bytes=float(sum(row["predicted_bytes"] or 0 for row in coded)),
             coded_bytes=sum(row["stored_bytes"] for row in coded),
             images=len(rows),
-            coded=len(coded),
+            coded=sum(row["status"] == "ok" for row in rows),
             passthrough=sum(row["status"] == "passthrough" for row in rows),
             failed=sum(row["status"] == "failed" for row in rows),
             pixels=sum((row["width"] or 0) * (row["height"] or 0) for row in rows),
@@ -524,6 +553,16 @@ ANALYSIS_SCHEMA = pa.schema(
         ("mse", pa.list_(pa.float64())),
     ]
 )
+
+
+def _split_for_trim(tasks: tuple[ImageTask, ...]) -> tuple[tuple[ImageTask, ...], tuple[ImageTask, ...]]:
+    """Cut off the last images up to a bound in pixels; at least one of them can be coded if any can."""
+    pixels = 0
+    for start in range(len(tasks) - 1, -1, -1):
+        pixels += tasks[start].pixels
+        if pixels > _TRIM_PIXELS and any(task.q != PASSTHROUGH_Q and task.skip_reason is None for task in tasks[start + 1 :]):
+            return tasks[: start + 1], tasks[start + 1 :]
+    return (), tasks
 
 
 def _ms(started: float) -> float:

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 nice -n 15 python infra/train/continue_lite.py MINUTES START.safetensors DATA OUT
 
-DATA holds `train-*.tar` and `valid.tar` with 512 x 512 tiles. OUT/lite.safetensors (the moving average of the parameters) is replaced every 10 minutes.
-The figures of the run are in `msinn_core/weights/README.md`.
+DATA holds `train-*.tar` and `valid.tar` with 512 x 512 tiles. OUT/lite.safetensors, the moving average of the parameters, is replaced every
+10 minutes. The figures of the run are in `msinn_core/weights/README.md`.
 """
 
 from __future__ import annotations

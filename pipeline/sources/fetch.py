@@ -35,7 +35,8 @@ class Fetcher:
         """The part's bytes.
 
         Raises:
-            SourceError: Gone, unreadable, cut short, null, or over the limit.
+            SourceError: It is about this part alone: gone, no permission, cut short, null, or over the limit.
+            StorageError: It is about the store, and may pass: time-outs, refused credentials, 5xx after all retries.
         """
         if part.length > self.max_file_bytes:
             raise SourceError(f"{printable(part.uri)} has {part.length} bytes, over the limit of {self.max_file_bytes}")
@@ -45,11 +46,17 @@ class Fetcher:
             return self._cell(part) if part.kind == CELL else self._row_json(part)
         except FileNotFoundError as error:
             raise SourceError(f"{printable(part.uri)} is gone since it was listed") from error
-        except (StorageError, OSError, pa.ArrowException) as error:
+        except pa.ArrowException as error:
             raise SourceError(f"cannot read {printable(part.uri)}: {error}") from error
+        except StorageError as error:
+            if isinstance(error.__cause__, PermissionError | IsADirectoryError | NotADirectoryError) and "://" not in part.uri:
+                raise SourceError(str(error)) from error
+            raise
+        except OSError as error:
+            raise StorageError(f"cannot read {printable(part.uri)}: {error}") from error
 
     def _bytes(self, part: Part) -> bytes:
-        fs, path = fsspec.core.url_to_fs(part.uri)
+        fs, path = _open(part.uri)
         end = part.offset + part.length if part.kind == RANGE else None
         data: bytes = retry(lambda: fs.cat_file(path, start=part.offset or None, end=end), f"read {printable(part.uri)}")
         if part.kind == RANGE and len(data) != part.length:
@@ -62,7 +69,7 @@ class Fetcher:
         key = (part.uri, part.group)
         with self._lock:
             if key not in self._groups:
-                fs, path = fsspec.core.url_to_fs(part.uri)
+                fs, path = _open(part.uri)
                 with retry(lambda: fs.open(path, "rb"), f"open {printable(part.uri)}") as file:
                     self._groups[key] = pq.ParquetFile(file).read_row_group(part.group)
                 while len(self._groups) > 2:
@@ -80,7 +87,17 @@ class Fetcher:
     def _row_json(self, part: Part) -> bytes:
         table = self._table(part)
         row = {name: table.column(name)[part.offset].as_py() for name in table.column_names if name != part.column}
+        image = table.column(part.column)[part.offset].as_py()
+        if isinstance(image, dict) and (rest := {key: value for key, value in image.items() if key != "bytes" and value is not None}):
+            row[part.column] = rest
         return json.dumps(row, default=_jsonable, ensure_ascii=False, sort_keys=True).encode()
+
+
+def _open(uri: str) -> tuple[Any, str]:
+    """File system and path of a listed URI. Not `url_to_fs`, which would take `::` in a file name for a chain of URLs."""
+    protocol, separator, _ = uri.partition("://")
+    fs = fsspec.filesystem(protocol if separator else "file")
+    return fs, fs._strip_protocol(uri) if separator else uri
 
 
 def _jsonable(value: Any) -> Any:

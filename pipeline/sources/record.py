@@ -93,7 +93,12 @@ def safe_name(name: str) -> str:
 
 def with_restore_names(records: Sequence[SourceRecord]) -> list[SourceRecord]:
     """Give every record names for restoring that are unique, even where two sources share a name or a file system ignores case."""
+    # A name that is a folder of another cannot be a file.
     taken: set[str] = set()
+    for record in records:
+        for name in (record.name, *(name for name, _ in record.sidecars)):
+            parents = safe_name(name).casefold().split("/")[:-1]
+            taken.update("/".join(parents[: i + 1]) for i in range(len(parents)))
 
     def unique(name: str, index: int, *alternatives: str) -> str:
         stem, suffix = os.path.splitext(name)

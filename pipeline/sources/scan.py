@@ -97,6 +97,9 @@ def _list(source: str, warnings: list[str]) -> tuple[Any, str, list[tuple[str, i
         raise SourceError(f"no permission to list {source}: grant read access or choose another source") from error
     except OSError as error:
         raise SourceError(f"cannot list {source}: {error.strerror or error}") from error
+    odd = [name for name, info in listing.items() if info.get("type") == "other"]
+    warnings += [f"{printable(name)} is no regular file (a pipe, socket or device) and is left out" for name in odd]
+    listing = {name: info for name, info in listing.items() if name not in odd}
     if not listing:
         raise SourceError(f"{source} is empty: there is nothing to archive")
     return (
@@ -189,10 +192,13 @@ def _parquet_records(fs: Any, path: str, root: str, image_column: str | None) ->
             start = 0
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
+                chunks = (file.metadata.row_group(group).column(i) for i in range(file.metadata.num_columns))
+                held = sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
                 labels = file.read_row_group(group, columns=[names]).column(0).to_pylist() if names else [None] * rows
                 for row in range(rows):
                     label = labels[row] or f"{start + row:08d}"
-                    part = Part(CELL, path, -1, row, group, column)
+                    # The length is the mean of the group: it only serves to divide the work.
+                    part = Part(CELL, path, held // max(rows, 1), row, group, column)
                     sidecars = [(f"{prefix}/{os.path.splitext(label)[0]}.json", Part(ROW_JSON, path, -1, row, group, column))] if others else []
                     yield f"{prefix}/{label}", part, sidecars
                 start += rows
