@@ -16,6 +16,8 @@ from msinn_core.codec import Picture
 
 # Our own limit is checked on the header, before any pixel is decoded, so Pillow's warning has nothing to add.
 Image.MAX_IMAGE_PIXELS = None
+# Without this Pillow knows only its five commonest formats when `formats` is given.
+Image.init()
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -24,7 +26,7 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF")
 """What is decoded at all. Pillow reads many more, but shows only a preview, one layer or one size of some of them."""
 
 _DECODED_SUFFIXES = frozenset(

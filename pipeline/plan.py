@@ -68,11 +68,12 @@ class Planner:
         self.pixels = np.where(failed, 0.0, width * height)
         self.total_pixels = int(self.pixels.sum())
         self.total_source_bytes = int(sum(value or 0 for value in analysis.column("source_bytes").to_pylist()))
-        curves: Array = np.array([analysis.column("bytes")[int(i)].as_py() for i in self.coded]).reshape(len(self.coded), -1)
-        mse: Array = np.array([analysis.column("mse")[int(i)].as_py() for i in self.coded]).reshape(len(self.coded), -1)
-        anchors = np.arange(curves.shape[1] or 2, dtype=np.float64)
-        if not len(self.coded):
+        if len(self.coded):
+            curves: Array = np.array([analysis.column("bytes")[int(i)].as_py() for i in self.coded], np.float64)
+            mse: Array = np.array([analysis.column("mse")[int(i)].as_py() for i in self.coded], np.float64)
+        else:
             curves, mse = np.empty((0, 2)), np.empty((0, 2))
+        anchors = np.arange(curves.shape[1], dtype=np.float64)
         self.curves = CurveSet.from_anchors(anchors, curves + _HEADER_AND_MEAN_PADDING, mse, self.pixels[self.coded], size[self.coded])
         # Bytes of each shard that no rate changes: its end, the files kept as they are, counted sidecars.
         self.num_shards = int(shard_ids.max()) + 1

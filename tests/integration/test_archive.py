@@ -168,6 +168,16 @@ def test_an_unfinished_archive_goes_on_and_lands_in_the_same_interval(copy: Path
     assert len({row["key"] for row in rows(copy)}) == 110
 
 
+def test_an_unfinished_archive_says_so_when_it_is_read(copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (copy / "MANIFEST.json").unlink()
+    sorted((copy / "commits").iterdir())[3].unlink()
+    assert main(["restore", str(copy), str(tmp_path / "out")]) == 5
+    assert "1 of 16 shards are not committed" in capfd.readouterr().err
+    assert main(["verify", str(copy)]) == 5
+    assert main(["status", str(copy)]) == 0
+    assert "unfinished" in capfd.readouterr().out
+
+
 def test_another_request_is_refused_and_says_how_it_differs(copy: Path, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"budget was --bpp 3, now --bpp 2"):
         compress(photos, copy, "bpp", 2.0)
@@ -243,10 +253,16 @@ def test_a_folder_of_horrors(tmp_path: Path, photos: Path) -> None:
     for name, data in files.items():
         (source / name).write_bytes(data)
     os.symlink("/nonexistent", source / "dangling.png")
+    os.symlink("/nonexistent", source / "a" / "same.json")
+    odd = os.fsdecode(b"\xff\xe9")
+    for suffix in (".png", ".txt"):
+        Path(source, odd + suffix).write_bytes(files["a/same.png"])
     outcome = compress(source, tmp_path / "dst", "q", 4.0, max_pixels=2_000_000)
     assert outcome.sealed is not None
     by_name = {row["name"]: row for row in rows(tmp_path / "dst")}
-    assert len(by_name) == len(files)  # one is a sidecar, one can never be read
+    assert len(by_name) == len(files) + 1  # one is a sidecar, one can never be read, one has a name that is not UTF-8
+    # An image is not lost because its sidecar is.
+    assert (by_name["a/same.png"]["error_code"], by_name["a/same.png"]["codec"]) == ("sidecar_unreadable", "msinn")
     expected = {
         "truncated.jpg": ("failed", "broken_image"),
         "deep.png": ("passthrough", "more_than_8_bits"),
@@ -261,11 +277,11 @@ def test_a_folder_of_horrors(tmp_path: Path, photos: Path) -> None:
     assert {name: (by_name[name]["status"], by_name[name]["error_code"]) for name in expected} == expected
     result = restore(str(tmp_path / "dst"), str(tmp_path / "out"))
     assert result.problems == []
-    assert (result.images, result.sidecars, result.failed_at_source) == (len(files) - 1, 1, 1)
+    assert (result.images, result.sidecars, result.failed_at_source) == (len(files), 2, 1)
     restored = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert len(restored) == len(files)
+    assert len(restored) == len(files) + 2
     for name, row in by_name.items():
-        if row["codec"] == "passthrough":
+        if row["codec"] == "passthrough" and name in files:
             assert (tmp_path / "out" / row["restore_name"]).read_bytes() == files[name]
     assert (tmp_path / "out" / "b" / "same.json").read_bytes() == b"{}"
 

@@ -74,7 +74,7 @@ def fragile_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
 
 
 @pytest.mark.usefixtures("ray_pool")
-@pytest.mark.parametrize(("kind", "value"), [("bpp", 3.0), ("q", 4.0)])
+@pytest.mark.parametrize(("kind", "value"), [("bpp", 6.0), ("q", 4.0)])
 def test_an_image_that_kills_workers_is_isolated_kept_and_named(kind: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = make_photos(tmp_path / "in", 8, 64)
     monkeypatch.setattr("pipeline.compress.make_worker", fragile_worker)

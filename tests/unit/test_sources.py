@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, StorageError
 from pipeline.sources import Fetcher, scan
 from pipeline.sources.record import from_table, safe_name, to_table, with_restore_names
 from tests.conftest import encoded
@@ -165,3 +165,37 @@ def test_scan_tables_round_trip_even_with_names_that_are_not_utf8(tmp_path: Path
     assert {shard for _, shard in back} == {7}
     assert all(Fetcher().fetch(record.part) == PNG for record in records)
     assert with_restore_names(records) == records
+
+
+def test_a_file_and_a_folder_never_share_a_restored_name(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png/x.jpg", "we::ird.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(PNG)
+    records = scan(str(tmp_path)).records
+    assert {record.name: record.restore_name for record in records}["a.jpg"] == "a.jpg.png"
+    assert all(Fetcher().fetch(record.part) == PNG for record in records)
+
+
+def test_pipes_are_left_out_aloud(tmp_path: Path) -> None:
+    put(tmp_path, a_DOT_png=PNG)
+    os.mkfifo(tmp_path / "pipe.png")
+    found = scan(str(tmp_path))
+    assert len(found.records) == 1
+    assert any("pipe.png is no regular file" in warning for warning in found.warnings)
+
+
+def test_what_may_pass_is_not_taken_for_what_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that fails is the run's problem (retry, resume), not a row of the manifest."""
+    put(tmp_path, a_DOT_png=PNG)
+    part = scan(str(tmp_path)).records[0].part
+    calls = []
+
+    def fails(*args: object, **kwargs: object) -> bytes:
+        calls.append(args)
+        raise TimeoutError("503 Slow Down")
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.cat_file", fails)
+    monkeypatch.setattr("pipeline.storage.time.sleep", lambda seconds: None)
+    with pytest.raises(StorageError, match="503"):
+        Fetcher().fetch(part)
+    assert len(calls) == 5
