@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import manifest
-from pipeline.errors import ManifestError, PipelineError, StorageError
+from pipeline.errors import CommitConflictError, CommitUnknownError, ManifestError, PipelineError, StorageError
 from pipeline.storage import Store
 
 ARCHIVE_VERSION = 1
@@ -91,12 +91,15 @@ def commit(store: Store, record: Commit) -> Commit:
         The commit in force: this one, or another attempt's that was first.
 
     Raises:
-        StorageError: It could not be established.
+        CommitUnknownError: Which of the two could not be established.
     """
     name = commit_name(record.shard_id)
-    if store.put_if_absent(name, record.to_bytes()):
-        return record
-    return Commit.from_bytes(store.read(name), name)
+    try:
+        if store.put_if_absent(name, record.to_bytes()):
+            return record
+        return Commit.from_bytes(store.read(name), name)
+    except (StorageError, FileNotFoundError) as error:
+        raise CommitUnknownError(f"whether {store.path(name)} was created is unknown: {error}") from error
 
 
 class Archive:
@@ -201,7 +204,7 @@ def seal(store: Store, run: dict[str, Any], records: list[Commit], extra: dict[s
     """Write `MANIFEST.json`: totals and the hash of every commit. The archive is complete from here on.
 
     Raises:
-        StorageError: Another, different seal exists.
+        CommitConflictError: Another, different seal exists.
     """
     content = {
         "archive_version": ARCHIVE_VERSION,
@@ -221,6 +224,6 @@ def seal(store: Store, run: dict[str, Any], records: list[Commit], extra: dict[s
     if not store.put_if_absent(SEAL, json_bytes(content)):
         existing: dict[str, Any] = json.loads(store.read(SEAL))
         if existing["commits"] != content["commits"]:
-            raise StorageError(f"{store.path(SEAL)} exists and names other commits: another run wrote into this archive")
+            raise CommitConflictError(f"{store.path(SEAL)} exists and names other commits: another run wrote into this archive")
         return existing
     return content

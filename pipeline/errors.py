@@ -26,11 +26,11 @@ class StorageError(PipelineError):
 
 
 class CommitConflictError(PipelineError):
-    """Another attempt committed this shard first."""
+    """Another run wrote other commits into this archive."""
 
 
-class CommitUnknownError(PipelineError):
-    """A commit was sent and neither its success nor its failure can be established."""
+class CommitUnknownError(StorageError):
+    """A commit was sent and neither its success nor its failure can be established; trying the shard again settles it."""
 
 
 class BudgetInfeasibleError(PipelineError):

@@ -169,7 +169,8 @@ class Planner:
         budget = self.config.budget
         scale = {"bpp": 8 / max(self.total_pixels, 1), "bytes": 1.0, "ratio": 1.0}[budget.kind]
         least_value = self.total_source_bytes / least if budget.kind == "ratio" else least * scale
+        guilty = f"the most expensive images are {', '.join(blame)}" if blame else "all of it files that are kept as they are"
         return BudgetInfeasibleError(
             f"{budget} allows {self.budget_bytes:,.0f} bytes, but the least possible{floor} is {least:,.0f} bytes "
-            f"(--{budget.kind} {least_value:.6g}); the most expensive images are {', '.join(blame)}"
+            f"(--{budget.kind} {least_value:.6g}); {guilty}"
         )

@@ -123,6 +123,8 @@ def allocate(
             through whom.
     """
     if not len(curves):
+        if budget_bytes < 0:
+            raise infeasible(0.0, budget_bytes, np.empty(0, np.intp))
         return Allocation(np.empty(0), np.empty(0), np.empty(0), np.empty(0, "U5"), 0.0)
     stored, mse = _choices(curves)
     allowed = np.ones(stored.shape, bool) if min_psnr_db is None else mse <= mse_of_psnr(min_psnr_db)

@@ -20,8 +20,6 @@ from pipeline.storage import Store
 INLINE_IMAGES = 16
 """Selections up to this size are restored in this process: starting Ray would take longer."""
 
-_MAX_PIXELS = 2**31
-
 
 @dataclass
 class Result:
@@ -62,7 +60,9 @@ class Decoder:
         """The codec of a model on the kind of device that encoded, loaded once. Raises `ManifestError` or `CheckpointError`."""
         if (model_sha256, device) not in self._codecs:
             model: LoadedModel = parse_model(self._archive.model_bytes(model_sha256))
-            self._codecs[model_sha256, device] = Codec(model, device=device, max_pixels=_MAX_PIXELS)
+            # Nothing larger was ever coded into this archive, so a larger header is a forged one.
+            limit = int(self._archive.run["config"]["max_pixels"])
+            self._codecs[model_sha256, device] = Codec(model, device=device, max_pixels=limit)
         return self._codecs[model_sha256, device]
 
     def picture(self, row: dict[str, Any], payload: bytes) -> tuple[bytes, str | None]:

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.archive import END_BYTES
+from pipeline.commit import Commit
+from pipeline.config import Budget, CompressConfig
+from pipeline.errors import BudgetInfeasibleError, ManifestError, UsageError
+from pipeline.images import BROKEN
+from pipeline.plan import Planner
+from pipeline.worker import ANALYSIS_SCHEMA
+
+PIXELS = 200 * 100
+
+
+def analysis(count: int, *, broken: int = 0) -> pa.Table:
+    q = np.arange(12)
+    rows = [
+        {
+            "index": i,
+            "source_bytes": 40_000,
+            "width": 200,
+            "height": 100,
+            "reason": None,
+            "sidecar_bytes": 0,
+            "bytes": (600 + 30 * i) * np.exp(0.3 * q),
+            "mse": 80 * np.exp(-0.4 * q),
+        }
+        for i in range(count)
+    ]
+    rows += [{"index": count + i, "source_bytes": 5000, "width": 9000, "height": 9000, "reason": BROKEN, "sidecar_bytes": 0} for i in range(broken)]
+    return pa.Table.from_pylist(rows, schema=ANALYSIS_SCHEMA)
+
+
+def planner(kind: str, value: float, count: int = 20, broken: int = 0, **options: float) -> Planner:
+    config = CompressConfig(budget=Budget(kind=kind, value=value), **options)  # type: ignore[arg-type]
+    made = Planner(config, analysis(count, broken=broken), np.arange(count + broken, dtype=np.int32) // 4)
+    made.names = [f"image{i}" for i in range(count + broken)]
+    return made
+
+
+def committed(made: Planner, shard: int, *, excess: float = 1.0) -> Commit:
+    """What a worker would have committed had every image come out `excess` times its prediction."""
+    predicted = made.predicted_coded(shard)
+    values = {field.name: 0 for field in dataclasses.fields(Commit)}
+    values |= {"shard_id": shard, "predicted_bytes": predicted, "coded_bytes": round(predicted * excess), "images": 4}
+    return Commit(**{**values, "counted_bytes": round(predicted * excess) + END_BYTES})  # type: ignore[arg-type]
+
+
+def test_the_plan_fills_the_budget_with_all_that_is_stored() -> None:
+    made = planner("bpp", 1.5, broken=2)
+    made.solve()
+    assert made.total_pixels == 20 * PIXELS  # broken images buy nothing
+    assert made.budget_bytes == 1.5 * 20 * PIXELS / 8
+    used = sum(choice.predicted_bytes for choice in made.choices.values()) + made.fixed.sum()
+    assert 0.98 * made.budget_bytes < used <= made.budget_bytes
+
+
+def test_what_came_out_larger_is_taken_from_the_rest() -> None:
+    made = planner("bpp", 1.5)
+    made.solve()
+    before = {i: choice.q for i, choice in made.choices.items()}
+    commits = [committed(made, shard, excess=1.1) for shard in (0, 1)]
+    made.solve(commits)
+    assert made.factor == pytest.approx(1.1, abs=0.01)
+    assert all(made.choices[i].q < before[i] for i in range(8, 20))
+    assert all(made.choices[i].q == before[i] for i in range(8))
+    left = made.budget_bytes - sum(record.counted_bytes for record in commits) - 3 * END_BYTES  # type: ignore[operator]
+    assert sum(made.predicted_coded(shard) for shard in (2, 3, 4)) * made.factor <= left
+
+
+def test_running_shards_are_reserved() -> None:
+    made = planner("bpp", 1.5)
+    made.solve()
+    before = {i: choice.q for i, choice in made.choices.items()}
+    made.solve(reserved=[1])
+    assert {i: choice.q for i, choice in made.choices.items()} == before
+
+
+def test_an_impossible_budget_is_refused_at_the_start_and_survived_later() -> None:
+    with pytest.raises(BudgetInfeasibleError, match=r"least possible is .* bytes \(--bytes"):
+        planner("bytes", 5000).solve()
+    with pytest.raises(BudgetInfeasibleError, match="at 50 dB or better"):
+        planner("bpp", 2.0, min_psnr_db=50.0).solve()
+    made = planner("bpp", 1.5)
+    made.solve()
+    made.solve([committed(made, 0, excess=9.0)])
+    assert made.missed is not None
+    assert all(made.choices[i].q == 0 for i in range(4, 20))
+
+
+def test_quality_targets_need_no_bytes() -> None:
+    made = planner("psnr", 40.0)
+    made.solve()
+    assert made.budget_bytes is None
+    assert {round(choice.q, 1) for choice in made.choices.values()} == {round((np.log(80) - np.log(255**2 / 1e4)) / 0.4, 1)}
+
+
+def test_a_folder_without_any_image_has_a_plan() -> None:
+    made = planner("bpp", 1.0, count=0, broken=3)
+    with pytest.raises(BudgetInfeasibleError):
+        made.solve()
+    assert planner("bytes", 1e6, count=0, broken=3).solve().total_bytes == 0
+
+
+def test_an_incomplete_analysis_is_refused() -> None:
+    with pytest.raises(ManifestError, match="one row for each image"):
+        Planner(CompressConfig(budget=Budget(kind="bpp", value=1.0)), analysis(3), np.zeros(4, np.int32))
+
+
+@pytest.mark.parametrize(
+    ("budget", "options", "message"),
+    [
+        (("bpp", float("inf")), {}, "above 0"),
+        (("psnr", 95.0), {}, "above 90 dB"),
+        (("bpp", 1.0), {"min_psnr_db": -3.0}, "--min-psnr"),
+        (("psnr", 30.0), {"min_psnr_db": 35.0}, "above --psnr"),
+        (("bpp", 1.0), {"objective": "ssim"}, "no objective"),
+        (("bpp", 1.0), {"max_pixels": 0}, "--max-pixels"),
+        (("bpp", 1.0), {"device": "tpu"}, "no device"),
+    ],
+)
+def test_contradictory_requests_are_refused(budget: tuple[str, float], options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        CompressConfig(budget=Budget(kind=budget[0], value=budget[1]), **options)  # type: ignore[arg-type]
+
+
+def test_configurations_survive_json() -> None:
+    config = CompressConfig(budget=Budget(kind="ratio", value=12.0), min_psnr_db=31.5, image_column="img")
+    assert CompressConfig.from_json(config.to_json()) == config
+    with pytest.raises(UsageError, match="another version"):
+        CompressConfig.from_json({**config.to_json(), "unknown": 1})
