@@ -97,7 +97,8 @@ def _list(source: str, warnings: list[str]) -> tuple[Any, str, list[tuple[str, i
         raise SourceError(f"no permission to list {source}: grant read access or choose another source") from error
     except OSError as error:
         raise SourceError(f"cannot list {source}: {error.strerror or error}") from error
-    odd = [name for name, info in listing.items() if info.get("type") == "other"]
+    # A link that leads nowhere is listed, and reported as an image that cannot be read.
+    odd = [name for name, info in listing.items() if info.get("type") == "other" and not info.get("islink")]
     warnings += [f"{printable(name)} is no regular file (a pipe, socket or device) and is left out" for name in odd]
     listing = {name: info for name, info in listing.items() if name not in odd}
     if not listing:

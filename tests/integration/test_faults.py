@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from pipeline import actors, verify
@@ -19,8 +18,7 @@ from pipeline.commit import Archive, Commit
 from pipeline.compress import Run, make_worker
 from pipeline.config import Budget, CompressConfig
 from pipeline.report import JsonReporter
-from pipeline.sources import SourceRecord
-from pipeline.worker import ShardTask, ShardWorker, WorkConfig
+from pipeline.worker import ImageTask, ShardWorker, WorkConfig
 from tests.conftest import make_photos
 
 POISON = "photo005.png"
@@ -57,15 +55,10 @@ def test_a_killed_driver_is_resumed_by_the_same_command(tmp_path: Path) -> None:
 class Fragile(ShardWorker):
     """A real worker whose process dies whenever it meets one image, as a decoder bug or an out-of-memory kill would have it."""
 
-    def analyse(self, records: list[SourceRecord]) -> pa.Table:
-        if any(record.name == POISON for record in records):
+    def _load_one(self, task: ImageTask, with_sidecars: bool) -> Any:
+        if task.record.name == POISON and task.skip_reason is None:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().analyse(records)
-
-    def encode(self, task: ShardTask) -> Commit:
-        if any(image.record.name == POISON and image.skip_reason is None for image in task.images):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().encode(task)
+        return super()._load_one(task, with_sidecars)
 
 
 def fragile_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
