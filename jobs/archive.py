@@ -111,8 +111,11 @@ def _finish(problems: list[str], done: str, verdict: str) -> int:
 def _audit(arguments: argparse.Namespace) -> int:
     from pipeline.audit import query, summary
     from pipeline.commit import Archive
+    from pipeline.errors import UsageError
 
     archive = Archive(arguments.archive)
+    if arguments.sql is not None and not arguments.sql.strip():
+        raise UsageError("the SQL is empty")
     if arguments.sql is None:
         facts = summary(archive)
         if arguments.json:
@@ -144,8 +147,14 @@ def print_summary(facts: dict[str, Any], sealed: dict[str, Any] | None) -> None:
     """Totals, percentiles, worst images and reasons, as text."""
     totals, marks = facts["totals"], facts["percentiles"]
     print(f"images      {totals['images']:,}: {totals['coded']:,} coded, {totals['passthrough']:,} kept as they are, {totals['failed']:,} failed")
-    ratio = totals["source_bytes"] / totals["stored_bytes"] if totals["stored_bytes"] else float("nan")
-    print(f"bytes       {totals['source_bytes']:,} -> {totals['stored_bytes']:,} (ratio {ratio:.2f}, {totals['bpp'] or 0:.4f} bpp stored)")
+    if sealed is None:
+        print("            the archive is unfinished, these are the committed images only: run the same msinn compress to finish it")
+    # What the budget bounds, ends of shards included; before the seal only the members are known.
+    stored = sealed["counted_bytes"] if sealed else totals["stored_bytes"]
+    if stored and totals["pixels"]:
+        print(
+            f"bytes       {totals['source_bytes']:,} -> {stored:,} (ratio {totals['source_bytes'] / stored:.2f}, {8 * stored / totals['pixels']:.4f} bpp)"
+        )
     if sealed and sealed.get("budget_bytes"):
         counted, budget = sealed["counted_bytes"], sealed["budget_bytes"]
         print(f"budget      {counted:,} of {budget:,.0f} bytes ({100 * counted / budget - 100:+.3f} %)")
@@ -165,6 +174,8 @@ def _restore(arguments: argparse.Namespace) -> int:
     from pipeline.restore import restore
 
     result = restore(arguments.archive, arguments.out, where=arguments.where, overwrite=arguments.overwrite, workers=arguments.workers)
+    if not result.images and not result.problems:
+        print("no image fulfils the condition" if arguments.where else "the archive holds no image", file=sys.stderr)
     if result.failed_at_source:
         print(f"{result.failed_at_source} images could not be read when the archive was made; nothing is stored of them", file=sys.stderr)
     return _finish(
@@ -175,7 +186,7 @@ def _restore(arguments: argparse.Namespace) -> int:
 
 
 def _get(arguments: argparse.Namespace) -> int:
-    from pipeline.errors import StorageError
+    from pipeline.errors import UsageError
     from pipeline.restore import get
 
     name, data, problems = get(arguments.archive, arguments.key, original=arguments.original)
@@ -184,12 +195,13 @@ def _get(arguments: argparse.Namespace) -> int:
         sys.stdout.buffer.write(data)
     else:
         if arguments.output is None and Path(output).exists():
-            raise StorageError(f"{output} exists: name another file with -o")
+            raise UsageError(f"{output} exists: name another file with -o")
         try:
             Path(output).write_bytes(data)
         except OSError as error:
-            raise StorageError(f"cannot write {output}: {error.strerror}") from error
-        print(f"{output}: {len(data):,} bytes", file=sys.stderr)
+            raise UsageError(f"cannot write {output}: {error.strerror}") from error
+        kind = " of PNG" if data.startswith(b"\x89PNG") else ""
+        print(f"{output}: {len(data):,} bytes{kind}", file=sys.stderr)
     return _finish_quiet(problems)
 
 
@@ -203,6 +215,7 @@ def _finish_quiet(problems: list[str]) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from msinn_core.bitstream import MAGIC
+    from msinn_core.errors import BitstreamError
     from pipeline.errors import SourceError
 
     path = Path(arguments.file)
@@ -218,7 +231,10 @@ def _inspect(arguments: argparse.Namespace) -> int:
         for name, offset, member in iterate_bytes(data):
             print(f"{offset:>12} {len(member):>10}  {name}")
     else:
-        _inspect_bitstream(data)
+        try:
+            _inspect_bitstream(data)
+        except BitstreamError as error:
+            raise type(error)(f"{path}: {error}") from error
     return 0
 
 

@@ -73,5 +73,17 @@ def _flat(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def entry() -> None:
+    """Console script: run, end Ray, and leave without the interpreter's teardown, in which native threads of the libraries we load can abort."""
+    code = main()
+    if "ray" in sys.modules:
+        from pipeline.actors import disconnect
+
+        disconnect()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

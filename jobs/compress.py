@@ -120,13 +120,12 @@ def _print_plan(plan: Plan | None, kind: str, as_json: bool) -> None:
         return
     allocation, planner = plan.allocation, plan.planner
     psnr = np.array([psnr_db(float(m)) for m in allocation.mse])
-    fixed = float(planner.fixed.sum())
     facts: dict[str, Any] = {
         "images": len(planner.shard_ids),
         "kept_as_they_are": len(planner.shard_ids) - len(planner.coded) + int(np.isinf(allocation.q).sum()),
         "pixels": planner.total_pixels,
         "source_bytes": planner.total_source_bytes,
-        "predicted_bytes": round(allocation.total_bytes + fixed),
+        "predicted_bytes": round(planner.predicted_total()),
         "budget_bytes": planner.budget_bytes,
         "on_floor": int((allocation.clamped == "floor").sum()),
         "on_cap": int((allocation.clamped == "cap").sum()),

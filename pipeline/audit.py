@@ -21,7 +21,8 @@ def query(table: pa.Table, sql: str) -> pa.Table:
     """
     import duckdb
 
-    connection = duckdb.connect()
+    # Questions only: a query neither reads nor writes files of its own.
+    connection = duckdb.connect(config={"enable_external_access": "false"})
     try:
         connection.register("manifest", table)
         relation = connection.sql(sql)

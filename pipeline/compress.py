@@ -166,7 +166,7 @@ class Run:
             plan = None
             if planner is not None:
                 plan = Plan(planner.solve(committed.values()), planner)
-                self.reporter.planned(plan.allocation.total_bytes, planner.budget_bytes)
+                self.reporter.planned(planner.predicted_total(), planner.budget_bytes)
             if dry_run or run is None:
                 return Outcome(None, plan, planner.budget_bytes if planner else None, 0, 0, self.scan.warnings)
             self._encode(pool, planner, committed, shards)

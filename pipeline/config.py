@@ -40,7 +40,9 @@ class Budget:
 
     def total_bytes(self, *, pixels: int, source_bytes: int) -> float:
         """Bytes for the whole dataset, as counted (see README, "What counts")."""
-        return {"bpp": self.value * pixels / 8, "bytes": self.value, "ratio": source_bytes / self.value}[self.kind]
+        exact = {"bpp": self.value * pixels / 8, "bytes": self.value, "ratio": source_bytes / self.value}[self.kind]
+        # Whole bytes; the small addend keeps 0.8 * 10 from becoming 7.
+        return float(math.floor(exact + 1e-6))
 
     def __str__(self) -> str:
         return f"--{self.kind} {self.value:g}"

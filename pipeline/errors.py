@@ -25,6 +25,12 @@ class StorageError(PipelineError):
     """The archive's store refused or failed."""
 
 
+class LocationError(StorageError):
+    """The place that was named cannot be what it was named for."""
+
+    exit_code = 2
+
+
 class CommitConflictError(PipelineError):
     """Another run wrote other commits into this archive."""
 

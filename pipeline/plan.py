@@ -142,6 +142,10 @@ class Planner:
         """Uncorrected predicted bytes of a shard's images under the present choices."""
         return sum(self.choices[int(i)].predicted_bytes for i in self.coded[self.shard_ids[self.coded] == shard] if int(i) in self.choices)
 
+    def predicted_total(self) -> float:
+        """Predicted counted bytes of the whole archive: coded images, files kept as they are, ends of shards, counted sidecars."""
+        return sum(choice.predicted_bytes for choice in self.choices.values()) + float(self.fixed.sum())
+
     def codes(self, shard: int) -> bool:
         """Whether the shard has an image whose size a rate can change."""
         return any(np.isfinite(self.choices[int(i)].q) for i in self.coded[self.shard_ids[self.coded] == shard] if int(i) in self.choices)

@@ -184,6 +184,8 @@ def restore(url: str, target: str, *, where: str | None = None, overwrite: bool 
     out = Store(target)
     if not overwrite and out.local and os.path.isdir(out.root) and os.listdir(out.root):
         raise UsageError(f"{target} is not empty: choose another folder, or say --overwrite")
+    if out.local and archive.store.local and f"{os.path.realpath(out.root)}{os.sep}".startswith(f"{os.path.realpath(archive.store.root)}{os.sep}"):
+        raise UsageError(f"{target} lies inside the archive: choose a folder outside it")
     rows = select(archive, COLUMNS, where)
     if out.local:
         try:
@@ -282,9 +284,13 @@ def _find(archive: Archive, wanted: str) -> dict[str, Any]:
     else:
         for record in archive.commits():
             rows = archive.manifest_part(record, columns).to_pylist()
-            found += [row for row in rows if wanted in (row["name"], row["restore_name"])]
-        exact = [row for row in found if row["name"] == wanted]
+            found += [row for row in rows if wanted in (row["name"], row["restore_name"], os.path.basename(row["name"]))]
+        exact = [row for row in found if wanted in (row["name"], row["restore_name"])]
         found = exact or found
+        if len(found) > 1:
+            raise UsageError(
+                f"{len(found)} images are called {wanted!r}, {found[0]['name']} and {found[1]['name']} among them: give the whole name or the key"
+            )
     if not found:
-        raise UsageError(f"{archive.store.url} holds no image {wanted!r}: `msinn audit` lists keys and names")
+        raise UsageError(f'{archive.store.url} holds no image {wanted!r}: msinn audit DST "SELECT key, name FROM manifest" lists them')
     return found[0]

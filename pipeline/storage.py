@@ -20,7 +20,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import StorageError
+from pipeline.errors import LocationError, StorageError
 
 _ATTEMPTS = 5
 _PROBE = "capabilities/put-if-absent.json"
@@ -57,7 +57,7 @@ class Store:
         url: Root; created on first write.
 
     Raises:
-        StorageError: No such protocol, or the root is a file.
+        LocationError: No such protocol, or the root is a file.
     """
 
     def __init__(self, url: str) -> None:
@@ -65,13 +65,13 @@ class Store:
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:
-            raise StorageError(f"cannot open {url}: {error}") from error
+            raise LocationError(f"cannot open {url}: {error}") from error
         self.local = isinstance(self.fs, LocalFileSystem)
         if self.local:
             # Workers run in other folders; a relative path would name another place there.
             self.root = self.url = os.path.abspath(self.root)
         if self.local and os.path.isfile(self.root):
-            raise StorageError(f"{url} is a file; an archive is a folder")
+            raise LocationError(f"{url} is a file; an archive is a folder")
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.url,)

@@ -100,6 +100,8 @@ def test_restore_where_and_get(archive: Path, tmp_path: Path) -> None:
         restore(str(archive), str(tmp_path / "other"), where="nonsense ===")
     with pytest.raises(UsageError, match="not empty"):
         restore(str(archive), str(tmp_path / "out"))
+    with pytest.raises(UsageError, match="inside the archive"):
+        restore(str(archive), str(archive / "out"))
 
 
 def test_verify_is_content_with_a_good_archive(archive: Path) -> None:
@@ -396,6 +398,19 @@ def test_models_import_from_a_research_checkpoint(tmp_path: Path, capfd: pytest.
     torch.save({"state_dict": state, "evil": subprocess.Popen}, tmp_path / "evil.pth.tar")
     assert main(["models", "import", str(tmp_path / "evil.pth.tar"), "-o", str(tmp_path / "x.safetensors")]) == 2
     assert "read safely" in capfd.readouterr().err
+
+
+def test_a_process_ends_with_its_exit_code(archive: Path) -> None:
+    """Not with the abort of some library's thread at the interpreter's end."""
+    command = [sys.executable, "-m", "jobs.cli", "get", str(archive), "8", "-o", "-"]
+    assert [subprocess.run(command, capture_output=True, check=False).returncode for _ in range(4)] == [2] * 4
+
+
+def test_questions_cannot_write_files(archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", str(archive), f"COPY (SELECT 1) TO '{tmp_path}/x.csv'"]) == 2
+    assert "SQL" in capfd.readouterr().err
+    assert not (tmp_path / "x.csv").exists()
+    assert main(["audit", str(archive), ""]) == 2
 
 
 def test_the_console_script_starts_without_heavy_imports() -> None:
