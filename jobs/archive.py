@@ -152,9 +152,8 @@ def print_summary(facts: dict[str, Any], sealed: dict[str, Any] | None) -> None:
     # What the budget bounds, ends of shards included; before the seal only the members are known.
     stored = sealed["counted_bytes"] if sealed else totals["stored_bytes"]
     if stored and totals["pixels"]:
-        print(
-            f"bytes       {totals['source_bytes']:,} -> {stored:,} (ratio {totals['source_bytes'] / stored:.2f}, {8 * stored / totals['pixels']:.4f} bpp)"
-        )
+        ratio, bpp = totals["source_bytes"] / stored, 8 * stored / totals["pixels"]
+        print(f"bytes       {totals['source_bytes']:,} -> {stored:,} (ratio {ratio:.2f}, {bpp:.4f} bpp)")
     if sealed and sealed.get("budget_bytes"):
         counted, budget = sealed["counted_bytes"], sealed["budget_bytes"]
         print(f"budget      {counted:,} of {budget:,.0f} bytes ({100 * counted / budget - 100:+.3f} %)")
