@@ -125,7 +125,7 @@ class RestoreWorker:
                 self._write(row["restore_name"], data)
                 result.images += 1
             except Exception as error:  # whatever one image does, the others come back
-                text = str(error)
+                text = str(error) or type(error).__name__
                 result.problems.append(text if row["name"] in text else f"{row['name']}: {text}")
             result.add(self._sidecars(row))
         return result
@@ -140,7 +140,8 @@ class RestoreWorker:
                 self._write(side["restore_name"], data)
                 result.sidecars += 1
             except Exception as error:  # likewise
-                result.problems.append(str(error))
+                text = str(error) or type(error).__name__
+                result.problems.append(text if side["name"] in text else f"{side['name']}: {text}")
         return result
 
     def _read(self, row: dict[str, Any], offset: int, length: int) -> bytes:
