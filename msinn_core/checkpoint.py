@@ -16,18 +16,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
 from msinn_core.config import LATENT_CHANNELS, PAPER_LAMBDAS, MsinnConfig
 from msinn_core.entropy.tables import Tables, gaussian_tables
-from msinn_core.errors import CheckpointError, ConfigError
+from msinn_core.errors import CheckpointError, CodecError, ConfigError
 from msinn_core.model import Msinn
 
 FORMAT = "msinn-model-1"
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT_MODEL = "msinn-lite"
+
+# What model files and training checkpoints hold beside the parameters.
+_NOT_PARAMETERS = ("tables.", "calibration.", "raw.", "adam.", "loss.")
 
 # Buffers of the research code whose values follow from the shape: never loaded.
 _DERIVED = re.compile(r"(\.mask$|^gaussian_conditional\.|^lower_bound\.)")
@@ -208,7 +211,7 @@ def parse_model(data: bytes) -> LoadedModel:
     Raises:
         CheckpointError: Not a model file, damaged, incomplete, or of an unknown format or profile.
     """
-    metadata, tensors = _read_safetensors(data)
+    metadata, tensors = read_safetensors(data)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"this file is of format {metadata.get('format')!r}, not {FORMAT}: make one with `msinn models import`")
     if metadata.get("profile") != "float":
@@ -242,7 +245,12 @@ def parse_model(data: bytes) -> LoadedModel:
     )
 
 
-def _read_safetensors(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_safetensors(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: Not one, or damaged.
+    """
     # safetensors' byte loader drops the metadata, so the header is read here: 8 bytes of length, then JSON.
     from safetensors.torch import load
 
@@ -263,14 +271,14 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], MsinnConfig | None]:
     """
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
-            state = {key.removeprefix("net."): value for key, value in state.items() if not key.startswith(("tables.", "calibration."))}
+            metadata, state = read_safetensors(path.read_bytes())
+            state = {key.removeprefix("net."): value for key, value in state.items() if not key.startswith(_NOT_PARAMETERS)}
             return state, MsinnConfig.from_json(metadata["config"]) if "config" in metadata else None
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except CodecError:
+        raise
     except Exception as error:
         # torch.load and safetensors raise a dozen kinds for foreign bytes; all mean the same to the user.
         raise CheckpointError(f"{path} is no checkpoint that can be read safely (weights only): {type(error).__name__}") from error

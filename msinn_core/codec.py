@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from msinn_core.config import LATENT_CHANNELS, LATENT_STRIDES, SIZE_MULTIPLE
 from msinn_core.entropy import rans
 from msinn_core.errors import BitstreamError, CodecError, ConfigError
 from msinn_core.layers import pack
+from msinn_core.quantiser import rate_aware_round, widened_zone
 
 DEFAULT_MAX_PIXELS = 32_000_000
 """Pictures above this are refused: the float profile needs about 230 bytes of memory per pixel."""
@@ -101,13 +103,16 @@ class _Collector:
 
     y: list[Tensor]
     thresholds: Tensor
+    zone: Tensor
     symbols_out: list[NDArray[np.int32]] = field(default_factory=list)
     indexes_out: list[NDArray[np.uint8]] = field(default_factory=list)
 
     def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
-        rounded = torch.round((pack(self.y[k], parity) - means) * gain)
-        self.symbols_out.append(rounded.to(torch.int32).cpu().numpy().reshape(-1))
-        self.indexes_out.append(_table_indexes(scales, self.thresholds))
+        indexes = _table_indexes(scales, self.thresholds)
+        exact = ((pack(self.y[k], parity) - means) * gain).contiguous()
+        rounded = rate_aware_round(exact, indexes.to(torch.int64).reshape(exact.shape), self.zone)
+        self.symbols_out.append(_flat(rounded.to(torch.int32)))
+        self.indexes_out.append(_flat(indexes))
         return rounded
 
 
@@ -122,7 +127,7 @@ class _Reader:
 
     def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
         stream = self.streams[len(self.symbols_out)]
-        flat = rans.decode(stream, _table_indexes(scales, self.thresholds), self.model.tables)
+        flat = rans.decode(stream, _flat(_table_indexes(scales, self.thresholds)), self.model.tables)
         self.symbols_out.append(flat)
         return torch.from_numpy(flat).to(means.device, torch.float32).reshape(means.shape)
 
@@ -133,17 +138,24 @@ class _Prober:
 
     y: list[Tensor]
     scale_gains: list[Tensor]
+    thresholds: Tensor
+    zone: Tensor
     residuals: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
 
     def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
         residual = pack(self.y[k], parity) - means
         self.residuals.append((k, residual, scales / self.scale_gains[k]))
-        return torch.round(residual * gain)
+        return rate_aware_round((residual * gain).contiguous(), _table_indexes(scales, self.thresholds).to(torch.int64), self.zone)
 
 
-def _table_indexes(scales: Tensor, thresholds: Tensor) -> NDArray[np.uint8]:
-    # reshape(-1) of a contiguous copy: streams run in C order whatever the memory format of the convolutions.
-    return torch.bucketize(scales.contiguous(), thresholds).to(torch.uint8).cpu().numpy().reshape(-1)
+def _table_indexes(scales: Tensor, thresholds: Tensor) -> Tensor:
+    # A contiguous copy: streams run in C order whatever the memory format of the convolutions.
+    return torch.bucketize(scales.contiguous(), thresholds, out_int32=True).to(torch.uint8)
+
+
+def _flat(values: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = values.cpu().numpy().reshape(-1)
+    return array
 
 
 def _padded(side: int) -> int:
@@ -165,6 +177,7 @@ class Codec:
         self._device = torch.device(device)
         self._net = model.network.to(self._device)
         self._thresholds = torch.from_numpy(model.tables.thresholds).to(self._device)
+        self._zone = torch.from_numpy(widened_zone(model.tables)).to(self._device)
         self._costs = model.tables.symbol_bits()
 
     @property
@@ -210,7 +223,7 @@ class Codec:
         """Symbols and table indexes at rate index q (rounded to 1/1024). Raises `ConfigError` for q out of range."""
         q = self.quantise_q(q)
         height, width = latents.picture.pixels.shape[:2]
-        collector = _Collector(latents.y, self._thresholds)
+        collector = _Collector(latents.y, self._thresholds, self._zone)
         self._net.walk(collector, self._net.gains(q), self._shape(width, height), finest=False)
         return Symbols(latents.picture, q, collector.symbols_out, collector.indexes_out)
 
@@ -271,9 +284,9 @@ class Codec:
         anchors = np.arange(int(self.q_max) + 1, dtype=np.float64)
         probe_q = self.quantise_q(PROBE_Q_SHARE * self.q_max)
         gains = self._net.gains(probe_q)
-        prober = _Prober(latents.y, [gains.level(k)[2] for k in range(context.NUM_STEPS)])
+        prober = _Prober(latents.y, [gains.level(k)[2] for k in range(context.NUM_STEPS)], self._thresholds, self._zone)
         self._net.walk(prober, gains, self._shape(width, height), finest=False)
-        exact = sum(self._bits(r * gains.level(k)[0], s * gains.level(k)[2]) for k, r, s in prober.residuals)
+        exact = sum(self._quantise(r, s, *gains.level(k))[1] for k, r, s in prober.residuals)
         at_all = [self._net.gains(q) for q in (*anchors, probe_q)]
         bits, squares = np.zeros(len(at_all)), np.zeros((len(at_all), len(LATENT_CHANNELS)))
         for k, residual, scale in prober.residuals:
@@ -283,10 +296,9 @@ class Codec:
             residual, scale = residual[..., ::step, ::step].contiguous(), scale[..., ::step, ::step].contiguous()
             share = num_positions / (residual.shape[2] * residual.shape[3])
             for i, at in enumerate(at_all):
-                gain, inv_gain, scale_gain = at.level(k)
-                rounded = torch.round(residual * gain)
-                bits[i] += share * self._bits(rounded, scale * scale_gain)
-                squares[i, k] += share * float((residual - rounded * inv_gain).square().sum())
+                error, used = self._quantise(residual, scale, *at.level(k))
+                bits[i] += share * used
+                squares[i, k] += share * error
         num_samples = 3 * _padded(width) * _padded(height)
         mse = (squares[:-1] @ calibration.level_weights) / num_samples * 255**2 * np.exp(calibration.log_mse_bias)
         rate = exact * bits[:-1] / max(bits[-1], 1e-9) * np.exp(calibration.log_rate_bias)
@@ -296,14 +308,17 @@ class Codec:
         ).to_bytes())  # fmt: skip
         return Curves(anchors, rate / 8 + fixed + 6 * bitstream.NUM_STREAMS, mse)
 
-    def _bits(self, symbols: Tensor, scales: Tensor) -> float:
+    def _quantise(self, residual: Tensor, scale: Tensor, gain: Tensor, inv_gain: Tensor, scale_gain: Tensor) -> tuple[float, float]:
+        """Summed squared error and table bits of residuals at other gains."""
         bits, base, size = self._costs
-        indexes = _table_indexes(scales, self._thresholds)
-        flat = torch.round(symbols).contiguous().to(torch.int64).cpu().numpy().reshape(-1)
-        position = flat - self.model.tables.offsets[indexes]
-        size_of = size[indexes]
+        indexes = _table_indexes(scale * scale_gain, self._thresholds)
+        symbols = rate_aware_round((residual * gain).contiguous(), indexes.to(torch.int64), self._zone)
+        error = float((residual - symbols * inv_gain).square().sum())
+        table = _flat(indexes)
+        position = _flat(symbols.to(torch.int64)) - self.model.tables.offsets[table]
+        size_of = size[table]
         position = np.where((position >= 0) & (position < size_of), position, size_of)
-        return float(bits[base[indexes] + position].sum(dtype=np.float64))
+        return error, float(bits[base[table] + position].sum(dtype=np.float64))
 
 
 def _boxes(picture: Picture) -> dict[int, bytes]:

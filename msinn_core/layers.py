@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
@@ -22,6 +23,11 @@ def unsqueeze(x: Tensor) -> Tensor:
     """Inverse of `squeeze`: `[N, 4C, H, W]` -> `[N, C, 2H, 2W]`."""
     n, c, h, w = x.shape
     return x.reshape(n, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // 4, 2 * h, 2 * w)
+
+
+def reduced_precision(x: Tensor, dtype: torch.dtype | None) -> torch.autocast | nullcontext[None]:
+    """Autocast to `dtype` on the device of `x`; None changes nothing."""
+    return nullcontext() if dtype is None else torch.autocast(x.device.type, dtype=dtype)
 
 
 def pack(x: Tensor, parity: int) -> Tensor:

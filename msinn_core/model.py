@@ -20,9 +20,10 @@ from msinn_core import context
 from msinn_core.config import LATENT_CHANNELS, NUM_LATENT_CHANNELS, SIZE_MULTIPLE, MsinnConfig
 from msinn_core.errors import ConfigError
 from msinn_core.gain import Gains, gains_at
-from msinn_core.layers import MaskedConv2d, pack, unpack, unsqueeze
+from msinn_core.layers import MaskedConv2d, pack, reduced_precision, unpack, unsqueeze
 from msinn_core.likelihood import gaussian_bits
 from msinn_core.postfilter import post_filter
+from msinn_core.quantiser import rate_aware_round_continuous
 from msinn_core.transform import InvertibleUnit, Level, analysis, synthesis
 
 
@@ -42,19 +43,28 @@ class SymbolCoder(Protocol):
 
 
 class Estimator:
-    """Bits of the symbols from the Gaussian likelihood; noise instead of rounding for the rate when training (STE for the values)."""
+    """Bits of the symbols from the Gaussian likelihood.
 
-    def __init__(self, latents: list[Tensor], *, training: bool) -> None:
+    Args:
+        latents: y5..y1.
+        training: Values pass their gradient straight through the rounding.
+        noise: When training, the rate is taken at values plus uniform noise instead of at the rounded values: smoother gradients, but blind to what
+            the rounding does to the distribution, so that runs end without it.
+    """
+
+    def __init__(self, latents: list[Tensor], *, training: bool, noise: bool = True) -> None:
         self.latents = latents
         self.training = training
+        self.noise = noise
         self.bits: list[Tensor] = [latents[0].new_zeros(latents[0].shape[0]) for _ in latents]
 
     def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
         exact = (pack(self.latents[k], parity) - means) * gain
-        rounded = torch.round(exact)
-        for_rate = exact + (torch.rand_like(exact) - 0.5) if self.training else rounded
+        rounded = rate_aware_round_continuous(exact, scales)
+        symbols = exact + (rounded - exact).detach() if self.training else rounded
+        for_rate = exact + (torch.rand_like(exact) - 0.5) if self.training and self.noise else symbols
         self.bits[k] = self.bits[k] + gaussian_bits(for_rate, scales).sum(dim=(1, 2, 3))
-        return exact + (rounded - exact).detach() if self.training else rounded
+        return symbols
 
 
 class Msinn(nn.Module):
@@ -78,6 +88,8 @@ class Msinn(nn.Module):
         self.entropy_parameters = context.entropy_parameters(config)
         self.lrp_transforms = context.lrp_transforms(config) if config.lrp else None
         self.post_net = post_filter(config.post_filter)
+        self.reduced: torch.dtype | None = None
+        self.noise = True
 
     @property
     def levels(self) -> list[Level]:
@@ -94,6 +106,13 @@ class Msinn(nn.Module):
                 module.fold_mask()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
+
+    def reduce_precision(self, dtype: torch.dtype | None) -> None:
+        """For training: run couplings and context stacks under autocast. The flow's main path, gains, likelihoods and post-filter stay float32."""
+        self.reduced = dtype
+        for module in self.modules():
+            if isinstance(module, InvertibleUnit):
+                module.reduced = dtype
 
     def gains(self, q: float | Tensor) -> Gains:
         """Gains at q. Raises `ConfigError` outside [0, A - 1]."""
@@ -133,7 +152,8 @@ class Msinn(nn.Module):
                 return None
             inv_gain = gains.level(k)[1]
             if self.lrp_transforms is not None:
-                y_hat = context.residual_prediction(self.lrp_transforms[k], y_hat, support, inv_gain)
+                with reduced_precision(y_hat, self.reduced):
+                    y_hat = context.residual_prediction(self.lrp_transforms[k], y_hat, support, inv_gain)
             if support is None:
                 support = y_hat
             else:
@@ -149,10 +169,12 @@ class Msinn(nn.Module):
             scale = self.initial_scale.expand(n, -1, h, w)
             cc = torch.cat((scale, torch.zeros_like(scale)), dim=1)
         else:
-            cc = self.cc_transforms[k - 1](support).float()
+            with reduced_precision(support, self.reduced):
+                cc = self.cc_transforms[k - 1](support).float()
         parity = context.anchor_parity(k)
         anchors = self._code_half(coder, k, parity, pack(cc, parity), None, (gain, inv_gain, scale_gain))
-        sc = self.sc_transforms[k](unpack(anchors, parity)).float()
+        with reduced_precision(anchors, self.reduced):
+            sc = self.sc_transforms[k](unpack(anchors, parity)).float()
         rest = self._code_half(coder, k, 1 - parity, pack(cc, 1 - parity), pack(sc, 1 - parity), (gain, inv_gain, scale_gain))
         return unpack(anchors, parity, rest)
 
@@ -167,7 +189,7 @@ class Msinn(nn.Module):
     def forward(self, x: Tensor, q: float | Tensor) -> tuple[Tensor, Tensor]:
         """See the class. Raises `ConfigError` for a bad q or size."""
         latents = self.analysis(x)
-        estimator = Estimator(latents, training=self.training)
+        estimator = Estimator(latents, training=self.training, noise=self.noise)
         n, _, h, w = latents[0].shape
         x_hat = self.walk(estimator, self.gains(q), (n, h, w))
         assert x_hat is not None

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msinn_core.config import LEVEL_CHANNELS, MsinnConfig
-from msinn_core.layers import squeeze, unsqueeze
+from msinn_core.layers import reduced_precision, squeeze, unsqueeze
 
 
 class ActNorm(nn.Module):
@@ -91,6 +91,7 @@ class InvertibleUnit(nn.Module):
             self.permute = FixedPermutation(channels, config.permutation)
         self.block = nn.Sequential(ResidualBlock(half, hidden), ZeroConv1x1(hidden, channels if self.affine else half))
         self._folded: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+        self.reduced: torch.dtype | None = None
 
     def _matrix(self) -> Tensor:
         if isinstance(self.permute, InvertibleConv1x1):
@@ -135,7 +136,8 @@ class InvertibleUnit(nn.Module):
         return F.conv2d(x, weight, bias)
 
     def _couple(self, z1: Tensor) -> tuple[Tensor | None, Tensor]:
-        out = self.block(z1).float()
+        with reduced_precision(z1, self.reduced):
+            out = self.block(z1).float()
         if not self.affine:
             return None, out
         s, t = out.chunk(2, dim=1)

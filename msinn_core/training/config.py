@@ -1,0 +1,208 @@
+"""What a training run is: one frozen, self-checking value, read from a TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msinn_core.config import PAPER_LAMBDAS, SIZE_MULTIPLE, MsinnConfig, preset
+from msinn_core.errors import ConfigError
+
+CONFIGS = Path(__file__).parent / "configs"
+
+_UNTRACKED = ("max_minutes", "checkpoint_minutes", "log_every", "resident_mib", "compile")
+"""Keys that may differ between a run and its continuation: they change nothing that is learned (compile aside from float rounding)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """Part of a run.
+
+    Attributes:
+        until: Share of the run at which the stage ends, in (0, 1].
+        crop: Side of the square crops in pixels, a multiple of 32.
+        batch: Crops a step (on each GPU).
+        rate: `noise` (rate at values plus uniform noise) or `rounded` (at the symbols themselves).
+    """
+
+    until: float
+    crop: int
+    batch: int
+    rate: str = "noise"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.until <= 1:
+            raise ConfigError(f"a stage ends at {self.until}; give a share of the run, above 0 and up to 1")
+        if self.crop % SIZE_MULTIPLE or self.crop < SIZE_MULTIPLE:
+            raise ConfigError(f"a stage has crops of {self.crop} pixels; give a multiple of {SIZE_MULTIPLE}")
+        if self.batch < 1:
+            raise ConfigError(f"a stage has a batch of {self.batch}; give 1 or more")
+        if self.rate not in ("noise", "rounded"):
+            raise ConfigError(f"a stage has rate {self.rate!r}; choose noise or rounded")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        name: Of the run and of the model it makes.
+        preset: `msinn-base` or `msinn-lite`.
+        anchor_num: Anchor rates, 8 or 12.
+        data: Folders, tars, Parquet files or globs of training images (fsspec URLs).
+        valid: The same for validation; never trained on.
+        start: Checkpoint or model to begin from; a network with fewer anchors is extended.
+        steps: Length of the run.
+        max_minutes: Stop (with a checkpoint) after this long; 0 for no limit.
+        schedule: What learning rate and stages follow: `steps`, or `time` (the share of `max_minutes` spent, continuations included).
+        stages: Crop and batch schedule.
+        lambdas: Weight of the MSE (8-bit values squared, over 255**2 pixels) per anchor; the paper's if empty.
+        learning_rate: Peak, after `warmup_steps`, before cosine decay to `final_share` of it.
+        slow_share: Learning rate of 1x1 flow matrices and actnorm, as a share (all at full rate stalls: ENVIRONMENT).
+        ema_decay: Of the averaged parameters, which are the model.
+        gradient_clip: Largest gradient norm.
+        downscale_share: Share of crops antialiased down from up to twice the side.
+        init: `informed` (gains, Haar, swaps, scale head) or `paper`, for runs without `start`.
+        precision: `float32`, or `bf16` for couplings and context stacks.
+        compile: Run the network through `torch.compile`.
+        channels_last: Memory format.
+        tile: Training images are cut into tiles of this side.
+        resident_mib: Tiles kept in memory on the device; larger sets stream through it.
+        log_every: Steps per log row.
+        validate_every: Steps per validation; 0 for none.
+        valid_images: Validation pictures used.
+        checkpoint_minutes: Minutes between checkpoints.
+        max_skips: Steps in a row that may be skipped before the run gives up.
+        seed: Of everything random.
+
+    Raises:
+        ConfigError: A value is outside its range.
+    """
+
+    name: str
+    preset: str
+    steps: int
+    stages: tuple[Stage, ...]
+    data: tuple[str, ...] = ()
+    valid: tuple[str, ...] = ()
+    start: str = ""
+    anchor_num: int = 12
+    lambdas: tuple[float, ...] = ()
+    max_minutes: float = 0.0
+    schedule: str = "steps"
+    learning_rate: float = 4e-4
+    slow_share: float = 0.2
+    warmup_steps: int = 200
+    final_share: float = 0.02
+    ema_decay: float = 0.999
+    gradient_clip: float = 1.0
+    downscale_share: float = 0.35
+    init: str = "informed"
+    precision: str = "float32"
+    compile: bool = False
+    channels_last: bool = True
+    tile: int = 512
+    resident_mib: int = 4096
+    log_every: int = 50
+    validate_every: int = 1000
+    valid_images: int = 16
+    checkpoint_minutes: float = 5.0
+    max_skips: int = 20
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), str(field.type)
+            if kind in ("int", "float") and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ConfigError(f"{field.name} is {value!r}; it takes a number")
+            if kind == "int" and not isinstance(value, int):
+                raise ConfigError(f"{field.name} is {value!r}; it takes a whole number")
+        shares = ("slow_share", "final_share", "downscale_share")
+        for key, low, high in (
+            ("steps", 1, 1e9), ("learning_rate", 1e-9, 1), ("warmup_steps", 0, 1e9), ("gradient_clip", 1e-6, 1e6), ("ema_decay", 0, 0.999999),
+            ("tile", 64, 4096), ("resident_mib", 1, 1e6), ("log_every", 1, 1e6), ("validate_every", 0, 1e9), ("valid_images", 1, 1e4),
+            ("checkpoint_minutes", 0, 1e4), ("max_skips", 1, 1e6), ("max_minutes", 0, 1e6), *((share, 0, 1) for share in shares),
+        ):  # fmt: skip
+            if not low <= getattr(self, key) <= high:
+                raise ConfigError(f"{key} is {getattr(self, key)!r}; it takes {low:g} to {high:g}")
+        for key, choices in (("init", ("informed", "paper")), ("schedule", ("steps", "time")), ("precision", ("float32", "bf16"))):
+            if getattr(self, key) not in choices:
+                raise ConfigError(f"{key} is {getattr(self, key)!r}; choose {' or '.join(choices)}")
+        if self.schedule == "time" and not self.max_minutes:
+            raise ConfigError("a schedule by time needs max_minutes")
+        ends = [stage.until for stage in self.stages]
+        if not ends or ends != sorted(set(ends)) or ends[-1] != 1:
+            raise ConfigError(f"the stages end at {ends}; they must rise to 1")
+        if self.tile < max(stage.crop for stage in self.stages):
+            raise ConfigError(f"tiles of {self.tile} pixels are smaller than the crops")
+        self.network()
+
+    def network(self) -> MsinnConfig:
+        """Configuration of the network.
+
+        Raises:
+            ConfigError: No such preset, or lambdas that do not fit.
+        """
+        if not 2 <= self.anchor_num <= (64 if self.lambdas else len(PAPER_LAMBDAS)):
+            raise ConfigError(f"anchor_num is {self.anchor_num}; without lambdas of your own it takes 2 to {len(PAPER_LAMBDAS)}")
+        base = preset(self.preset, anchor_num=self.anchor_num) if not self.lambdas else preset(self.preset)
+        return dataclasses.replace(base, name=self.name, anchor_num=self.anchor_num, lambdas=self.lambdas or base.lambdas)
+
+    def stage(self, progress: float) -> Stage:
+        """The stage in force at a share of the run in [0, 1]."""
+        return next((stage for stage in self.stages if progress < stage.until), self.stages[-1])
+
+    def rate_at(self, step: int, progress: float) -> float:
+        """Learning rate: linear warm-up, then cosine decay to `final_share`."""
+        cosine = self.final_share + (1 - self.final_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps)) * cosine
+
+    def to_json(self) -> str:
+        """One JSON object; `from_mapping` of it gives an equal value."""
+        return json.dumps(dataclasses.asdict(self))
+
+    def difference(self, other: TrainConfig) -> list[str]:
+        """Keys whose values differ and that decide what is learned."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return [key for key in mine if key not in _UNTRACKED and mine[key] != theirs[key]]
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> TrainConfig:
+        """Build from parsed TOML or JSON.
+
+        Raises:
+            ConfigError: A key is missing, unknown, or has a bad value.
+        """
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in mapping.items()}
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := set(values) - known:
+            raise ConfigError(f"unknown keys in the training configuration: {', '.join(sorted(unknown))}")
+        try:
+            values["stages"] = tuple(Stage(**stage) for stage in values.get("stages", ()))
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"the training configuration is incomplete or has a value of the wrong kind: {error}") from error
+
+
+def load_config(which: str) -> TrainConfig:
+    """A configuration by shipped name (`smoke`, `lite`, `paper`, ...) or path.
+
+    Raises:
+        ConfigError: No such file, not TOML, or not a training configuration.
+    """
+    path = CONFIGS / f"{which}.toml"
+    if not path.is_file():
+        path = Path(which)
+    try:
+        return TrainConfig.from_mapping(tomllib.loads(path.read_text()))
+    except OSError as error:
+        names = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.toml")))
+        raise ConfigError(f"no training configuration {which!r}: give one of {names}, or the path of a TOML file ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
