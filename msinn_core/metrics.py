@@ -1,8 +1,9 @@
-"""Distortion and rate: MSE, PSNR, MS-SSIM, bpp."""
+"""Distortion and rate: MSE, PSNR, MS-SSIM, bpp, BD-rate."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -67,3 +68,57 @@ def _ssim(x: Tensor, y: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
     contrast = (2 * covariance + c2) / (var_x + var_y + c2)
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     return (luminance * contrast).mean(dim=(1, 2, 3)), contrast.mean(dim=(1, 2, 3))
+
+
+def bd_rate(
+    reference: Sequence[tuple[float, float]],
+    test: Sequence[tuple[float, float]],
+    *,
+    window: tuple[float, float] | None = None,
+    method: str = "pchip",
+) -> float | None:
+    """Bjontegaard delta rate: mean difference of rate at equal quality, in percent; negative where `test` needs fewer bits.
+
+    Args:
+        reference: Points (bpp, PSNR in dB) of the curve compared with.
+        test: Points of the curve in question.
+        window: Range of PSNR; the whole overlap if not given.
+        method: `pchip` or `akima`, interpolation of log rate over PSNR (JVET-AH: both agree on smooth curves, neither overshoots as cubics do).
+
+    Returns:
+        Percent, or None where the curves do not overlap, or do not cover `window`.
+
+    Raises:
+        ConfigError: Fewer than two points, or an unknown method.
+    """
+    from scipy.interpolate import Akima1DInterpolator, PchipInterpolator
+
+    if method not in ("pchip", "akima"):
+        raise ConfigError(f"no interpolation {method!r}; choose pchip or akima")
+    curves = []
+    for points in (reference, test):
+        rising = _pareto(points)
+        if len(rising) < 2:
+            raise ConfigError("a BD-rate needs two points of rising quality on each curve")
+        rates, quality = np.array(rising).T
+        make = PchipInterpolator if method == "pchip" or len(rising) < 3 else Akima1DInterpolator
+        curves.append((quality[0], quality[-1], make(quality, np.log(rates))))
+    low, high = max(c[0] for c in curves), min(c[1] for c in curves)
+    if window is not None:
+        if window[0] < low or window[1] > high:
+            return None
+        low, high = window
+    if high <= low:
+        return None
+    grid = np.linspace(low, high, 1001)
+    difference = np.asarray(curves[1][2](grid)) - np.asarray(curves[0][2](grid))
+    return 100 * math.expm1(float(np.trapz(difference, grid) / (high - low)))
+
+
+def _pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points sorted by rate, without those that spend more for less."""
+    rising: list[tuple[float, float]] = []
+    for rate, quality in sorted(points):
+        if not rising or quality > rising[-1][1]:
+            rising.append((rate, quality))
+    return rising

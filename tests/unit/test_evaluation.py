@@ -1,0 +1,92 @@
+"""BD-rates, averages, peers, and the evaluation of real files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+
+from msinn_core.codec import Codec
+from msinn_core.errors import ConfigError
+from msinn_core.metrics import bd_rate, mse, psnr_db
+from pipeline import evaluation
+from pipeline.errors import UsageError
+from pipeline.peers import available
+
+CURVE = [(0.25, 30.0), (0.5, 33.0), (1.0, 36.5), (2.0, 40.0), (3.0, 43.0)]
+
+
+@pytest.mark.parametrize("method", ["pchip", "akima"])
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.25])
+def test_a_curve_at_a_fixed_factor_has_that_bd_rate(method: str, factor: float) -> None:
+    scaled = [(rate * factor, quality) for rate, quality in reversed(CURVE)]
+    assert bd_rate(CURVE, scaled, method=method) == pytest.approx(100 * (factor - 1), abs=1e-9)
+    assert bd_rate(CURVE, scaled, window=(33.0, 36.0), method=method) == pytest.approx(100 * (factor - 1), abs=1e-9)
+
+
+def test_bd_rate_outside_the_overlap_is_none_and_waste_is_left_out() -> None:
+    assert bd_rate(CURVE, [(9.0, 50.0), (10.0, 51.0)]) is None
+    assert bd_rate(CURVE, CURVE, window=(28.0, 31.0)) is None
+    assert bd_rate(CURVE, [*CURVE, (2.5, 39.0)]) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ConfigError):
+        bd_rate(CURVE, CURVE[:1])
+    with pytest.raises(ConfigError, match="cubic"):
+        bd_rate(CURVE, CURVE, method="cubic")
+
+
+def test_every_peer_codes_and_decodes_better_with_a_better_setting(photo: NDArray[np.uint8]) -> None:
+    peers, absent = available()
+    assert {"jpeg", "webp", "avif", "jxl"} <= set(peers)
+    assert set(absent) == {"vvc"}
+    pixels = np.ascontiguousarray(photo[:128, :192])
+    for peer in peers.values():
+        sizes, quality = [], []
+        for setting in (peer.settings[0], peer.settings[-1]):
+            data = peer.encode(pixels, setting)
+            sizes.append(len(data))
+            quality.append(psnr_db(mse(pixels, peer.decode(data))))
+        assert sizes[0] < sizes[1], peer.name
+        assert quality[0] + 5 < quality[1], peer.name
+        assert peer.version
+
+
+def test_figures_come_from_files_and_are_not_measured_twice(codec: Codec, photo: NDArray[np.uint8], tmp_path: Path) -> None:
+    pixels = np.ascontiguousarray(photo[:96, :160])
+    ours = evaluation.MsinnPeer(codec, (2.0, 6.0))
+    jpeg = available()[0]["jpeg"]
+    said: list[str] = []
+    table = evaluation.evaluate([("a", pixels)], [ours, jpeg], tmp_path, keep_files=True, said=said.append)
+    assert table.num_rows == 2 + len(jpeg.settings)
+    file = tmp_path / "files" / codec.model.name / "6" / "00000.msn"
+    row = next(row for row in table.to_pylist() if row["codec"] == codec.model.name and row["setting"] == 6)
+    assert row["bpp"] == pytest.approx(8 * file.stat().st_size / (96 * 160))
+    assert row["psnr_db"] == pytest.approx(psnr_db(mse(codec.decode(file.read_bytes())[0].pixels, pixels)))
+    again = evaluation.evaluate([("a", pixels)], [ours], tmp_path, keep_files=False, said=said.append)
+    assert said[-1].startswith("1: a, 0 files")
+    assert again.to_pylist() == table.to_pylist()[:2]
+    other = evaluation.evaluate([("b", pixels[:, ::-1].copy())], [ours], tmp_path, keep_files=False, said=said.append)
+    assert other.num_rows == 2
+    assert pq.read_table(tmp_path / "results.parquet").num_rows == table.num_rows + 2
+    means = evaluation.averages(table)
+    curves = {name: [(p.bpp, p.psnr_db) for p in points] for name, points in means.items()}
+    against = evaluation.bd_table(curves[codec.model.name], {"JPEG": curves["JPEG"]})
+    text = evaluation.markdown(means, {"JPEG": jpeg.version}, {codec.model.name: against})
+    assert "| JPEG | -" in text  # fewer bits than JPEG
+    evaluation.draw(means, {"old": CURVE}, [codec.model.name], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"codecs": {"x": {"bpp": [1]}}}', '{"codecs": {"x": {"bpp": [1], "psnr_rgb": [1, 2]}}}'])
+def test_a_bad_reference_file_is_one_clear_error(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="no file of reference curves"):
+        evaluation.reference_curves(path)
+    with pytest.raises(UsageError, match="cannot read"):
+        evaluation.reference_curves(tmp_path / "absent.json")
+    path.write_text(json.dumps({"codecs": {"x": {"bpp": [1, 2], "psnr_rgb": [30, 35]}}}))
+    assert evaluation.reference_curves(path) == {"x": [(1.0, 30.0), (2.0, 35.0)]}

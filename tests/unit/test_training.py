@@ -1,0 +1,258 @@
+"""Training: configuration, data on the device, initialisation, steps, exact continuation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from msinn_core.checkpoint import read_safetensors
+from msinn_core.config import PAPER_LAMBDAS, preset
+from msinn_core.errors import CheckpointError, ConfigError
+from msinn_core.model import Msinn
+from msinn_core.training.config import CONFIGS, Stage, TrainConfig, load_config
+from msinn_core.training.data import Tiles, cut
+from msinn_core.training.init import extend_anchors, informed
+from msinn_core.training.loop import Trainer, TrainingFailed
+from msinn_core.training.loss import RateDistortion, Sample
+
+CPU = torch.device("cpu")
+
+
+def config(**changes: object) -> TrainConfig:
+    values = {"name": "t", "preset": "msinn-lite", "steps": 8, "stages": (Stage(until=1.0, crop=32, batch=2),), "warmup_steps": 2, "tile": 64}
+    return TrainConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def tiles(photo: NDArray[np.uint8]) -> Tiles:
+    ring = Tiles(100, 64, CPU)
+    ring.extend(list(cut(photo, 64)))
+    return ring
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.toml")))
+def test_shipped_configurations_are_valid_and_round_trip(name: str) -> None:
+    import json
+
+    shipped = load_config(name)
+    assert TrainConfig.from_mapping(json.loads(shipped.to_json())) == shipped
+    assert shipped.network().anchor_num == shipped.anchor_num
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 1.5}, "whole number"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"init": "random"}, "choose informed or paper"),
+        ({"anchor_num": 13}, "anchor_num is 13"),
+        ({"preset": "msinn-huge"}, "no preset"),
+        ({"stages": ()}, "must rise to 1"),
+        ({"stages": (Stage(until=0.5, crop=32, batch=1),)}, "must rise to 1"),
+        ({"stages": (Stage(until=1.0, crop=128, batch=1),)}, "smaller than the crops"),
+        ({"schedule": "time"}, "max_minutes"),
+        ({"lambdas": (1.0, 2.0)}, "lambdas"),
+    ],
+)
+def test_a_bad_configuration_is_one_clear_error(change: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        config(**change)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["steps = ", "colour = 3", 'name = "x"', 'name="x"\npreset="msinn-lite"\nsteps=3\nstages=[{until=1.0, crop=33, batch=1}]'],
+)
+def test_a_bad_configuration_file_is_one_clear_error(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        load_config(str(path))
+    with pytest.raises(ConfigError, match=r"give one of .*smoke"):
+        load_config("no-such-run")
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    run = config(learning_rate=1e-3, warmup_steps=10, final_share=0.1)
+    assert run.rate_at(0, 0.0) == pytest.approx(1e-4)
+    assert run.rate_at(100, 0.0) == pytest.approx(1e-3)
+    assert run.rate_at(100, 0.5) == pytest.approx(0.55e-3)
+    assert run.rate_at(100, 1.0) == pytest.approx(1e-4)
+
+
+def test_tiles_cover_a_picture_and_small_ones_give_none() -> None:
+    pixels = np.arange(100 * 150 * 3, dtype=np.uint32).reshape(100, 150, 3).astype(np.uint8)
+    found = list(cut(pixels, 48))
+    assert [tile.shape for tile in found] == [(48, 48, 3)] * 6
+    assert np.array_equal(found[-1], pixels[-48:, -48:])
+    assert list(cut(pixels[:47], 48)) == []
+
+
+def test_crops_depend_on_the_generator_alone_and_keep_pixels(tiles: Tiles) -> None:
+    def crops(seed: int, share: float) -> torch.Tensor:
+        return tiles.crops(16, 32, share, torch.Generator().manual_seed(seed))
+
+    assert torch.equal(crops(1, 0.5), crops(1, 0.5))
+    assert not torch.equal(crops(1, 0.5), crops(2, 0.5))
+    scaled = crops(1, 1.0)
+    assert scaled.shape == (16, 3, 32, 32)
+    assert 0 <= float(scaled.min()) <= float(scaled.max()) <= 1
+    plain = crops(3, 0.0) * 255
+    assert torch.allclose(plain, plain.round(), atol=1e-4)  # unscaled crops are the pixels themselves
+
+
+def test_the_ring_after_n_tiles_is_a_function_of_n() -> None:
+    numbered = [np.full((64, 64, 3), i, np.uint8) for i in range(10)]
+    straight = Tiles(4, 64, CPU)
+    for tile in numbered:
+        straight.extend([tile])
+    resumed = Tiles(4, 64, CPU)
+    resumed.restart(10 - 4)
+    resumed.extend(numbered[6:])
+    at_once = Tiles(4, 64, CPU)
+    at_once.extend(numbered)
+    for ring in (resumed, at_once):
+        assert torch.equal(ring._tiles, straight._tiles)
+        assert ring.num_seen == 10
+
+
+def test_the_informed_transform_is_orthonormal_and_compacts_energy(tiles: Tiles) -> None:
+    torch.manual_seed(0)
+    model = Msinn(preset("msinn-lite"))
+    x = tiles.crops(8, 64, 0.0, torch.Generator().manual_seed(1))
+    informed(model, x)
+    with torch.no_grad():
+        latents = model.analysis(x)
+        assert torch.allclose(model.synthesis(latents), x, atol=1e-4)
+        energy = [float(y.square().sum()) for y in latents]
+    assert sum(energy) == pytest.approx(float(x.square().sum()), rel=1e-4)
+    # Two of 256 samples per colour hold all but all of the energy; the finest latent holds details only.
+    assert sum(energy[:2]) > 0.9 * sum(energy)
+    assert energy[4] < 0.02 * sum(energy)
+    assert float(model.gain.detach()[3, 0, 0, 0]) == pytest.approx(math.sqrt(PAPER_LAMBDAS[3]) / 0.02)
+    assert torch.allclose(model.gain * model.inv_gain, torch.ones_like(model.gain))
+
+
+def test_eight_anchors_grow_to_twelve(tiles: Tiles) -> None:
+    torch.manual_seed(0)
+    old, new = preset("msinn-lite", anchor_num=8), preset("msinn-lite")
+    model = Msinn(old)
+    informed(model, tiles.crops(4, 32, 0.0, torch.Generator()))
+    grown = extend_anchors(model.state_dict(), old, new)
+    assert grown["gain"].shape[0] == 12
+    assert torch.equal(grown["gain"][:8], model.gain)
+    assert float(grown["gain"][11, 0, 0, 0]) == pytest.approx(math.sqrt(1.8) / 0.02, rel=1e-5)
+    with pytest.raises(CheckpointError, match="only 8"):
+        extend_anchors(grown, new, old)
+    with pytest.raises(CheckpointError, match="another depths"):
+        extend_anchors(model.state_dict(), dataclasses.replace(old, depths=(1, 1, 1, 1)), new)
+
+
+def test_every_rate_weighs_alike_once_means_are_known() -> None:
+    objective = RateDistortion((0.01, 1.0), CPU)
+    anchor = torch.tensor([0, 1, 1])
+    sample = Sample(anchor, torch.zeros(3), torch.zeros(3), torch.tensor([0.4, 8.0, 8.0]))
+    for _ in range(500):
+        objective.remember(sample)
+    assert objective.means.tolist() == pytest.approx([0.4, 8.0], rel=1e-3)
+    x = torch.zeros(2, 3, 4, 4)
+    bits = torch.tensor([[1.0], [2.0]]) * 16
+    loss, figures = objective(x, x + 2 / 255, bits, torch.tensor([0, 1]))
+    assert figures.bpp.tolist() == [1.0, 2.0]
+    assert figures.mse.tolist() == pytest.approx([4.0, 4.0])
+    assert float(loss) == pytest.approx(((1 + 0.01 * 4) / 0.4 + (2 + 1.0 * 4) / 8) / 2, rel=1e-3)
+
+
+def _trained(trainer: Trainer, tiles: Tiles, steps: int) -> list[float]:
+    return [trainer.step(tiles).loss for _ in range(steps)]
+
+
+def _assert_same(a: bytes, b: bytes) -> None:
+    (metadata_a, tensors_a), (metadata_b, tensors_b) = read_safetensors(a), read_safetensors(b)
+    assert metadata_a == metadata_b
+    assert tensors_a.keys() == tensors_b.keys()
+    assert [name for name in tensors_a if not torch.equal(tensors_a[name], tensors_b[name])] == []
+
+
+def test_a_resumed_run_repeats_the_curve_exactly(tiles: Tiles) -> None:
+    run = config(stages=(Stage(until=0.5, crop=32, batch=2), Stage(until=1.0, crop=64, batch=1, rate="rounded")))
+    straight = Trainer(run, CPU)
+    straight.initialise(tiles)
+    losses = _trained(straight, tiles, 6)
+    first = Trainer(run, CPU)
+    first.initialise(tiles)
+    begun = _trained(first, tiles, 3)
+    second = Trainer(run, CPU)
+    second.resume(first.state())
+    assert begun + _trained(second, tiles, 3) == losses
+    _assert_same(second.state(), straight.state())
+    assert losses[-1] < losses[0]
+
+
+def test_a_state_of_another_run_is_refused_by_name(tiles: Tiles) -> None:
+    trainer = Trainer(config(), CPU)
+    trainer.initialise(tiles)
+    state = trainer.state()
+    with pytest.raises(CheckpointError, match="another learning_rate"):
+        Trainer(config(learning_rate=1e-5), CPU).resume(state)
+    Trainer(config(max_minutes=5.0, log_every=3), CPU).resume(state)
+    with pytest.raises(CheckpointError, match="no training state"):
+        Trainer(config(), CPU).resume(trainer.model())
+    with pytest.raises(CheckpointError):
+        Trainer(config(), CPU).resume(state[:-100])
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_twenty_end_the_run(tiles: Tiles) -> None:
+    run = config(max_skips=3)
+    trainer = Trainer(run, CPU)
+    trainer.initialise(tiles)
+    trainer.step(tiles)
+    with torch.no_grad():
+        trainer.network.g_a0[0].actnorm.logs[0, 0] = float("nan")  # type: ignore[union-attr,index]
+    average = {name: value.clone() for name, value in trainer.average.items()}
+    before = trainer.network.gain.detach().clone()
+    assert trainer.step(tiles).skipped
+    assert trainer.step(tiles).skipped
+    assert torch.equal(trainer.network.gain, before)
+    assert all(torch.equal(trainer.average[name], value) for name, value in average.items())
+    with pytest.raises(TrainingFailed, match="3 steps in a row"):
+        trainer.step(tiles)
+    assert trainer.progress.num_skipped == 3
+
+
+def test_reduced_precision_touches_couplings_and_context_only(tiles: Tiles) -> None:
+    trainer = Trainer(config(precision="bf16"), CPU)
+    trainer.initialise(tiles)
+    exact = Trainer(config(), CPU)
+    exact.initialise(tiles)
+    x = tiles.crops(1, 64, 0.0, torch.Generator())
+    kinds: set[tuple[str, torch.dtype]] = set()
+    for name, module in trainer.network.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda _m, _i, out, name=name: kinds.add((name.split(".")[0], out.dtype)))
+    trainer.network.eval(), exact.network.eval()
+    reduced, plain = trainer.network(x, 5.0), exact.network(x, 5.0)
+    assert float(reduced[1].detach().sum()) == pytest.approx(float(plain[1].detach().sum()), rel=0.02)
+    flow = {"g_a0", "g_a1", "g_a2", "g_a3"}
+    assert {part for part, kind in kinds if kind == torch.bfloat16} == flow | {"cc_transforms", "sc_transforms", "lrp_transforms"}
+    assert {part for part, kind in kinds if kind == torch.float32} == {"entropy_parameters", "post_net"}
+
+
+def test_validation_leaves_the_run_as_it_was(tiles: Tiles) -> None:
+    trainer = Trainer(config(), CPU)
+    trainer.initialise(tiles)
+    _trained(trainer, tiles, 2)
+    before = trainer.state()
+    points = trainer.validate((tiles.crops(2, 64, 0.0, torch.Generator()) * 255).round().to(torch.uint8))
+    _assert_same(trainer.state(), before)
+    assert [point.q for point in points] == [1, 4, 7, 10]
+    assert all(a.bpp < b.bpp and a.psnr_db < b.psnr_db for a, b in pairwise(points))
