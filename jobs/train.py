@@ -345,8 +345,9 @@ class _Run:
                     self._row(window, result, window.steps / (now - window_started))
                     window, window_started = _Window(), now
                 if pictures is not None and config.validate_every and progress.step % config.validate_every == 0:
+                    pause = time.monotonic()
                     self._validate(pictures)
-                    window_started = time.monotonic()
+                    window_started += time.monotonic() - pause
                 if self.chief and time.monotonic() - saved > 60 * config.checkpoint_minutes:
                     self._save()
                     saved = time.monotonic()

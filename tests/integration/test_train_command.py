@@ -1,0 +1,182 @@
+"""`msinn train` as a user runs it: killed, stopped, resumed, in parts, in two processes, and given nonsense."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs import cli
+from jobs.train import write_parts
+from msinn_core.checkpoint import parse_model, read_state
+
+PHOTOS = Path(__file__).parents[2] / "infra" / "demo" / "photos"
+
+RUN = """
+name = "tiny"
+preset = "msinn-lite"
+steps = 24
+warmup_steps = 4
+tile = 128
+log_every = 1
+validate_every = 12
+valid_images = 2
+checkpoint_minutes = 0.0
+[[stages]]
+until = 1.0
+crop = 32
+batch = 2
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> list[str]:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RUN)
+    return ["train", str(path), "--data", str(PHOTOS), "--valid", str(PHOTOS), "--threads", "1"]
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """Log rows, without what a clock decides."""
+    found = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in ("minutes", "steps_per_s")} for row in found]
+
+
+def started(arguments: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "jobs.cli", *arguments], stderr=subprocess.PIPE)
+
+
+def wait_for_step(out: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (out / "log.jsonl").exists() and (out / "checkpoint.safetensors").exists() and len((out / "log.jsonl").read_text().splitlines()) >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the run made no steps")
+
+
+def test_a_killed_and_a_stopped_run_repeat_the_curve_of_one_that_ran_through(
+    run: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    through, broken = tmp_path / "through", tmp_path / "broken"
+    assert cli.main([*run, "--out", str(through)]) == 0
+    process = started([*run, "--out", str(broken)])
+    wait_for_step(broken, 5)
+    process.kill()
+    process.communicate()
+    process = started([*run, "--out", str(broken)])
+    wait_for_step(broken, len(rows(broken)) + 3)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[1].decode()
+    assert process.returncode in (130, 0)  # 0: it was done before the signal came
+    assert "resumed at step" in said
+    assert cli.main([*run, "--out", str(broken)]) == 0
+    assert rows(broken) == rows(through)
+    assert [row["step"] for row in rows(through) if "loss" in row] == list(range(1, 25))
+    assert (broken / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "min left" in capfd.readouterr().err
+
+
+def test_its_model_archives_and_begins_another_run(run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, model = tmp_path / "out", tmp_path / "tiny.safetensors"
+    assert cli.main([*run, "--out", str(out), "--steps", "3", "--split-mib", "4"]) == 0
+    parts = sorted(out.glob("model-*.safetensors.*-of-*"))
+    assert len(parts) == 3
+    assert b"".join(part.read_bytes() for part in parts) == (out / "model.safetensors").read_bytes()
+    assert cli.main(["models", "import", str(out / "model.safetensors"), "-o", str(model)]) == 0
+    assert parse_model(model.read_bytes()).name == "tiny"
+    assert read_state(out / "checkpoint.safetensors")[0].keys() == read_state(out / "model.safetensors")[0].keys()
+    (out / "model.safetensors").unlink()
+    again = tmp_path / "again"
+    start = ["--start", str(out / "model.safetensors")]
+    assert cli.main([*run, *start, "--out", str(again), "--steps", "1"]) == 0
+    parts[1].write_bytes(parts[1].read_bytes()[:-1])
+    assert cli.main([*run, *start, "--out", str(tmp_path / "third"), "--steps", "1"]) == 2
+    assert "not all there, or damaged" in capsys.readouterr().err
+
+
+def test_new_parts_replace_the_old_ones(tmp_path: Path) -> None:
+    write_parts(tmp_path / "m.safetensors", bytes(25), 10)
+    parts = write_parts(tmp_path / "m.safetensors", bytes(15), 10)
+    assert sorted(tmp_path.iterdir()) == parts
+    assert [part.stat().st_size for part in parts] == [10, 5]
+
+
+def test_a_set_that_does_not_fit_streams_and_resumes_exactly(run: list[str], tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(1)
+    for i in range(30):
+        Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)).resize((512, 512)).save(photos / f"{i:02d}.png")
+    run[run.index("--data") + 1] = str(photos)
+    run += ["--set", "resident_mib=1", "tile=512", "checkpoint_minutes=10.0", "stages=[{until=1.0, crop=32, batch=24}]"]
+    assert cli.main([*run, "--out", str(tmp_path / "a"), "--steps", "4"]) == 0
+    assert cli.main([*run, "--out", str(tmp_path / "b"), "--steps", "4", "--max-minutes", "0.0001"]) == 0
+    assert len(rows(tmp_path / "b")) < len(rows(tmp_path / "a"))
+    assert cli.main([*run, "--out", str(tmp_path / "b"), "--steps", "4"]) == 0
+    assert [row["loss"] for row in rows(tmp_path / "b") if "loss" in row] == [row["loss"] for row in rows(tmp_path / "a") if "loss" in row]
+
+
+def test_two_processes_share_a_run(run: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "two"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29571", "-m", "jobs.cli"]
+    result = subprocess.run(
+        [*command, *run, "--out", str(out), "--steps", "3"], capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("done at step 3") == 1
+    assert [row["step"] for row in rows(out) if "loss" in row] == [1, 2, 3]
+    alone = tmp_path / "alone"
+    assert cli.main([*run, "--out", str(alone), "--steps", "3"]) == 0
+    assert rows(alone)[0] != rows(out)[0]  # other crops: the sources are shared out
+
+
+def test_profile_says_where_the_time_goes(run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*run, "--out", str(tmp_path / "p"), "--profile", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "steps/s; data " in said
+    assert "outside the network" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        (["--data", "NOWHERE"], 2, "does not exist"),
+        (["--data", "EMPTY"], 2, "is empty"),
+        (["--data", "TEXT"], 2, "not one colour image of at least 128 x 128"),
+        (["--valid", "TEXT"], 2, "to validate on"),
+        (["--set", "no_such=1"], 2, "KEY=VALUE"),
+        (["--set", "tile=many"], 2, "tile is 'many'"),
+        (["--steps", "0"], 2, "steps is 0"),
+        (["--start", "NOWHERE"], 2, "cannot read"),
+        (["--start", "TEXT/a.txt"], 2, "no checkpoint"),
+        (["--device", "abacus"], 2, "--device abacus"),
+    ],
+)
+def test_nonsense_is_one_sentence(
+    change: list[str], code: int, says: str, run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "TEXT").mkdir()
+    (tmp_path / "TEXT" / "a.txt").write_text("no image")
+    change = [str(tmp_path / word) if word[0].isupper() else word for word in change]
+    assert cli.main([*run, "--out", str(tmp_path / "o"), *change]) == code
+    said = capsys.readouterr().err
+    assert says in said
+    assert "Traceback" not in said
+
+
+def test_a_file_that_is_no_checkpoint_is_not_overwritten(run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
+    assert cli.main([*run, "--out", str(tmp_path)]) == 2
+    assert "not a readable safetensors file" in capsys.readouterr().err
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == b"not a checkpoint"
