@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_OUT ?= demo-out
 BIN := $(VENV)/bin
-INPUTS := pyproject.toml infra/constraints.txt msinn_core/entropy/_rans.c
+INPUTS := pyproject.toml infra/constraints.txt msinn_core/entropy/_rans.c msinn_core/integer/_int16.c
 
 .PHONY: demo test
 

@@ -241,11 +241,11 @@ def _inspect_model(data: bytes) -> None:
     from msinn_core.checkpoint import parse_model
 
     model = parse_model(data)
-    parameters = sum(p.numel() for p in model.network.parameters())
+    parameters = model.num_parameters
     print(f"model      {model.name}, profile {model.profile}, {parameters:,} parameters, {len(data):,} bytes")
     print(f"sha256     {model.sha256}")
     print(f"tables     {len(model.tables.offsets)} scales, {len(model.tables.cdf):,} counts")
-    print(f"config     {model.network.config.to_json()}")
+    print(f"config     {model.config.to_json()}")
 
 
 def _inspect_bitstream(data: bytes) -> None:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from msinn_core.checkpoint import Calibration
+    from msinn_core.codec import Picture
+    from msinn_core.config import MsinnConfig
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -20,7 +29,11 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     bringing.add_argument("checkpoint", metavar="CKPT")
     bringing.add_argument("-o", "--output", required=True, metavar="OUT.safetensors")
     bringing.add_argument("--name", help="name of the model (default: the output's)")
-    bringing.add_argument("--calibrate", metavar="FOLDER", help="images to measure the constants of rate prediction on (a dozen will do)")
+    bringing.add_argument(
+        "--profile", choices=("int", "float"), default="int", help="int: what archives are made with (default); float: for evaluation"
+    )
+    bringing.add_argument("--calibrate", metavar="FOLDER", help="a dozen photographs: they set integer ranges and the constants of rate prediction")
+    bringing.add_argument("--half", action="store_true", help="float profile: store weights as float16, as a start for training")
     bringing.set_defaults(command=_import)
 
 
@@ -33,8 +46,8 @@ def _list(arguments: argparse.Namespace) -> int:
             "name": name,
             "sha256": digest,
             "profile": model.profile,
-            "q_max": model.network.config.q_max,
-            "parameters": sum(p.numel() for p in model.network.parameters()),
+            "q_max": model.config.q_max,
+            "parameters": model.num_parameters,
             "bytes": len(model.data),
             "file": str(WEIGHTS / f"{name}.safetensors"),
         }
@@ -54,37 +67,74 @@ def _import(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     if output.suffix != ".safetensors":
         raise UsageError(f"{output} must end in .safetensors")
+    if arguments.profile == "int" and not arguments.calibrate:
+        raise UsageError(
+            "an integer model is packed by the ranges of real pictures: give --calibrate FOLDER with a dozen photographs, or --profile float"
+        )
     state, config = read_state(Path(arguments.checkpoint))
     name = arguments.name or output.stem
     config = replace(config or infer_config(state), name=name)
-    data = model_bytes(config, state, name=name)
-    if arguments.calibrate:
-        data = _calibrated(data, arguments.calibrate, state, name)
+    pictures = _pictures(arguments.calibrate) if arguments.calibrate else []
+    if arguments.profile == "int":
+        data = _packed(config, state, name, pictures)
+    else:
+        data = model_bytes(config, state, name=name, half=arguments.half)
+        if pictures:
+            data = model_bytes(config, state, name=name, half=arguments.half, calibration=_fitted(data, pictures))
     try:
         output.write_bytes(data)
     except OSError as error:
         raise StorageError(f"cannot write {output}: {error.strerror}") from error
     model = parse_model(data)
-    print(f"{output}: {name}, {model.sha256}, {sum(p.numel() for p in model.network.parameters()):,} parameters")
+    print(f"{output}: {name}, profile {model.profile}, {model.sha256}, {model.num_parameters:,} parameters")
     return 0
 
 
-def _calibrated(data: bytes, source: str, state: object, name: str) -> bytes:
-    from msinn_core import calibration
-    from msinn_core.checkpoint import model_bytes, parse_model
-    from msinn_core.codec import Codec, Picture
+def _pictures(source: str) -> list[Picture]:
+    from msinn_core.codec import Picture
     from pipeline import images
     from pipeline.errors import SourceError
     from pipeline.sources import Fetcher, scan
 
-    model = parse_model(data)
-    codec, fetcher = Codec(model), Fetcher()
-    pictures = []
+    fetcher, pictures = Fetcher(), []
     for record in scan(source).records:
-        loaded = images.load(fetcher.fetch(record.part), max_pixels=codec.max_pixels)
+        loaded = images.load(fetcher.fetch(record.part), max_pixels=32_000_000)
         if loaded.picture is not None and loaded.picture.pixels.ndim == 3:
             pictures.append(Picture(pixels=loaded.picture.pixels))
     if not pictures:
         raise SourceError(f"{source} holds no colour image to calibrate on")
-    fitted = calibration.fit(codec, pictures)
-    return model_bytes(model.network.config, state, name=name, tables=model.tables, calibration=fitted)  # type: ignore[arg-type]
+    return pictures
+
+
+def _fitted(data: bytes, pictures: list[Picture]) -> Calibration:
+    """Constants of rate prediction of a model file."""
+    from msinn_core import calibration
+    from msinn_core.checkpoint import parse_model
+    from msinn_core.codec import Codec
+
+    return calibration.fit(Codec(parse_model(data)), pictures)
+
+
+def _packed(config: MsinnConfig, state: Mapping[str, Tensor], name: str, pictures: list[Picture]) -> bytes:
+    """A model file of the integer profile."""
+    import torch
+
+    from msinn_core.checkpoint import integer_model_bytes, load_parameters
+    from msinn_core.config import SIZE_MULTIPLE
+    from msinn_core.engines import golden_digest
+    from msinn_core.integer.network import IntegerNetwork
+    from msinn_core.integer.ops import Portable
+    from msinn_core.integer.packing import pack
+    from msinn_core.model import Msinn
+
+    network = Msinn(config)
+    load_parameters(network, state)
+    crops = []
+    for picture in pictures:
+        height, width = (min(512, side - side % SIZE_MULTIPLE) for side in picture.pixels.shape[:2])
+        if height and width:
+            crops.append(torch.from_numpy(picture.pixels[:height, :width].copy()).permute(2, 0, 1)[None].float() / 255)
+    packed = pack(network, crops)
+    golden = golden_digest(IntegerNetwork(config, packed, Portable()))
+    data = integer_model_bytes(config, packed, golden, name=name)
+    return integer_model_bytes(config, packed, golden, name=name, calibration=_fitted(data, pictures))

@@ -1,7 +1,8 @@
 """Model files: safetensors only, identified by the SHA-256 of their bytes; import of official research checkpoints.
 
-A model file holds the network (`net.*`), the CDF tables (`tables.*`), the constants of rate prediction (`calibration.*`) and, as metadata, format
-version, name, profile and configuration. Nothing in it is executed and nothing in it is recomputed by a decoder.
+A model file holds the network (`net.*` of the float profile, `int.*` of the integer profile), the CDF tables (`tables.*`), the constants of rate
+prediction (`calibration.*`) and, as metadata, format version, name, profile and configuration. Nothing in it is executed and nothing in it is
+recomputed by a decoder.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -152,8 +154,11 @@ class LoadedModel:
     Attributes:
         name: As stored in the file.
         sha256: Hex digest of the whole file: the model's identity.
-        profile: `float`.
-        network: Folded for inference.
+        profile: `float` or `int`.
+        config: Shape of the network.
+        network: Folded for inference; None for an integer model.
+        integer: Packed tensors of an integer model; empty for a float one.
+        golden: Digest that an integer backend must reproduce (`engines.golden_digest`).
         tables: CDF tables.
         calibration: Constants of rate prediction.
         data: The file's bytes, to be archived beside what is coded with it.
@@ -162,10 +167,20 @@ class LoadedModel:
     name: str
     sha256: str
     profile: str
-    network: Msinn
+    config: MsinnConfig
+    network: Msinn | None
+    integer: dict[str, NDArray[Any]]
+    golden: bytes
     tables: Tables
     calibration: Calibration
     data: bytes
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the network."""
+        if self.network is not None:
+            return sum(p.numel() for p in self.network.parameters())
+        return sum(array.size for name, array in self.integer.items() if not name.startswith(("tables.", "levels.")))
 
 
 def model_bytes(
@@ -175,6 +190,7 @@ def model_bytes(
     name: str,
     tables: Tables | None = None,
     calibration: Calibration | None = None,
+    half: bool = False,
 ) -> bytes:
     """A model file of the float profile.
 
@@ -184,15 +200,46 @@ def model_bytes(
         name: What people call it.
         tables: CDF tables; built here once if not given.
         calibration: Constants of rate prediction; neutral ones if not given.
+        half: Store the weights of convolutions as float16: half the size, and as good a start for training.
 
     Raises:
         CheckpointError: Parameters and configuration do not agree.
     """
     network = Msinn(config)
     load_parameters(network, state)
+    tensors = {f"net.{key}": value.contiguous() for key, value in network.state_dict().items()}
+    if half:
+        tensors = {key: value.half() if key.endswith("weight") and "permute" not in key else value for key, value in tensors.items()}
+    return _file(tensors, config, name, "float", tables, calibration)
+
+
+def integer_model_bytes(
+    config: MsinnConfig,
+    packed: Mapping[str, NDArray[Any]],
+    golden: bytes,
+    *,
+    name: str,
+    tables: Tables | None = None,
+    calibration: Calibration | None = None,
+) -> bytes:
+    """A model file of the integer profile.
+
+    Args:
+        config: The network's shape.
+        packed: From `integer.packing.pack`.
+        golden: Their golden vector.
+        name: What people call it.
+        tables: CDF tables; built here once if not given.
+        calibration: Constants of rate prediction; neutral ones if not given.
+    """
+    tensors = {f"int.{key}": torch.from_numpy(np.array(value, order="C")) for key, value in packed.items()}
+    tensors["golden.sha256"] = torch.frombuffer(bytearray(golden), dtype=torch.uint8)
+    return _file(tensors, config, name, "int", tables, calibration)
+
+
+def _file(tensors: dict[str, Tensor], config: MsinnConfig, name: str, profile: str, tables: Tables | None, calibration: Calibration | None) -> bytes:
     tables = tables or gaussian_tables()
     calibration = calibration or Calibration.neutral(config.anchor_num)
-    tensors = {f"net.{key}": value.contiguous() for key, value in network.state_dict().items()}
     tensors |= {
         "tables.cdf": torch.from_numpy(tables.cdf.astype(np.int32)),
         "tables.starts": torch.from_numpy(tables.starts.copy()),
@@ -202,7 +249,7 @@ def model_bytes(
         "calibration.log_mse_bias": torch.from_numpy(calibration.log_mse_bias.copy()),
         "calibration.log_rate_bias": torch.from_numpy(calibration.log_rate_bias.copy()),
     }
-    return save(tensors, metadata={"format": FORMAT, "name": name, "profile": "float", "config": config.to_json()})
+    return save(tensors, metadata={"format": FORMAT, "name": name, "profile": profile, "config": config.to_json()})
 
 
 def parse_model(data: bytes) -> LoadedModel:
@@ -214,8 +261,9 @@ def parse_model(data: bytes) -> LoadedModel:
     metadata, tensors = read_safetensors(data)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"this file is of format {metadata.get('format')!r}, not {FORMAT}: make one with `msinn models import`")
-    if metadata.get("profile") != "float":
-        raise CheckpointError(f"the model is of profile {metadata.get('profile')!r}; this version runs float models")
+    profile = metadata.get("profile", "")
+    if profile not in ("float", "int"):
+        raise CheckpointError(f"the model is of profile {profile!r}; this version runs float and int models")
     try:
         config = MsinnConfig.from_json(metadata["config"])
         tables = Tables(
@@ -227,18 +275,25 @@ def parse_model(data: bytes) -> LoadedModel:
         calibration = Calibration(
             *(tensors[f"calibration.{key}"].numpy().astype(np.float64) for key in ("level_weights", "log_mse_bias", "log_rate_bias"))
         )
+        golden = tensors["golden.sha256"].numpy().tobytes() if profile == "int" else b""
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"the model file is incomplete: {error}") from error
     shapes = [len(array) for array in (calibration.level_weights, calibration.log_mse_bias, calibration.log_rate_bias)]
     if shapes != [len(LATENT_CHANNELS), config.anchor_num, config.anchor_num]:
         raise CheckpointError("the rate prediction constants of the model file have the wrong lengths")
-    network = Msinn(config)
-    load_parameters(network, {key.removeprefix("net."): value for key, value in tensors.items() if key.startswith("net.")})
+    network = None
+    if profile == "float":
+        network = Msinn(config)
+        load_parameters(network, {key.removeprefix("net."): value for key, value in tensors.items() if key.startswith("net.")})
+        network.fold()
     return LoadedModel(
         name=metadata.get("name", "unnamed"),
         sha256=hashlib.sha256(data).hexdigest(),
-        profile="float",
-        network=network.fold(),
+        profile=profile,
+        config=config,
+        network=network,
+        integer={key.removeprefix("int."): value.numpy() for key, value in tensors.items() if key.startswith("int.")},
+        golden=golden,
         tables=tables,
         calibration=calibration,
         data=data,
@@ -272,7 +327,13 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], MsinnConfig | None]:
     try:
         if path.suffix == ".safetensors":
             metadata, state = read_safetensors(path.read_bytes())
-            state = {key.removeprefix("net."): value for key, value in state.items() if not key.startswith(_NOT_PARAMETERS)}
+            if metadata.get("profile") == "int":
+                raise CheckpointError(f"{path} is an integer model; begin from the float model that it was packed from")
+            state = {
+                key.removeprefix("net."): value.float() if value.dtype == torch.float16 else value
+                for key, value in state.items()
+                if not key.startswith(_NOT_PARAMETERS)
+            }
             return state, MsinnConfig.from_json(metadata["config"]) if "config" in metadata else None
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

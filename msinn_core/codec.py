@@ -12,7 +12,7 @@ decode(bytes) -> picture, symbols        everything back
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msinn_core import bitstream, context
+from msinn_core import bitstream
 from msinn_core.bitstream import Bitstream
 from msinn_core.checkpoint import LoadedModel
 from msinn_core.config import LATENT_CHANNELS, LATENT_STRIDES, SIZE_MULTIPLE
+from msinn_core.engines import Engine, engine_for, flat
 from msinn_core.entropy import rans
 from msinn_core.errors import BitstreamError, CodecError, ConfigError
-from msinn_core.layers import pack
+from msinn_core.integer.ops import Compiled, Portable
 from msinn_core.quantiser import rate_aware_round, widened_zone
 
 DEFAULT_MAX_PIXELS = 32_000_000
@@ -66,10 +67,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Latents:
-    """A transformed picture: y5..y1 (batch of one) of the padded size, and the picture itself."""
+    """A transformed picture: y5..y1 of the padded size, as the engine has them, and the picture itself."""
 
     picture: Picture
-    y: list[Tensor]
+    y: list[Any]
 
 
 @dataclass(frozen=True)
@@ -97,67 +98,6 @@ class Curves:
     mse: NDArray[np.float64]
 
 
-@dataclass
-class _Collector:
-    """Encoder side of the walk: rounds, remembers."""
-
-    y: list[Tensor]
-    thresholds: Tensor
-    zone: Tensor
-    symbols_out: list[NDArray[np.int32]] = field(default_factory=list)
-    indexes_out: list[NDArray[np.uint8]] = field(default_factory=list)
-
-    def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
-        indexes = _table_indexes(scales, self.thresholds)
-        exact = ((pack(self.y[k], parity) - means) * gain).contiguous()
-        rounded = rate_aware_round(exact, indexes.to(torch.int64).reshape(exact.shape), self.zone)
-        self.symbols_out.append(_flat(rounded.to(torch.int32)))
-        self.indexes_out.append(_flat(indexes))
-        return rounded
-
-
-@dataclass
-class _Reader:
-    """Decoder side of the walk: reads."""
-
-    streams: tuple[bytes, ...]
-    model: LoadedModel
-    thresholds: Tensor
-    symbols_out: list[NDArray[np.int32]] = field(default_factory=list)
-
-    def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
-        stream = self.streams[len(self.symbols_out)]
-        flat = rans.decode(stream, _flat(_table_indexes(scales, self.thresholds)), self.model.tables)
-        self.symbols_out.append(flat)
-        return torch.from_numpy(flat).to(means.device, torch.float32).reshape(means.shape)
-
-
-@dataclass
-class _Prober:
-    """Walks like the encoder and remembers residuals and scales, from which every other q follows."""
-
-    y: list[Tensor]
-    scale_gains: list[Tensor]
-    thresholds: Tensor
-    zone: Tensor
-    residuals: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
-
-    def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
-        residual = pack(self.y[k], parity) - means
-        self.residuals.append((k, residual, scales / self.scale_gains[k]))
-        return rate_aware_round((residual * gain).contiguous(), _table_indexes(scales, self.thresholds).to(torch.int64), self.zone)
-
-
-def _table_indexes(scales: Tensor, thresholds: Tensor) -> Tensor:
-    # A contiguous copy: streams run in C order whatever the memory format of the convolutions.
-    return torch.bucketize(scales.contiguous(), thresholds, out_int32=True).to(torch.uint8)
-
-
-def _flat(values: Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = values.cpu().numpy().reshape(-1)
-    return array
-
-
 def _padded(side: int) -> int:
     return -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE
 
@@ -169,21 +109,32 @@ class Codec:
         model: From `checkpoint.load_model`.
         device: Where the network runs.
         max_pixels: Pictures above are refused, before anything is allocated for them.
+        threads: CPU threads of the integer network; the float one follows torch.
+        backend: Integer backend to use instead of the best there is.
+
+    Raises:
+        CheckpointError: The machine does not reproduce the model's golden vector.
     """
 
-    def __init__(self, model: LoadedModel, *, device: str = "cpu", max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        device: str = "cpu",
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        threads: int = 1,
+        backend: Compiled | Portable | None = None,
+    ) -> None:
         self.model = model
         self.max_pixels = max_pixels
-        self._device = torch.device(device)
-        self._net = model.network.to(self._device)
-        self._thresholds = torch.from_numpy(model.tables.thresholds).to(self._device)
-        self._zone = torch.from_numpy(widened_zone(model.tables)).to(self._device)
+        self.engine: Engine = engine_for(model, device=device, threads=threads, backend=backend)
+        self._zone = torch.from_numpy(widened_zone(model.tables))
         self._costs = model.tables.symbol_bits()
 
     @property
     def q_max(self) -> float:
         """Largest q (best quality)."""
-        return self.model.network.config.q_max
+        return self.model.config.q_max
 
     def quantise_q(self, q: float) -> float:
         """The nearest q that a bitstream can carry.
@@ -211,21 +162,17 @@ class Codec:
         pixels = picture.pixels if picture.pixels.ndim == 3 else np.repeat(picture.pixels[:, :, None], 3, axis=2)
         padding = ((0, _padded(height) - height), (0, _padded(width) - width), (0, 0))
         pixels = np.pad(pixels, padding, mode="edge") if any(p[1] for p in padding) else np.require(pixels, requirements=["C", "W"])
-        # A view with channels last, the convolutions' fast layout.
-        x = torch.from_numpy(pixels).to(self._device)[None].permute(0, 3, 1, 2).float() / 255
-        return Latents(picture, self._net.analysis(x))
+        return Latents(picture, self.engine.transform(pixels))
 
-    def _shape(self, width: int, height: int) -> tuple[int, int, int]:
-        return 1, _padded(height) // LATENT_STRIDES[0], _padded(width) // LATENT_STRIDES[0]
+    def _shape(self, width: int, height: int) -> tuple[int, int]:
+        return _padded(height) // LATENT_STRIDES[0], _padded(width) // LATENT_STRIDES[0]
 
     @torch.inference_mode()
     def compress(self, latents: Latents, q: float) -> Symbols:
         """Symbols and table indexes at rate index q (rounded to 1/1024). Raises `ConfigError` for q out of range."""
         q = self.quantise_q(q)
         height, width = latents.picture.pixels.shape[:2]
-        collector = _Collector(latents.y, self._thresholds, self._zone)
-        self._net.walk(collector, self._net.gains(q), self._shape(width, height), finest=False)
-        return Symbols(latents.picture, q, collector.symbols_out, collector.indexes_out)
+        return Symbols(latents.picture, q, *self.engine.compress(latents.y, q, self._shape(width, height)))
 
     def pack(self, symbols: Symbols) -> bytes:
         """Entropy-code and serialise. Raises `CodecError` if the picture does not fit the format."""
@@ -259,18 +206,15 @@ class Codec:
         self._check_size(stream.width, stream.height)
         if stream.q > self.q_max:
             raise BitstreamError(f"the bitstream declares q = {stream.q}; its model ends at {self.q_max:g}")
-        reader = _Reader(stream.streams, self.model, self._thresholds)
-        x_hat = self._net.walk(reader, self._net.gains(stream.q), self._shape(stream.width, stream.height))
-        assert x_hat is not None
-        pixels = (x_hat[0, :, : stream.height, : stream.width].clamp(0, 1) * 255).round()
+        padded, symbols = self.engine.decode(stream.streams, stream.q, self._shape(stream.width, stream.height))
+        array = np.ascontiguousarray(padded[: stream.height, : stream.width])
         if stream.colour == "grey":
-            array = pixels.mean(dim=0).round().to(torch.uint8).cpu().numpy()
-        else:
-            array = pixels.permute(1, 2, 0).to(torch.uint8).contiguous().cpu().numpy()
+            # The nearest whole number to the mean of the three.
+            array = ((array.sum(axis=2, dtype=np.uint16) + 1) // 3).astype(np.uint8)
         boxes = stream.boxes
         alpha = _read_alpha(boxes[bitstream.ALPHA], stream) if bitstream.ALPHA in boxes else None
         picture = Picture(pixels=array, alpha=alpha, icc=boxes.get(bitstream.ICC), exif=boxes.get(bitstream.EXIF), xmp=boxes.get(bitstream.XMP))
-        return picture, reader.symbols_out
+        return picture, symbols
 
     @torch.inference_mode()
     def curves(self, latents: Latents) -> Curves:
@@ -283,13 +227,12 @@ class Codec:
         calibration = self.model.calibration
         anchors = np.arange(int(self.q_max) + 1, dtype=np.float64)
         probe_q = self.quantise_q(PROBE_Q_SHARE * self.q_max)
-        gains = self._net.gains(probe_q)
-        prober = _Prober(latents.y, [gains.level(k)[2] for k in range(context.NUM_STEPS)], self._thresholds, self._zone)
-        self._net.walk(prober, gains, self._shape(width, height), finest=False)
-        exact = sum(self._quantise(r, s, *gains.level(k))[1] for k, r, s in prober.residuals)
-        at_all = [self._net.gains(q) for q in (*anchors, probe_q)]
+        gains = self.engine.gains(probe_q)
+        residuals = self.engine.probe(latents.y, probe_q, self._shape(width, height))
+        exact = sum(self._quantise(r, s, *gains.level(k))[1] for k, r, s in residuals)
+        at_all = [self.engine.gains(q) for q in (*anchors, probe_q)]
         bits, squares = np.zeros(len(at_all)), np.zeros((len(at_all), len(LATENT_CHANNELS)))
-        for k, residual, scale in prober.residuals:
+        for k, residual, scale in residuals:
             # A quarter of the positions of the two finest latents says as much: they are nine tenths of all symbols.
             step = 2 if k >= 3 and min(residual.shape[2:]) >= 32 else 1
             num_positions = residual.shape[2] * residual.shape[3]
@@ -311,11 +254,11 @@ class Codec:
     def _quantise(self, residual: Tensor, scale: Tensor, gain: Tensor, inv_gain: Tensor, scale_gain: Tensor) -> tuple[float, float]:
         """Summed squared error and table bits of residuals at other gains."""
         bits, base, size = self._costs
-        indexes = _table_indexes(scale * scale_gain, self._thresholds)
-        symbols = rate_aware_round((residual * gain).contiguous(), indexes.to(torch.int64), self._zone)
+        indexes = self.engine.table_indexes(scale * scale_gain)
+        symbols = rate_aware_round((residual * gain).contiguous(), indexes.to(torch.int64), self._zone.to(residual.device))
         error = float((residual - symbols * inv_gain).square().sum())
-        table = _flat(indexes)
-        position = _flat(symbols.to(torch.int64)) - self.model.tables.offsets[table]
+        table = flat(indexes)
+        position = flat(symbols.to(torch.int64)) - self.model.tables.offsets[table]
         size_of = size[table]
         position = np.where((position >= 0) & (position < size_of), position, size_of)
         return error, float(bits[base[table] + position].sum(dtype=np.float64))

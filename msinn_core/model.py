@@ -47,23 +47,32 @@ class Estimator:
 
     Args:
         latents: y5..y1.
+        rate_aware: Round as our encoders do (`quantiser`), not to the nearest.
         training: Values pass their gradient straight through the rounding.
-        noise: When training, the rate is taken at values plus uniform noise instead of at the rounded values: smoother gradients, but blind to what
-            the rounding does to the distribution, so that runs end without it.
+        noise: When training, the rate is taken at values plus uniform noise. Without, it is the symbols' own: the scales learn what the rounding does
+            to the distribution, while the values keep the gradient that noise gives (a rounded value has none of its own: trained straight
+            through, gains only ever rise).
     """
 
-    def __init__(self, latents: list[Tensor], *, training: bool, noise: bool = True) -> None:
+    def __init__(self, latents: list[Tensor], *, training: bool, rate_aware: bool = False, noise: bool = True) -> None:
         self.latents = latents
+        self.rate_aware = rate_aware
         self.training = training
         self.noise = noise
         self.bits: list[Tensor] = [latents[0].new_zeros(latents[0].shape[0]) for _ in latents]
 
     def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
         exact = (pack(self.latents[k], parity) - means) * gain
-        rounded = rate_aware_round_continuous(exact, scales)
+        rounded = rate_aware_round_continuous(exact, scales) if self.rate_aware else torch.round(exact)
         symbols = exact + (rounded - exact).detach() if self.training else rounded
-        for_rate = exact + (torch.rand_like(exact) - 0.5) if self.training and self.noise else symbols
-        self.bits[k] = self.bits[k] + gaussian_bits(for_rate, scales).sum(dim=(1, 2, 3))
+        if not self.training:
+            bits = gaussian_bits(rounded, scales)
+        elif self.noise:
+            bits = gaussian_bits(exact + (torch.rand_like(exact) - 0.5), scales)
+        else:
+            noisy = gaussian_bits(exact + (torch.rand_like(exact) - 0.5), scales.detach())
+            bits = gaussian_bits(rounded, scales) + (noisy - noisy.detach())
+        self.bits[k] = self.bits[k] + bits.sum(dim=(1, 2, 3))
         return symbols
 
 
@@ -90,6 +99,7 @@ class Msinn(nn.Module):
         self.post_net = post_filter(config.post_filter)
         self.reduced: torch.dtype | None = None
         self.noise = True
+        self.rate_aware = False
 
     @property
     def levels(self) -> list[Level]:
@@ -189,7 +199,7 @@ class Msinn(nn.Module):
     def forward(self, x: Tensor, q: float | Tensor) -> tuple[Tensor, Tensor]:
         """See the class. Raises `ConfigError` for a bad q or size."""
         latents = self.analysis(x)
-        estimator = Estimator(latents, training=self.training, noise=self.noise)
+        estimator = Estimator(latents, training=self.training, rate_aware=self.rate_aware, noise=self.noise)
         n, _, h, w = latents[0].shape
         x_hat = self.walk(estimator, self.gains(q), (n, h, w))
         assert x_hat is not None

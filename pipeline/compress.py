@@ -130,8 +130,13 @@ class Run:
         self.store = Store(destination)
         _refuse_nested(source, self.store)
         self.model: LoadedModel = _model(config.model, self.store)
-        if config.budget.kind == "q" and config.budget.value > self.model.network.config.q_max:
-            raise UsageError(f"--q is {config.budget.value:g}; model {self.model.name} takes 0 to {self.model.network.config.q_max:g}")
+        if self.model.profile != "int":
+            raise UsageError(
+                f"model {self.model.name} is of the float profile, whose archives decode on like machines only: pack it with "
+                "`msinn models import CKPT -o OUT --calibrate FOLDER`, and name the result with --model"
+            )
+        if config.budget.kind == "q" and config.budget.value > self.model.config.q_max:
+            raise UsageError(f"--q is {config.budget.value:g}; model {self.model.name} takes 0 to {self.model.config.q_max:g}")
         self.scan: Scan = scan(source, image_column=config.image_column)
         self.shard_ids = shard_plan(self.scan.records)
         self.skip: dict[int, str] = {}

@@ -28,7 +28,7 @@ class Stage:
         until: Share of the run at which the stage ends, in (0, 1].
         crop: Side of the square crops in pixels, a multiple of 32.
         batch: Crops a step (on each GPU).
-        rate: `noise` (rate at values plus uniform noise) or `rounded` (at the symbols themselves).
+        rate: `noise` (rate at values plus uniform noise) or `rounded` (of the symbols themselves: see `model.Estimator`).
     """
 
     until: float

@@ -94,6 +94,7 @@ class Trainer:
         self.rank = rank
         torch.manual_seed(config.seed)
         self.network = Msinn(config.network()).to(device)
+        self.network.rate_aware = True
         if config.channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.reduce_precision(torch.bfloat16 if config.precision == "bf16" else None)

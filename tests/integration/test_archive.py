@@ -343,7 +343,9 @@ def test_hostile_names_in_a_manifest_never_leave_the_target(copy: Path, tmp_path
         (["verify", "DST", "--decode", "--sample", "0%"], 2, "--sample"),
         (["inspect", "SRC/photo000.png"], 5, "not an msinn bitstream"),
         (["inspect", "/nonexistent"], 2, "cannot read"),
-        (["models", "import", "SRC/photo000.png", "-o", "DST/x.safetensors"], 2, "no checkpoint"),
+        (["models", "import", "SRC/photo000.png", "-o", "DST/x.safetensors", "--profile", "float"], 2, "no checkpoint"),
+        (["models", "import", "SRC/photo000.png", "-o", "DST/x.safetensors"], 2, "--calibrate"),
+        (["compress", "SRC", "DST/f", "--q", "3", "--model", "msinn-lite-float"], 2, "like machines only"),
     ],
 )
 def test_usage_errors_are_one_sentence(
@@ -392,11 +394,17 @@ def test_models_import_from_a_research_checkpoint(tmp_path: Path, capfd: pytest.
 
     state = randomised(dataclasses.replace(TINY, context_activation="gelu")).state_dict()
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "model.pth.tar")
-    assert main(["models", "import", str(tmp_path / "model.pth.tar"), "-o", str(tmp_path / "model.safetensors")]) == 0
+    command = ["models", "import", str(tmp_path / "model.pth.tar"), "-o", str(tmp_path / "model.safetensors")]
+    assert main([*command, "--profile", "float"]) == 0
     assert main(["inspect", str(tmp_path / "model.safetensors")]) == 0
     assert "profile float" in capfd.readouterr().out
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 96, 3), np.uint8)).save(tmp_path / "photos" / "a.png")
+    assert main([*command, "--calibrate", str(tmp_path / "photos")]) == 0
+    assert main(["inspect", str(tmp_path / "model.safetensors")]) == 0
+    assert "profile int" in capfd.readouterr().out
     torch.save({"state_dict": state, "evil": subprocess.Popen}, tmp_path / "evil.pth.tar")
-    assert main(["models", "import", str(tmp_path / "evil.pth.tar"), "-o", str(tmp_path / "x.safetensors")]) == 2
+    assert main(["models", "import", str(tmp_path / "evil.pth.tar"), "-o", str(tmp_path / "x.safetensors"), "--profile", "float"]) == 2
     assert "read safely" in capfd.readouterr().err
 
 

@@ -92,7 +92,7 @@ def test_its_model_archives_and_begins_another_run(run: list[str], tmp_path: Pat
     parts = sorted(out.glob("model-*.safetensors.*-of-*"))
     assert len(parts) == 3
     assert b"".join(part.read_bytes() for part in parts) == (out / "model.safetensors").read_bytes()
-    assert cli.main(["models", "import", str(out / "model.safetensors"), "-o", str(model)]) == 0
+    assert cli.main(["models", "import", str(out / "model.safetensors"), "-o", str(model), "--profile", "float", "--half"]) == 0
     assert parse_model(model.read_bytes()).name == "tiny"
     assert read_state(out / "checkpoint.safetensors")[0].keys() == read_state(out / "model.safetensors")[0].keys()
     (out / "model.safetensors").unlink()

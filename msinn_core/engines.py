@@ -1,0 +1,307 @@
+"""What turns pixels into symbols and symbols into pixels: the float network, or the integer one. One interface, used by `codec.Codec`."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from msinn_core import context
+from msinn_core.checkpoint import LoadedModel
+from msinn_core.entropy import rans
+from msinn_core.entropy.tables import Tables
+from msinn_core.errors import CheckpointError
+from msinn_core.gain import Gains
+from msinn_core.integer.network import IntegerNetwork, half_of
+from msinn_core.integer.ops import I16, I32, Compiled, Portable, best_backend
+from msinn_core.layers import pack
+from msinn_core.model import Msinn
+from msinn_core.quantiser import rate_aware_round, widened_zone
+
+Flat32 = NDArray[np.int32]
+Flat8 = NDArray[np.uint8]
+
+GOLDEN_Q = 5.5
+GOLDEN_SHAPE = (2, 4)
+
+
+class Engine(Protocol):
+    """A network with its tables. Pictures are uint8 `[H, W, 3]`, sides multiples of 32; latents are whatever `transform` makes."""
+
+    def transform(self, pixels: NDArray[np.uint8]) -> list[Any]:
+        """Latents of a picture, y5..y1."""
+
+    def compress(self, latents: list[Any], q: float, shape: tuple[int, int]) -> tuple[list[Flat32], list[Flat8]]:
+        """Symbols and table indexes of the ten streams; `shape` is `(h, w)` of y5."""
+
+    def decode(self, streams: Sequence[bytes], q: float, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], list[Flat32]]:
+        """The picture `[16h, 16w, 3]` and the symbols of the ten streams. Raises `BitstreamError` for streams that do not fit."""
+
+    def probe(self, latents: list[Any], q: float, shape: tuple[int, int]) -> list[tuple[int, Tensor, Tensor]]:
+        """One context pass: per stream, step k, residuals and scales in units of the latent, `[1, C, h, w/2]` float32."""
+
+    def gains(self, q: float) -> Gains:
+        """Gains at q, float32."""
+
+    def table_indexes(self, scales: Tensor) -> Tensor:
+        """Tables of scales in units of symbols, uint8."""
+
+
+def table_indexes(scales: Tensor, thresholds: Tensor) -> Tensor:
+    """Nearest table per scale, uint8, contiguous: streams run in C order whatever the memory format of the convolutions."""
+    return torch.bucketize(scales.contiguous(), thresholds, out_int32=True).to(torch.uint8)
+
+
+def flat(values: Tensor) -> NDArray[Any]:
+    """As a flat array on the CPU."""
+    array: NDArray[Any] = values.cpu().numpy().reshape(-1)
+    return array
+
+
+# Float ---------------------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Collector:
+    """Encoder side of the walk: rounds, remembers."""
+
+    y: list[Tensor]
+    thresholds: Tensor
+    zone: Tensor
+    symbols_out: list[Flat32] = field(default_factory=list)
+    indexes_out: list[Flat8] = field(default_factory=list)
+
+    def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
+        indexes = table_indexes(scales, self.thresholds)
+        rounded = rate_aware_round(((pack(self.y[k], parity) - means) * gain).contiguous(), indexes.to(torch.int64), self.zone)
+        self.symbols_out.append(flat(rounded.to(torch.int32)))
+        self.indexes_out.append(flat(indexes))
+        return rounded
+
+
+@dataclass
+class _Reader:
+    """Decoder side of the walk: reads."""
+
+    streams: Sequence[bytes]
+    tables: Tables
+    thresholds: Tensor
+    symbols_out: list[Flat32] = field(default_factory=list)
+
+    def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
+        decoded = rans.decode(self.streams[len(self.symbols_out)], flat(table_indexes(scales, self.thresholds)), self.tables)
+        self.symbols_out.append(decoded)
+        return torch.from_numpy(decoded).to(means.device, torch.float32).reshape(means.shape)
+
+
+@dataclass
+class _Prober:
+    """Walks like the encoder and remembers residuals and scales, from which every other q follows."""
+
+    y: list[Tensor]
+    scale_gains: list[Tensor]
+    thresholds: Tensor
+    zone: Tensor
+    residuals: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+
+    def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
+        residual = pack(self.y[k], parity) - means
+        self.residuals.append((k, residual, scales / self.scale_gains[k]))
+        return rate_aware_round((residual * gain).contiguous(), table_indexes(scales, self.thresholds).to(torch.int64), self.zone)
+
+
+class FloatEngine:
+    """The network in IEEE float32. Decodes what was encoded on a like machine: for evaluation and parity, not for archives.
+
+    Args:
+        network: Folded.
+        tables: CDF tables.
+        device: Where it runs.
+    """
+
+    def __init__(self, network: Msinn, tables: Tables, device: str) -> None:
+        self._device = torch.device(device)
+        self._net = network.to(self._device)
+        self._tables = tables
+        self._thresholds = torch.from_numpy(tables.thresholds).to(self._device)
+        self._zone = torch.from_numpy(widened_zone(tables)).to(self._device)
+
+    def transform(self, pixels: NDArray[np.uint8]) -> list[Any]:
+        # A view with channels last, the convolutions' fast layout.
+        x = torch.from_numpy(pixels).to(self._device)[None].permute(0, 3, 1, 2).float() / 255
+        return self._net.analysis(x)
+
+    def compress(self, latents: list[Any], q: float, shape: tuple[int, int]) -> tuple[list[Flat32], list[Flat8]]:
+        collector = _Collector(latents, self._thresholds, self._zone)
+        self._net.walk(collector, self._net.gains(q), (1, *shape), finest=False)
+        return collector.symbols_out, collector.indexes_out
+
+    def decode(self, streams: Sequence[bytes], q: float, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], list[Flat32]]:
+        reader = _Reader(streams, self._tables, self._thresholds)
+        x_hat = self._net.walk(reader, self._net.gains(q), (1, *shape))
+        assert x_hat is not None
+        pixels = (x_hat[0].clamp(0, 1) * 255).round().to(torch.uint8)
+        return pixels.permute(1, 2, 0).contiguous().cpu().numpy(), reader.symbols_out
+
+    def probe(self, latents: list[Any], q: float, shape: tuple[int, int]) -> list[tuple[int, Tensor, Tensor]]:
+        gains = self._net.gains(q)
+        prober = _Prober(latents, [gains.level(k)[2] for k in range(context.NUM_STEPS)], self._thresholds, self._zone)
+        self._net.walk(prober, gains, (1, *shape), finest=False)
+        return prober.residuals
+
+    def gains(self, q: float) -> Gains:
+        return self._net.gains(q)
+
+    def table_indexes(self, scales: Tensor) -> Tensor:
+        return table_indexes(scales, self._thresholds)
+
+
+# Integer -------------------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _IntegerCollector:
+    y: list[I32]
+    engine: IntegerEngine
+    gain: list[NDArray[np.float32]]
+    symbols_out: list[Flat32] = field(default_factory=list)
+    indexes_out: list[Flat8] = field(default_factory=list)
+    probes: list[tuple[int, Tensor, Tensor]] | None = None
+
+    def symbols(self, k: int, parity: int, parameters: I16, indexes: Flat8) -> I32:
+        net, y = self.engine.network, half_of(self.y[k], parity)
+        symbols = net.backend.quantise(y, parameters, indexes, self.gain[k], self.engine.zone, net.mean_shifts[k])
+        if self.probes is None:
+            self.symbols_out.append(symbols.reshape(-1))
+            self.indexes_out.append(indexes.reshape(-1))
+        else:
+            scales, means = np.split(parameters, 2, axis=2)
+            residual = (y - (means.astype(np.int32) << net.mean_shifts[k])).astype(np.float32) / np.float32(1 << 16)
+            scale = np.maximum(scales, 0).astype(np.float32) / np.float32(1 << net.scale_exponents[k])
+            self.probes.append((k, torch.from_numpy(residual).permute(2, 0, 1)[None], torch.from_numpy(scale).permute(2, 0, 1)[None]))
+        return symbols
+
+
+@dataclass
+class _IntegerReader:
+    streams: Sequence[bytes]
+    tables: Tables
+    symbols_out: list[Flat32] = field(default_factory=list)
+
+    def symbols(self, k: int, parity: int, parameters: I16, indexes: Flat8) -> I32:
+        decoded = rans.decode(self.streams[len(self.symbols_out)], indexes.reshape(-1), self.tables)
+        self.symbols_out.append(decoded)
+        return decoded.reshape(indexes.shape)
+
+
+@dataclass
+class _GoldenCoder:
+    """Symbols of a fixed pattern; digests the table indexes, so that every integer of the decoder is covered."""
+
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def symbols(self, k: int, parity: int, parameters: I16, indexes: Flat8) -> I32:
+        self.digest.update(indexes.tobytes())
+        self.digest.update(parameters.tobytes())
+        position = np.arange(indexes.size, dtype=np.int64).reshape(indexes.shape)
+        symbols: I32 = ((position * 7919 + 31 * k + parity) % 13 - 6).astype(np.int32) // (1 + 2 * (position % 3 > 0)).astype(np.int32)
+        return symbols
+
+
+def golden_digest(network: IntegerNetwork) -> bytes:
+    """SHA-256 of the indexes, parameters and pixels that a fixed pattern of symbols gives: the golden vector of a model file."""
+    coder = _GoldenCoder()
+    pixels = network.walk(coder, network.gains(GOLDEN_Q), GOLDEN_SHAPE)
+    assert pixels is not None
+    coder.digest.update(pixels.tobytes())
+    result: bytes = coder.digest.digest()
+    return result
+
+
+class IntegerEngine:
+    """The integer network: the same symbols decode to the same bytes on every machine, thread count and backend.
+
+    Args:
+        network: With its backend.
+        tables: CDF tables.
+    """
+
+    def __init__(self, network: IntegerNetwork, tables: Tables) -> None:
+        self.network = network
+        self.tables = tables
+        self.zone = np.zeros((256, 16), np.float32)
+        self.zone[: len(tables.offsets)] = widened_zone(tables)
+        log2 = (network.first + network.step * np.arange(1, len(tables.offsets))) / 65536
+        self._thresholds = torch.from_numpy(np.exp2(log2).astype(np.float32))
+
+    def transform(self, pixels: NDArray[np.uint8]) -> list[Any]:
+        return self.network.analysis(pixels)
+
+    def _walk(self, latents: list[Any], q: float, shape: tuple[int, int], probes: list[tuple[int, Tensor, Tensor]] | None) -> _IntegerCollector:
+        gains = self.network.gains(q)
+        collector = _IntegerCollector(latents, self, [gains.level(k)[2] for k in range(context.NUM_STEPS)], probes=probes)
+        self.network.walk(collector, gains, shape, finest=False)
+        return collector
+
+    def compress(self, latents: list[Any], q: float, shape: tuple[int, int]) -> tuple[list[Flat32], list[Flat8]]:
+        collector = self._walk(latents, q, shape, None)
+        return collector.symbols_out, collector.indexes_out
+
+    def decode(self, streams: Sequence[bytes], q: float, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], list[Flat32]]:
+        reader = _IntegerReader(streams, self.tables)
+        pixels = self.network.walk(reader, self.network.gains(q), shape)
+        assert pixels is not None
+        return pixels, reader.symbols_out
+
+    def probe(self, latents: list[Any], q: float, shape: tuple[int, int]) -> list[tuple[int, Tensor, Tensor]]:
+        return self._walk(latents, q, shape, []).probes or []
+
+    def gains(self, q: float) -> Gains:
+        at = self.network.gains(q)
+        values = (at.gain * np.float32(1 << 16), at.inv_gain / 2.0**24, np.exp2(at.scale_log2 / 65536.0))
+        gain, inv_gain, scale_gain = (torch.from_numpy(value.astype(np.float32))[None, :, None, None] for value in values)
+        return Gains(gain, inv_gain, scale_gain)
+
+    def table_indexes(self, scales: Tensor) -> Tensor:
+        return table_indexes(scales, self._thresholds)
+
+
+def engine_for(model: LoadedModel, *, device: str = "cpu", threads: int = 1, backend: Compiled | Portable | None = None) -> Engine:
+    """The engine of a model.
+
+    An integer backend must reproduce the model file's golden vector before it may decode anything; the compiled one is replaced by the portable one,
+    with a warning, if it does not.
+
+    Args:
+        model: From `checkpoint.load_model`.
+        device: `cpu`, or a GPU: the float network runs there, the integer one computes its convolutions there in float64.
+        threads: CPU threads of the compiled integer backend.
+        backend: A backend of the caller's choice instead, for tests and benchmarks.
+
+    Raises:
+        CheckpointError: No backend of this machine gives the golden vector.
+    """
+    if model.network is not None:
+        return FloatEngine(model.network, model.tables, device)
+    chosen = backend or (Portable(device) if torch.device(device).type != "cpu" else best_backend(threads))
+    try:
+        network = IntegerNetwork(model.config, model.integer, chosen)
+        digest = golden_digest(network)
+    except (ValueError, IndexError, OverflowError) as error:
+        raise CheckpointError(f"the parts of integer model {model.name} contradict each other: {error}") from error
+    if digest != model.golden:
+        if isinstance(chosen, Portable):
+            raise CheckpointError(
+                f"model {model.name} does not give its golden vector here ({torch.device(device)}), so nothing can be decoded without risk: "
+                "the model file was changed, or the hardware or torch build computes wrongly"
+            )
+        warnings.warn("the compiled integer kernel fails its self-test on this machine: using the portable form, which is slower", stacklevel=2)
+        return engine_for(model, backend=Portable())
+    return IntegerEngine(network, model.tables)

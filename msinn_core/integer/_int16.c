@@ -1,0 +1,569 @@
+/* Exact integer layers; the arithmetic is INTEGER.md. int16 activations and weights, int32 sums that the packer has proved cannot overflow, so
+ * that every order of summation, every instruction set and every split into rows gives the same bits. The GIL is released while computing.
+ */
+#define Py_LIMITED_API 0x030B0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define LANES 16 /* output channels of one packed block of weights: [block][tap][channel pair][16][2] */
+#define MAX_TAPS 9
+#define MAX_PIXELS 12
+
+enum { DENSE = 0, EDGES = 1, CORNERS = 2, POINT = 3 };
+enum { SCALAR = 0, SSE41 = 1, AVX2 = 2, AVX512 = 3 };
+
+typedef void (*Micro)(const int16_t *const *px, int taps, int pairs, int stride, const int16_t *w, int32_t *out, int out_stride);
+
+/* One block of 16 output channels for `pixels` neighbouring pixels. */
+static void micro_scalar(const int16_t *const *px, int taps, int pairs, int stride, const int16_t *w, int32_t *out, int out_stride) {
+    (void)stride; (void)out_stride;
+    int32_t acc[LANES] = {0};
+    for (int t = 0; t < taps; t++)
+        for (int p = 0; p < pairs; p++, w += 2 * LANES) {
+            int32_t a = px[t][2 * p], b = px[t][2 * p + 1];
+            for (int o = 0; o < LANES; o++) acc[o] += a * w[2 * o] + b * w[2 * o + 1];
+        }
+    memcpy(out, acc, sizeof acc);
+}
+
+#if defined(__x86_64__)
+static inline int32_t pair(const int16_t *p) { int32_t v; memcpy(&v, p, 4); return v; }
+
+__attribute__((target("sse4.1")))
+static void micro_sse41(const int16_t *const *px, int taps, int pairs, int stride, const int16_t *w, int32_t *out, int out_stride) {
+    __m128i acc[3][4];
+    for (int j = 0; j < 3; j++) for (int b = 0; b < 4; b++) acc[j][b] = _mm_setzero_si128();
+    for (int t = 0; t < taps; t++)
+        for (int p = 0; p < pairs; p++, w += 2 * LANES) {
+            __m128i v[4];
+            for (int b = 0; b < 4; b++) v[b] = _mm_loadu_si128((const __m128i *)(w + 8 * b));
+            for (int j = 0; j < 3; j++) {
+                __m128i x = _mm_set1_epi32(pair(px[t] + j * stride + 2 * p));
+                for (int b = 0; b < 4; b++) acc[j][b] = _mm_add_epi32(acc[j][b], _mm_madd_epi16(x, v[b]));
+            }
+        }
+    for (int j = 0; j < 3; j++) for (int b = 0; b < 4; b++) _mm_storeu_si128((__m128i *)(out + j * out_stride + 4 * b), acc[j][b]);
+}
+
+__attribute__((target("avx2")))
+static void micro_avx2(const int16_t *const *px, int taps, int pairs, int stride, const int16_t *w, int32_t *out, int out_stride) {
+    __m256i acc[6][2];
+    for (int j = 0; j < 6; j++) acc[j][0] = acc[j][1] = _mm256_setzero_si256();
+    for (int t = 0; t < taps; t++)
+        for (int p = 0; p < pairs; p++, w += 2 * LANES) {
+            __m256i v0 = _mm256_loadu_si256((const __m256i *)w), v1 = _mm256_loadu_si256((const __m256i *)(w + 16));
+#pragma GCC unroll 6
+            for (int j = 0; j < 6; j++) {
+                __m256i x = _mm256_set1_epi32(pair(px[t] + j * stride + 2 * p));
+                acc[j][0] = _mm256_add_epi32(acc[j][0], _mm256_madd_epi16(x, v0));
+                acc[j][1] = _mm256_add_epi32(acc[j][1], _mm256_madd_epi16(x, v1));
+            }
+        }
+    for (int j = 0; j < 6; j++) {
+        _mm256_storeu_si256((__m256i *)(out + j * out_stride), acc[j][0]);
+        _mm256_storeu_si256((__m256i *)(out + j * out_stride + 8), acc[j][1]);
+    }
+}
+
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
+static void micro_avx512(const int16_t *const *px, int taps, int pairs, int stride, const int16_t *w, int32_t *out, int out_stride) {
+    __m512i acc[12];
+#pragma GCC unroll 12
+    for (int j = 0; j < 12; j++) acc[j] = _mm512_setzero_si512();
+    for (int t = 0; t < taps; t++) {
+        const int16_t *x = px[t];
+        for (int p = 0; p < pairs; p++, w += 2 * LANES, x += 2) {
+            __m512i v = _mm512_loadu_si512(w);
+#pragma GCC unroll 12
+            for (int j = 0; j < 12; j++) acc[j] = _mm512_dpwssd_epi32(acc[j], _mm512_set1_epi32(pair(x + j * stride)), v);
+        }
+    }
+#pragma GCC unroll 12
+    for (int j = 0; j < 12; j++) _mm512_storeu_si512(out + j * out_stride, acc[j]);
+}
+
+/* Two blocks at once: each input is broadcast once for 32 output channels. */
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
+static void micro_avx512_two(const int16_t *const *px, int taps, int pairs, int stride, const int16_t *w, int32_t *out, int out_stride) {
+    __m512i acc[12][2];
+    const int16_t *w1 = w + (size_t)taps * pairs * 2 * LANES;
+#pragma GCC unroll 12
+    for (int j = 0; j < 12; j++) acc[j][0] = acc[j][1] = _mm512_setzero_si512();
+    for (int t = 0; t < taps; t++) {
+        const int16_t *x = px[t];
+        for (int p = 0; p < pairs; p++, w += 2 * LANES, w1 += 2 * LANES, x += 2) {
+            __m512i v0 = _mm512_loadu_si512(w), v1 = _mm512_loadu_si512(w1);
+#pragma GCC unroll 12
+            for (int j = 0; j < 12; j++) {
+                __m512i b = _mm512_set1_epi32(pair(x + j * stride));
+                acc[j][0] = _mm512_dpwssd_epi32(acc[j][0], b, v0);
+                acc[j][1] = _mm512_dpwssd_epi32(acc[j][1], b, v1);
+            }
+        }
+    }
+#pragma GCC unroll 12
+    for (int j = 0; j < 12; j++) {
+        _mm512_storeu_si512(out + j * out_stride, acc[j][0]);
+        _mm512_storeu_si512(out + j * out_stride + LANES, acc[j][1]);
+    }
+}
+#endif
+
+static inline int32_t clamp16(int32_t v) { return v < -32768 ? -32768 : v > 32767 ? 32767 : v; }
+
+/* Requantise, activate, add: one pixel. `bias` holds the rounding constant. */
+#define EPILOGUE(NAME, ATTRIBUTE)                                                                                                              \
+    ATTRIBUTE static void NAME(const int32_t *restrict acc, const int32_t *restrict bias, const int32_t *restrict shift, int leaky,            \
+                               const int16_t *restrict add, int16_t *restrict out, int channels) {                                             \
+        for (int o = 0; o < channels; o++) {                                                                                                   \
+            int32_t v = clamp16((acc[o] + bias[o]) >> shift[o]);                                                                               \
+            if (leaky) v = v < 0 ? (v * 164 + 8192) >> 14 : v;                                                                                 \
+            if (add) v = clamp16(v + add[o]);                                                                                                  \
+            out[o] = (int16_t)v;                                                                                                               \
+        }                                                                                                                                      \
+    }
+typedef void (*Epilogue)(const int32_t *, const int32_t *, const int32_t *, int, const int16_t *, int16_t *, int);
+EPILOGUE(epilogue_plain, )
+#if defined(__x86_64__)
+EPILOGUE(epilogue_avx2, __attribute__((target("avx2"))))
+EPILOGUE(epilogue_avx512, __attribute__((target("avx512f,avx512bw,avx512vl,prefer-vector-width=512"))))
+#endif
+
+static int best_isa(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) return AVX512;
+    if (__builtin_cpu_supports("avx2")) return AVX2;
+    if (__builtin_cpu_supports("sse4.1")) return SSE41;
+#endif
+    return SCALAR;
+}
+
+/* Taps as (row, column) offsets. In a checkerboard half, column j of row r is column 2j + offset of the picture, so neighbours to the left and
+ * right lie at j - 1 and j, or at j and j + 1. */
+static int taps_of(int mode, int offset, int (*taps)[2]) {
+    int left = offset ? 0 : -1, right = left + 1, n = 0;
+    if (mode == POINT) { taps[0][0] = taps[0][1] = 0; return 1; }
+    if (mode == DENSE) {
+        for (int r = -1; r <= 1; r++) for (int c = -1; c <= 1; c++, n++) { taps[n][0] = r; taps[n][1] = c; }
+        return n;
+    }
+    if (mode == EDGES) {
+        int edges[4][2] = {{-1, 0}, {0, left}, {0, right}, {1, 0}};
+        memcpy(taps, edges, sizeof edges);
+        return 4;
+    }
+    int corners[5][2] = {{-1, left}, {-1, right}, {0, 0}, {1, left}, {1, right}};
+    memcpy(taps, corners, sizeof corners);
+    return 5;
+}
+
+static PyObject *conv(PyObject *self, PyObject *args) {
+    Py_buffer x, w, bias, shift, add, out;
+    int h, width, cin, cout, mode, parity, leaky, row0, row1, isa;
+    PyObject *add_object;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*y*y*Ow*iiiiiiiiii", &x, &w, &bias, &shift, &add_object, &out, &h, &width, &cin, &cout, &mode, &parity, &leaky,
+                          &row0, &row1, &isa))
+        return NULL;
+    int has_add = add_object != Py_None;
+    const char *problem = NULL;
+    if (has_add && PyObject_GetBuffer(add_object, &add, PyBUF_SIMPLE)) { has_add = 0; problem = "the addend is no buffer"; }
+    int blocks = (cout + LANES - 1) / LANES, num_taps = mode == POINT ? 1 : mode == DENSE ? 9 : mode == EDGES ? 4 : 5;
+    Py_ssize_t pixels = (Py_ssize_t)h * width;
+    if (!problem && (h < 1 || width < 1 || cin < 2 || cin % 2 || cin > 8192 || cout < 1 || cout > 8192 || mode < 0 || mode > POINT || row0 < 0 ||
+                     row1 > h || row0 >= row1 || x.len != pixels * cin * 2 || out.len != pixels * cout * 2 || bias.len != blocks * LANES * 4 ||
+                     shift.len != blocks * LANES * 4 || w.len != (Py_ssize_t)blocks * num_taps * cin * LANES * 2 ||
+                     (has_add && add.len != out.len)))
+        problem = "sizes of the layer's operands contradict each other";
+    if (isa < 0 || isa > best_isa()) isa = best_isa();
+    int step = isa == AVX512 ? 12 : isa == AVX2 ? 6 : isa == SSE41 ? 3 : 1;
+    /* A 1x1 layer knows no rows: its pixels are one long row, read in place but for the last few. */
+    int rows = row1 - row0, border = mode == POINT ? 0 : 1;
+    Py_ssize_t pad_width = mode == POINT ? MAX_PIXELS : width + 2 * border + MAX_PIXELS, line = mode == POINT ? (Py_ssize_t)rows * width : width;
+    /* A few rows at a time, so that what is copied stays in the cache. */
+    int chunk = pad_width * cin > 0 ? (int)(131072 / (pad_width * cin)) : 1;
+    if (chunk < 4) chunk = 4;
+    if (chunk > rows) chunk = rows > 0 ? rows : 1;
+    int16_t *pad = NULL;
+    int32_t *acc = NULL;
+    if (!problem) {
+        pad = calloc((size_t)(mode == POINT ? 1 : chunk + 2) * pad_width * cin, 2);
+        acc = malloc(sizeof(int32_t) * MAX_PIXELS * blocks * LANES);
+        if (!pad || !acc) problem = "";
+    }
+    if (!problem) {
+        Py_BEGIN_ALLOW_THREADS
+        const int16_t *src = x.buf, *weights = w.buf;
+        Epilogue epilogue = epilogue_plain;
+        Micro micro = micro_scalar;
+#if defined(__x86_64__)
+        if (isa == SSE41) micro = micro_sse41;
+        if (isa == AVX2) { micro = micro_avx2; epilogue = epilogue_avx2; }
+        if (isa == AVX512) { micro = micro_avx512; epilogue = epilogue_avx512; }
+#endif
+        size_t block_size = (size_t)num_taps * cin * LANES;
+        int out_stride = blocks * LANES;
+        for (int r = row0, start = row0; r < (mode == POINT ? row0 + 1 : row1); r++) {
+            if (mode != POINT && (r - row0) % chunk == 0) {
+                start = r;
+                for (int i = 0; i < chunk + 2; i++) {
+                    int16_t *to = pad + ((size_t)i * pad_width + border) * cin;
+                    int from = start + i - 1;
+                    if (from < 0 || from >= h) memset(to, 0, (size_t)width * cin * 2);
+                    else memcpy(to, src + (size_t)from * width * cin, (size_t)width * cin * 2);
+                }
+            }
+            int taps[MAX_TAPS][2];
+            taps_of(mode, (r + parity) & 1, taps);
+            const int16_t *base = mode == POINT ? src + (size_t)row0 * width * cin : pad + ((size_t)(r - start + border) * pad_width + border) * cin;
+            for (Py_ssize_t c = 0; c < line; c += step) {
+                const int16_t *px[MAX_TAPS];
+                for (int t = 0; t < num_taps; t++) px[t] = base + ((ptrdiff_t)taps[t][0] * pad_width + c + taps[t][1]) * cin;
+                if (mode == POINT && line - c < step) {
+                    memcpy(pad, base + c * cin, (size_t)(line - c) * cin * 2);
+                    px[0] = pad;
+                }
+                int b = 0;
+#if defined(__x86_64__)
+                if (isa == AVX512)
+                    for (; b + 1 < blocks; b += 2)
+                        micro_avx512_two(px, num_taps, cin / 2, cin, weights + b * block_size, acc + b * LANES, out_stride);
+#endif
+                for (; b < blocks; b++) micro(px, num_taps, cin / 2, cin, weights + b * block_size, acc + b * LANES, out_stride);
+                int count = line - c < step ? (int)(line - c) : step;
+                size_t first = ((size_t)r * width + c) * cout;
+                for (int j = 0; j < count; j++)
+                    epilogue(acc + j * out_stride, bias.buf, shift.buf, leaky, has_add ? (const int16_t *)add.buf + first + (size_t)j * cout : NULL,
+                             (int16_t *)out.buf + first + (size_t)j * cout, cout);
+            }
+        }
+        Py_END_ALLOW_THREADS
+    }
+    free(pad);
+    free(acc);
+    PyBuffer_Release(&x); PyBuffer_Release(&w); PyBuffer_Release(&bias); PyBuffer_Release(&shift); PyBuffer_Release(&out);
+    if (has_add) PyBuffer_Release(&add);
+    if (problem) {
+        if (*problem) PyErr_SetString(PyExc_ValueError, problem);
+        else PyErr_NoMemory();
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* State values beyond this are cut: sums of a unit's matrix then stay below 2^52 and doubles are exact. */
+#define STATE_LIMIT 67108864.0 /* 2^26: 1024.0 in Q16 */
+
+/* z2 <- round(z2 * E[s] / 2^20) - t * 2^t_shift, then x <- round(M (z1, z2) / 2^20) - bias; doubles hold whole numbers below 2^53 all the way. */
+#define UNIT(NAME, ATTRIBUTE)                                                                                                                  \
+    ATTRIBUTE static inline __attribute__((always_inline)) void NAME##_body(const int32_t *restrict z, const int16_t *restrict st, const int32_t *restrict table, double t_factor,          \
+                               const double *restrict matrix, const double *restrict bias, int32_t *restrict out, Py_ssize_t n, int channels,  \
+                               int affine) {                                                                                                   \
+        int half = channels / 2;                                                                                                               \
+        double v[512], sum[512];                                                                                                               \
+        for (Py_ssize_t i = 0; i < n; i++, z += channels, st += affine ? channels : half, out += channels) {                                   \
+            for (int c = 0; c < half; c++) v[c] = z[c];                                                                                        \
+            const int16_t *t = affine ? st + half : st;                                                                                        \
+            if (affine)                                                                                                                        \
+                for (int c = 0; c < half; c++)                                                                                                 \
+                    v[half + c] = floor((double)z[half + c] * table[(uint16_t)st[c] ^ 0x8000u] * 0x1p-20 + 0.5) - t[c] * t_factor;             \
+            else                                                                                                                               \
+                for (int c = 0; c < half; c++) v[half + c] = z[half + c] - t[c] * t_factor;                                                    \
+            for (int c = 0; c < channels; c++) v[c] = v[c] < -STATE_LIMIT ? -STATE_LIMIT : v[c] > STATE_LIMIT ? STATE_LIMIT : v[c];            \
+            for (int o = 0; o < channels; o++) sum[o] = 0;                                                                                     \
+            for (int c = 0; c < channels; c++) {                                                                                               \
+                double value = v[c];                                                                                                           \
+                const double *row = matrix + (size_t)c * channels;                                                                             \
+                for (int o = 0; o < channels; o++) sum[o] += row[o] * value;                                                                   \
+            }                                                                                                                                  \
+            for (int o = 0; o < channels; o++) {                                                                                               \
+                double x = floor(sum[o] * 0x1p-20 + 0.5) - bias[o];                                                                            \
+                out[o] = (int32_t)(x < -STATE_LIMIT ? -STATE_LIMIT : x > STATE_LIMIT ? STATE_LIMIT : x);                                       \
+            }                                                                                                                                  \
+        }                                                                                                                                      \
+    }                                                                                                                                          \
+    /* Known widths keep their sums in registers. */                                                                                           \
+    ATTRIBUTE static void NAME(const int32_t *z, const int16_t *st, const int32_t *table, double t_factor, const double *matrix,               \
+                               const double *bias, int32_t *out, Py_ssize_t n, int channels, int affine) {                                     \
+        if (channels == 12 && affine) NAME##_body(z, st, table, t_factor, matrix, bias, out, n, 12, 1);                                        \
+        else if (channels == 24 && affine) NAME##_body(z, st, table, t_factor, matrix, bias, out, n, 24, 1);                                   \
+        else if (channels == 48 && affine) NAME##_body(z, st, table, t_factor, matrix, bias, out, n, 48, 1);                                   \
+        else if (channels == 96 && affine) NAME##_body(z, st, table, t_factor, matrix, bias, out, n, 96, 1);                                   \
+        else NAME##_body(z, st, table, t_factor, matrix, bias, out, n, channels, affine);                                                      \
+    }
+UNIT(unit_plain, )
+#if defined(__x86_64__)
+UNIT(unit_avx2, __attribute__((target("avx2,fma"))))
+UNIT(unit_avx512, __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512"))))
+#endif
+
+static PyObject *unit(PyObject *self, PyObject *args) {
+    Py_buffer z, st, table, matrix, bias, out;
+    int channels, affine, isa;
+    double t_factor;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*y*dy*y*w*iii", &z, &st, &table, &t_factor, &matrix, &bias, &out, &channels, &affine, &isa)) return NULL;
+    Py_ssize_t n = channels > 0 ? z.len / 4 / channels : 0;
+    int good = channels >= 2 && channels % 2 == 0 && channels <= 512 && z.len == n * channels * 4 && out.len == z.len &&
+               st.len == n * (affine ? channels : channels / 2) * 2 && table.len == 65536 * 4 && bias.len == (Py_ssize_t)channels * 8 &&
+               matrix.len == (Py_ssize_t)channels * channels * 8;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        if (isa < 0 || isa > best_isa()) isa = best_isa();
+        void (*run)(const int32_t *, const int16_t *, const int32_t *, double, const double *, const double *, int32_t *, Py_ssize_t, int, int) = unit_plain;
+#if defined(__x86_64__)
+        if (isa == AVX2) run = unit_avx2;
+        if (isa == AVX512) run = unit_avx512;
+#endif
+        run(z.buf, st.buf, table.buf, t_factor, matrix.buf, bias.buf, out.buf, n, channels, affine);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&z); PyBuffer_Release(&st); PyBuffer_Release(&table); PyBuffer_Release(&matrix); PyBuffer_Release(&bias); PyBuffer_Release(&out);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the unit's operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* out = clamp16((x + 2^(s-1)) >> s) per channel; s = 0 leaves x as it is. */
+static PyObject *narrow(PyObject *self, PyObject *args) {
+    Py_buffer x, shift, out;
+    int channels;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*w*i", &x, &shift, &out, &channels)) return NULL;
+    Py_ssize_t n = channels > 0 ? x.len / 4 / channels : 0;
+    int good = channels > 0 && x.len == n * channels * 4 && out.len * 2 == x.len && shift.len == (Py_ssize_t)channels * 4;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        const int32_t *in = x.buf, *s = shift.buf;
+        int16_t *to = out.buf;
+        for (Py_ssize_t i = 0; i < n; i++, in += channels, to += channels)
+            for (int c = 0; c < channels; c++) to[c] = (int16_t)clamp16((in[c] + ((1 << s[c]) >> 1)) >> s[c]);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&x); PyBuffer_Release(&shift); PyBuffer_Release(&out);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* Encoder only, so that nothing depends on its rounding: z = M x + bias. */
+#define MIX(NAME, ATTRIBUTE)                                                                                                                   \
+    ATTRIBUTE static inline __attribute__((always_inline)) void NAME##_body(const int32_t *restrict x, const double *restrict matrix, const double *restrict bias, int32_t *restrict out,   \
+                               Py_ssize_t n, int channels) {                                                                                   \
+        double sum[512];                                                                                                                       \
+        for (Py_ssize_t i = 0; i < n; i++, x += channels, out += channels) {                                                                   \
+            for (int o = 0; o < channels; o++) sum[o] = bias[o];                                                                               \
+            for (int c = 0; c < channels; c++) {                                                                                               \
+                double value = x[c];                                                                                                           \
+                const double *row = matrix + (size_t)c * channels;                                                                             \
+                for (int o = 0; o < channels; o++) sum[o] += row[o] * value;                                                                   \
+            }                                                                                                                                  \
+            for (int o = 0; o < channels; o++) {                                                                                               \
+                double v = floor(sum[o] + 0.5);                                                                                                \
+                out[o] = (int32_t)(v < -STATE_LIMIT ? -STATE_LIMIT : v > STATE_LIMIT ? STATE_LIMIT : v);                                       \
+            }                                                                                                                                  \
+        }                                                                                                                                      \
+    }                                                                                                                                          \
+    ATTRIBUTE static void NAME(const int32_t *x, const double *matrix, const double *bias, int32_t *out, Py_ssize_t n, int channels) {         \
+        if (channels == 12) NAME##_body(x, matrix, bias, out, n, 12);                                                                          \
+        else if (channels == 24) NAME##_body(x, matrix, bias, out, n, 24);                                                                     \
+        else if (channels == 48) NAME##_body(x, matrix, bias, out, n, 48);                                                                     \
+        else if (channels == 96) NAME##_body(x, matrix, bias, out, n, 96);                                                                     \
+        else NAME##_body(x, matrix, bias, out, n, channels);                                                                                   \
+    }
+MIX(mix_plain, )
+#if defined(__x86_64__)
+MIX(mix_avx2, __attribute__((target("avx2,fma"))))
+MIX(mix_avx512, __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512"))))
+#endif
+
+static PyObject *mix(PyObject *self, PyObject *args) {
+    Py_buffer x, matrix, bias, out;
+    int channels, isa;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*y*w*ii", &x, &matrix, &bias, &out, &channels, &isa)) return NULL;
+    Py_ssize_t n = channels > 0 ? x.len / 4 / channels : 0;
+    int good = channels >= 2 && channels <= 512 && x.len == n * channels * 4 && out.len == x.len && bias.len == (Py_ssize_t)channels * 8 &&
+               matrix.len == (Py_ssize_t)channels * channels * 8;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        if (isa < 0 || isa > best_isa()) isa = best_isa();
+        void (*run)(const int32_t *, const double *, const double *, int32_t *, Py_ssize_t, int) = mix_plain;
+#if defined(__x86_64__)
+        if (isa == AVX2) run = mix_avx2;
+        if (isa == AVX512) run = mix_avx512;
+#endif
+        run(x.buf, matrix.buf, bias.buf, out.buf, n, channels);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&x); PyBuffer_Release(&matrix); PyBuffer_Release(&bias); PyBuffer_Release(&out);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* Encoder only, in place: z2 <- (z2 + t * 2^t_shift) * 2^20 / E[s]. */
+static PyObject *couple(PyObject *self, PyObject *args) {
+    Py_buffer z, st, reciprocal;
+    int channels, affine;
+    double t_factor;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "w*y*y*dii", &z, &st, &reciprocal, &t_factor, &channels, &affine)) return NULL;
+    Py_ssize_t n = channels > 0 ? z.len / 4 / channels : 0;
+    int half = channels / 2, good = channels >= 2 && z.len == n * channels * 4 && st.len == n * (affine ? channels : half) * 2 &&
+                                    reciprocal.len == 65536 * 4;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        int32_t *to = z.buf;
+        const int16_t *from = st.buf;
+        const float *f = reciprocal.buf;
+        for (Py_ssize_t i = 0; i < n; i++, to += channels, from += affine ? channels : half)
+            for (int c = 0; c < half; c++) {
+                double v = to[half + c] + t_factor * from[affine ? half + c : c];
+                if (affine) v = floor(v * f[(uint16_t)from[c] ^ 0x8000u] + 0.5);
+                to[half + c] = (int32_t)(v < -STATE_LIMIT ? -STATE_LIMIT : v > STATE_LIMIT ? STATE_LIMIT : v);
+            }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&z); PyBuffer_Release(&st); PyBuffer_Release(&reciprocal);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* Table of each symbol: clamp(floor((log2[S] + log_gain[c] - first) / step), 0, tables - 1); 0 where S <= 0. */
+static PyObject *levels(PyObject *self, PyObject *args) {
+    Py_buffer parameters, log2, log_gain, out;
+    int channels, first, step, tables;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*y*w*iiii", &parameters, &log2, &log_gain, &out, &channels, &first, &step, &tables)) return NULL;
+    Py_ssize_t n = channels > 0 ? out.len / channels : 0;
+    int good = channels > 0 && out.len == n * channels && parameters.len == n * channels * 4 && log2.len == 32768 * 4 &&
+               log_gain.len == (Py_ssize_t)channels * 4 && step > 0 && tables > 0 && tables <= 256;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        const int16_t *in = parameters.buf;
+        const int32_t *l = log2.buf, *g = log_gain.buf;
+        uint8_t *to = out.buf;
+        int32_t top = tables * step - 1;
+        for (Py_ssize_t i = 0; i < n; i++, in += 2 * channels, to += channels)
+            for (int c = 0; c < channels; c++) {
+                int32_t v = in[c] > 0 ? l[in[c]] + g[c] - first : 0;
+                to[c] = (uint8_t)((v < 0 ? 0 : v > top ? top : v) / step);
+            }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&parameters); PyBuffer_Release(&log2); PyBuffer_Release(&log_gain); PyBuffer_Release(&out);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* y_hat = clamp(mean * 2^mean_shift + ((symbol * inv_gain + 2^7) >> 8)), Q16; symbols at most 2^24 in size. */
+static PyObject *dequantise(PyObject *self, PyObject *args) {
+    Py_buffer symbols, parameters, inv_gain, out;
+    int channels, mean_shift;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*y*w*ii", &symbols, &parameters, &inv_gain, &out, &channels, &mean_shift)) return NULL;
+    Py_ssize_t n = channels > 0 ? out.len / 4 / channels : 0;
+    int good = channels > 0 && out.len == n * channels * 4 && symbols.len == out.len && parameters.len == out.len &&
+               inv_gain.len == (Py_ssize_t)channels * 4 && mean_shift >= 0 && mean_shift <= 16;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        const int32_t *s = symbols.buf, *g = inv_gain.buf;
+        const int16_t *m = parameters.buf;
+        int32_t *to = out.buf;
+        for (Py_ssize_t i = 0; i < n; i++, s += channels, m += 2 * channels, to += channels)
+            for (int c = 0; c < channels; c++) {
+                int64_t v = ((int64_t)m[channels + c] << mean_shift) + (((int64_t)s[c] * g[c] + 128) >> 8);
+                to[c] = (int32_t)(v < -67108864 ? -67108864 : v > 67108864 ? 67108864 : v);
+            }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&symbols); PyBuffer_Release(&parameters); PyBuffer_Release(&inv_gain); PyBuffer_Release(&out);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* In place: y_hat += (tanh[(l + 32768) >> 4] * inv_gain + 2^23) >> 24; the table is 0.5 * tanh in Q16. */
+static PyObject *refine(PyObject *self, PyObject *args) {
+    Py_buffer y, l, table, inv_gain;
+    int channels;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "w*y*y*y*i", &y, &l, &table, &inv_gain, &channels)) return NULL;
+    Py_ssize_t n = channels > 0 ? y.len / 4 / channels : 0;
+    int good = channels > 0 && y.len == n * channels * 4 && l.len * 2 == y.len && table.len == 4096 * 2 && inv_gain.len == (Py_ssize_t)channels * 4;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        int32_t *to = y.buf;
+        const int16_t *in = l.buf, *tanh_table = table.buf;
+        const int32_t *g = inv_gain.buf;
+        for (Py_ssize_t i = 0; i < n; i++, in += channels, to += channels)
+            for (int c = 0; c < channels; c++) to[c] += (int32_t)(((int64_t)tanh_table[(in[c] + 32768) >> 4] * g[c] + 8388608) >> 24);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&y); PyBuffer_Release(&l); PyBuffer_Release(&table); PyBuffer_Release(&inv_gain);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* Encoder only: symbols of latents, rounded towards zero where `zone` [tables][16] says that the bits are worth more than the error. */
+static PyObject *quantise(PyObject *self, PyObject *args) {
+    Py_buffer y, parameters, indexes, gain, zone, out;
+    int channels, mean_shift;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*y*y*y*w*ii", &y, &parameters, &indexes, &gain, &zone, &out, &channels, &mean_shift)) return NULL;
+    Py_ssize_t n = channels > 0 ? out.len / 4 / channels : 0, tables = zone.len / 64;
+    int good = channels > 0 && out.len == n * channels * 4 && y.len == out.len && parameters.len == out.len && indexes.len * 4 == out.len &&
+               gain.len == (Py_ssize_t)channels * 4 && zone.len == tables * 64 && tables >= 256;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        const int32_t *in = y.buf;
+        const int16_t *m = parameters.buf;
+        const uint8_t *t = indexes.buf;
+        const float *g = gain.buf, *z = zone.buf;
+        int32_t *to = out.buf;
+        for (Py_ssize_t i = 0; i < n; i++, in += channels, m += 2 * channels, t += channels, to += channels)
+            for (int c = 0; c < channels; c++) {
+                float exact = (float)(in[c] - ((int32_t)m[channels + c] << mean_shift)) * g[c], size = fabsf(exact), r = rintf(size);
+                if (size - r < z[t[c] * 16 + (r < 15 ? (int)r : 15)] - 0.5f) r -= 1;
+                to[c] = (int32_t)(exact < 0 ? -r : r);
+            }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&y); PyBuffer_Release(&parameters); PyBuffer_Release(&indexes); PyBuffer_Release(&gain); PyBuffer_Release(&zone);
+    PyBuffer_Release(&out);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+static PyObject *isa_py(PyObject *self, PyObject *args) { (void)self; (void)args; return PyLong_FromLong(best_isa()); }
+
+static PyMethodDef methods[] = {
+    {"conv", conv, METH_VARARGS, "One layer over rows [row0, row1)."},
+    {"unit", unit, METH_VARARGS, "The linear and affine part of an inverse unit."},
+    {"narrow", narrow, METH_VARARGS, "int32 state to int16 activations."},
+    {"mix", mix, METH_VARARGS, "The linear part of a forward unit (encoder)."},
+    {"couple", couple, METH_VARARGS, "The affine part of a forward unit (encoder)."},
+    {"levels", levels, METH_VARARGS, "Scales to table indexes."},
+    {"dequantise", dequantise, METH_VARARGS, "Symbols and means to latents."},
+    {"refine", refine, METH_VARARGS, "Latent residual prediction."},
+    {"quantise", quantise, METH_VARARGS, "Latents to symbols (encoder)."},
+    {"isa", isa_py, METH_NOARGS, "Best instruction set here: 0 scalar, 1 SSE4.1, 2 AVX2, 3 AVX-512 VNNI."},
+    {NULL, NULL, 0, NULL},
+};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_int16", NULL, -1, methods, NULL, NULL, NULL, NULL};
+PyMODINIT_FUNC PyInit__int16(void) {
+#if defined(__GLIBC__)
+    /* Activations come and go by the megabyte; given back to the kernel each time, their page faults cost a quarter of the speed. */
+    mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
+    return PyModule_Create(&module);
+}

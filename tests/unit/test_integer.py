@@ -1,0 +1,248 @@
+"""The integer profile: every backend gives the same bits, damaged models are refused, and little is lost against float."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from msinn_core import engines, metrics
+from msinn_core.checkpoint import LoadedModel, integer_model_bytes, load_model, parse_model
+from msinn_core.codec import Codec, Picture
+from msinn_core.config import MsinnConfig, preset
+from msinn_core.errors import CheckpointError, ConfigError
+from msinn_core.integer import ops
+from msinn_core.integer.network import IntegerNetwork, half_of, squeeze, unsqueeze, whole_of
+from msinn_core.integer.ops import AVX2, AVX512, CORNERS, DENSE, EDGES, POINT, SCALAR, SSE41, Compiled, Layer, Portable
+from msinn_core.integer.packing import pack
+from msinn_core.layers import MaskedConv2d
+from msinn_core.layers import pack as packed_half
+from msinn_core.model import Msinn
+from tests.unit.test_network import TINY, randomised
+
+pytestmark = pytest.mark.skipif(ops.kernel is None, reason="the integer kernel is not compiled: install with a C compiler")
+
+EXTREME = np.array([-32768, 32767, 0, 1, -1], np.int16)
+
+
+def backends() -> Iterator[Compiled]:
+    for isa in (AVX512, AVX2, SSE41, SCALAR):
+        yield Compiled(isa=isa)
+    yield Compiled(threads=3)
+
+
+def random_layer(rng: np.random.Generator, cin: int, cout: int, kind: int, leaky: bool) -> Layer:
+    """Weights as large as the bound allows."""
+    taps = ops.NUM_TAPS[kind]
+    limit = min(32767, 65000 // (taps * cin))
+    weight = rng.integers(-limit, limit, (cout, taps, cin), endpoint=True).astype(np.int16)
+    bias = rng.integers(-10_000, 10_000, cout).astype(np.int32)
+    return Layer(weight, bias, rng.integers(1, 20, cout).astype(np.int32), kind, leaky)
+
+
+@pytest.mark.parametrize("kind", [DENSE, EDGES, CORNERS, POINT])
+@pytest.mark.parametrize("shape", [(1, 1, 2, 1), (2, 3, 6, 12), (5, 13, 10, 17), (3, 40, 4, 33), (33, 7, 12, 16)])
+def test_layers_are_the_same_on_every_backend(kind: int, shape: tuple[int, int, int, int]) -> None:
+    h, w, cin, cout = shape
+    rng = np.random.default_rng((kind, h))
+    x, add = rng.integers(-32768, 32767, (h, w, cin), endpoint=True).astype(np.int16), rng.integers(-32768, 32767, (h, w, cout)).astype(np.int16)
+    x.reshape(-1)[: min(5, x.size)] = EXTREME[: min(5, x.size)]
+    for leaky in (False, True):
+        layer = random_layer(rng, cin, cout, kind, leaky)
+        for parity in (0, 1):
+            for addend in (None, add):
+                expected = Portable().conv(x, layer, parity=parity, add=addend)
+                assert len(np.unique(expected)) > min(3, expected.size - 1)
+                for backend in backends():
+                    assert np.array_equal(backend.conv(x, layer, parity=parity, add=addend), expected)
+
+
+@pytest.mark.parametrize("kind", [EDGES, CORNERS])
+def test_checkerboard_layers_are_the_masked_convolution_where_it_is_used(kind: int) -> None:
+    rng = np.random.default_rng(3)
+    conv = MaskedConv2d(4, 6, "edges" if kind == EDGES else "corners")
+    with torch.no_grad():
+        conv.weight.copy_(torch.from_numpy(rng.integers(-9, 9, (6, 4, 3, 3)).astype(np.float32)))
+        conv.bias.zero_()  # type: ignore[union-attr]
+    for parity in (0, 1):
+        full = torch.zeros(1, 4, 6, 8)
+        rows, columns = torch.meshgrid(torch.arange(6), torch.arange(8), indexing="ij")
+        visible = (rows + columns) % 2 == (1 - parity if kind == EDGES else parity)
+        full[..., visible] = torch.from_numpy(rng.integers(-50, 50, (1, 4, int(visible.sum()))).astype(np.float32))
+        with torch.no_grad():
+            expected = packed_half(conv(full), parity)[0].permute(1, 2, 0).numpy()
+        taps = [(0, 1), (1, 0), (1, 2), (2, 1)] if kind == EDGES else [(0, 0), (0, 2), (1, 1), (2, 0), (2, 2)]
+        weight = np.stack([conv.weight.detach().numpy()[:, :, r, c] for r, c in taps], axis=1).astype(np.int16) * 2
+        layer = Layer(np.ascontiguousarray(weight), np.zeros(6, np.int32), np.ones(6, np.int32), kind, False)
+        x = half_of(full[0].permute(1, 2, 0).numpy().astype(np.int16), 1 - parity if kind == EDGES else parity)
+        assert np.array_equal(Compiled().conv(x, layer, parity=parity), expected.astype(np.int16))
+
+
+def test_the_rest_of_the_arithmetic_is_the_same_on_every_backend(model: LoadedModel) -> None:
+    rng = np.random.default_rng(8)
+    tables = {name: model.integer[f"tables.{name}"] for name in ("couple", "log2", "half_tanh")}
+    portable = Portable()
+    for channels in (12, 24, 30, 96):
+        z = rng.integers(-(1 << 27), 1 << 27, (5, 7, channels)).astype(np.int32)
+        st = rng.integers(-32768, 32767, (5, 7, channels)).astype(np.int16)
+        matrix, bias = rng.integers(-(1 << 19), 1 << 19, (channels, channels)).astype(float), rng.integers(-99999, 99999, channels).astype(float)
+        shifts = rng.integers(0, 18, channels).astype(np.int32)
+        log_gain, inv_gain = rng.integers(-900_000, 900_000, channels).astype(np.int32), rng.integers(1, 1 << 26, channels).astype(np.int32)
+        parameters = rng.integers(-32768, 32767, (5, 7, 2 * channels)).astype(np.int16)
+        symbols = rng.integers(-40_000, 40_000, (5, 7, channels)).astype(np.int32)
+        for backend in backends():
+            for affine in (True, False):
+                part = st if affine else np.ascontiguousarray(st[..., : channels // 2])
+                arguments: tuple[Any, ...] = (z, part, tables["couple"], 3, matrix, bias, affine)
+                assert np.array_equal(backend.unit(*arguments), portable.unit(*arguments))
+            assert np.array_equal(backend.narrow(z, shifts), portable.narrow(z, shifts))
+            arguments = (parameters, tables["log2"], log_gain, -211838, 6288, 128)
+            assert np.array_equal(backend.levels(*arguments), portable.levels(*arguments))
+            arguments = (symbols, parameters, inv_gain, 5)
+            assert np.array_equal(backend.dequantise(*arguments), portable.dequantise(*arguments))
+            a, b = z >> 2, z >> 2
+            backend.refine(a, st, tables["half_tanh"], inv_gain)
+            portable.refine(b, st, tables["half_tanh"], inv_gain)
+            assert np.array_equal(a, b)
+
+
+def test_arrangements_invert() -> None:
+    x = np.arange(8 * 12 * 3).reshape(8, 12, 3)
+    assert np.array_equal(unsqueeze(squeeze(x)), x)
+    for parity in (0, 1):
+        assert np.array_equal(whole_of(half_of(x, parity), parity, half_of(x, 1 - parity)), x)
+        rows, columns = np.nonzero((np.add.outer(np.arange(8), np.arange(12)) % 2) == parity)
+        assert set(half_of(x, parity)[..., 0].reshape(-1)) == set(x[rows, columns, 0])
+
+
+@pytest.mark.parametrize("q", [0.0, 4.7, 11.0])
+def test_streams_and_pictures_are_the_same_on_every_backend(model: LoadedModel, photo: NDArray[np.uint8], q: float) -> None:
+    picture = Picture(pixels=photo[:77, :101].copy())
+    reference = Codec(model, backend=Portable())
+    data = reference.encode(picture, q)
+    expected = hashlib.sha256(reference.decode(data)[0].content()).hexdigest()
+    for backend in backends():
+        codec = Codec(model, backend=backend)
+        assert hashlib.sha256(codec.decode(data)[0].content()).hexdigest() == expected
+        own = codec.encode(picture, q)  # encoders may round differently; what they write must decode alike
+        assert hashlib.sha256(codec.decode(own)[0].content()).digest() == hashlib.sha256(reference.decode(own)[0].content()).digest()
+
+
+def test_packing_loses_next_to_nothing(model: LoadedModel, photo: NDArray[np.uint8]) -> None:
+    """Against the float network: bytes within 0.5 % and PSNR within 0.03 dB for one small picture at three rates (0.1 % over Kodak)."""
+    picture = Picture(pixels=photo[:256, :256].copy())
+    exact, packed = Codec(load_model("msinn-lite-float")), Codec(model)
+    for q in (1.0, 5.5, 11.0):
+        a, b = exact.encode(picture, q), packed.encode(picture, q)
+        assert abs(len(b) / len(a) - 1) < 0.005
+        psnr = [metrics.psnr_db(metrics.mse(codec.decode(data)[0].pixels, picture.pixels)) for codec, data in ((exact, a), (packed, b))]
+        assert abs(psnr[1] - psnr[0]) < 0.03
+
+
+def test_the_integer_transform_inverts_without_quantisation(model: LoadedModel, photo: NDArray[np.uint8]) -> None:
+    network = IntegerNetwork(model.config, model.integer, Compiled())
+    back = network.synthesis(network.analysis(np.ascontiguousarray(photo[:256, :256])))
+    error = np.mean((back / 65536 - photo[:256, :256] / 255.0) ** 2)
+    assert -10 * np.log10(error) > 75
+
+
+VARIANTS = [
+    TINY,
+    dataclasses.replace(TINY, context_activation="gelu", post_filter="none"),
+    dataclasses.replace(TINY, coupling="additive", permutation="reverse", actnorm=False, lrp=False, post_filter="lite"),
+]
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+def test_every_shape_of_network_packs(config: MsinnConfig, tile: Picture) -> None:
+    config = config if config.post_filter != "paper" else dataclasses.replace(config, post_filter="none")
+    network = randomised(config)
+    x = torch.from_numpy(tile.pixels[:96, :128].copy()).permute(2, 0, 1)[None].float() / 255
+    packed = pack(network, [x])
+    golden = engines.golden_digest(IntegerNetwork(config, packed, Portable()))
+    loaded = parse_model(integer_model_bytes(config, packed, golden, name="variant"))
+    codec = Codec(loaded)
+    data = codec.encode(tile, 1.0)
+    assert np.array_equal(codec.decode(data)[0].pixels, Codec(loaded, backend=Portable()).decode(data)[0].pixels)
+
+
+def test_the_gated_post_filter_is_refused() -> None:
+    with pytest.raises(ConfigError, match="squeeze-excite"):
+        pack(Msinn(dataclasses.replace(preset("msinn-lite"), post_filter="paper")), [])
+    with pytest.raises(ConfigError, match="needs pictures"):
+        pack(Msinn(preset("msinn-lite")), [])
+
+
+def changed(model: LoadedModel, name: str, change: Any) -> LoadedModel:
+    tensors = dict(model.integer)
+    value = tensors[name].copy()
+    tensors[name] = change(value)
+    return dataclasses.replace(model, integer=tensors)
+
+
+def _one_more(value: NDArray[Any]) -> NDArray[Any]:
+    value.reshape(-1)[value.size // 2] += 1
+    return value
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("unit.0.0.conv1.weight", _one_more, "golden vector"),
+        ("tables.half_tanh", _one_more, "golden vector|golden"),
+        ("post.conv2.bias", lambda v: v + (1 << 14), "golden vector"),
+        ("tables.couple", lambda v: v[:-1], "tables.couple"),
+        ("unit.1.0.conv1.weight", lambda v: np.full_like(v, 32000), "overflow 32 bits"),
+        ("unit.1.0.conv1.weight", lambda v: v[:, :, :-2], "contradict"),
+        ("unit.1.0.conv1.shift", lambda v: v * 0, "range 1 to 30"),
+        ("unit.0.0.matrix", lambda v: v * 100, "exact"),
+        ("unit.0.0.matrix", lambda v: v * 0, "no inverse"),
+        ("unit.0.1.z_shift", lambda v: v * 0 - 1, "range 0 to 30"),
+        ("gains.inv_log2", lambda v: v * 0 + (1 << 24), "gain"),
+        ("lrp.0.0.weight", lambda v: v.astype(np.int32), "wrong shape"),
+        ("parameters.0.mean_shift", lambda v: np.array(v + 20, np.int32), "contradict"),
+    ],
+)
+def test_a_changed_model_is_refused(model: LoadedModel, name: str, change: Any, says: str) -> None:
+    if "half_tanh" in name:
+        change = lambda v: (v + 1).astype(np.int16)  # noqa: E731  (one entry alone may never be looked up)
+    with pytest.raises(CheckpointError, match=says), pytest.warns(UserWarning, match="self-test") if "golden" in says else _no_warning():
+        Codec(changed(model, name, change))
+
+
+def _no_warning() -> Any:
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def test_a_model_that_lacks_a_part_is_refused(model: LoadedModel) -> None:
+    tensors = {name: value for name, value in model.integer.items() if name != "lrp.4.2.weight"}
+    with pytest.raises(CheckpointError, match=r"lrp\.4\.2\.weight"):
+        Codec(dataclasses.replace(model, integer=tensors))
+
+
+def test_a_kernel_that_fails_its_self_test_is_replaced(model: LoadedModel, tile: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Codec(model).encode(tile, 3.0)
+    right = Compiled.narrow
+    monkeypatch.setattr(Compiled, "narrow", lambda self, x, shift: right(self, x, shift) + np.int16(1))
+    with pytest.warns(UserWarning, match="self-test"):
+        codec = Codec(model)
+    assert codec.decode(expected)[0].pixels.shape == tile.pixels.shape
+    monkeypatch.setattr(Portable, "narrow", lambda self, x, shift: x.astype(np.int16))
+    with pytest.warns(UserWarning, match="self-test"), pytest.raises(CheckpointError, match="golden vector"):
+        Codec(model)
+
+
+def test_without_a_compiler_the_portable_form_serves(model: LoadedModel, tile: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Codec(model).encode(tile, 3.0)
+    expected = Codec(model).decode(data)[0].pixels
+    monkeypatch.setattr(ops, "kernel", None)
+    assert isinstance(ops.best_backend(), Portable)
+    assert np.array_equal(Codec(model).decode(data)[0].pixels, expected)
