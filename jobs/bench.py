@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import resource
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,36 +13,65 @@ from typing import Any
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the verb."""
-    p = verbs.add_parser("bench", help="measure the entropy coder or the codec on an image")
-    p.add_argument("what", choices=("coder", "codec"))
-    p.add_argument("image", metavar="IMAGE")
-    p.add_argument("--q", type=float, default=5.0)
-    p.add_argument("--repeat", type=int, default=5, metavar="N", help="best of N")
-    p.add_argument("--model", default="msinn-lite")
-    p.set_defaults(command=_bench)
+    p = verbs.add_parser("bench", help="measure the entropy coder or the codec, or prove that decoding is exact here")
+    actions = p.add_subparsers(dest="what", required=True, metavar="WHAT")
+    for name, text, run in (
+        ("coder", "our rANS, constriction and compressai on the symbols of an image", _bench_coder),
+        ("codec", "encode, decode, verify and analyse an image with each model", _bench_codec),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("image", metavar="IMAGE")
+        action.add_argument("--q", type=float, default=5.0)
+        action.add_argument("--repeat", type=int, default=5, metavar="N", help="best of N")
+        action.add_argument("--model", nargs="+", default=["msinn-lite"] if name == "coder" else ["msinn-lite-float", "msinn-lite"], metavar="M")
+        action.add_argument("--threads", type=int, default=1, metavar="N")
+        action.set_defaults(command=run)
+    action = actions.add_parser("exact", help="decode images with every backend, instruction set and thread count, and compare SHA-256")
+    action.add_argument("images", metavar="IMAGES")
+    action.add_argument("--q", type=float, default=5.0)
+    action.add_argument("--model", nargs="+", default=["msinn-lite"], metavar="M", help="of either profile")
+    action.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    action.set_defaults(command=_bench_exact)
 
 
-def _bench(arguments: argparse.Namespace) -> int:
+def _loaded(path: str) -> Any:
+    from pipeline import images
+    from pipeline.errors import SourceError
+
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}") from error
+    loaded = images.load(data, max_pixels=200_000_000)
+    if loaded.picture is None:
+        raise SourceError(f"{path} cannot be coded: {loaded.message}")
+    return loaded.picture
+
+
+def _bench_coder(arguments: argparse.Namespace) -> int:
     import torch
 
     from msinn_core.checkpoint import load_model
     from msinn_core.codec import Codec
-    from pipeline import images
-    from pipeline.errors import SourceError
 
-    torch.set_num_threads(1)
-    try:
-        data = Path(arguments.image).read_bytes()
-    except OSError as error:
-        raise SourceError(f"cannot read {arguments.image}: {error.strerror}") from error
-    loaded = images.load(data, max_pixels=32_000_000)
-    if loaded.picture is None:
-        raise SourceError(f"{arguments.image} cannot be coded: {loaded.message}")
-    codec = Codec(load_model(arguments.model))
-    if arguments.what == "coder":
-        _coder(codec, codec.compress(codec.transform(loaded.picture), arguments.q), arguments.repeat)
-    else:
-        _codec(codec, loaded.picture, arguments.q, arguments.repeat)
+    torch.set_num_threads(arguments.threads)
+    picture = _loaded(arguments.image)
+    codec = Codec(load_model(arguments.model[0]))
+    _coder(codec, codec.compress(codec.transform(picture), arguments.q), arguments.repeat)
+    return 0
+
+
+def _bench_codec(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from msinn_core.checkpoint import load_model
+    from msinn_core.codec import Codec
+
+    torch.set_num_threads(arguments.threads)
+    picture = _loaded(arguments.image)
+    for which in arguments.model:
+        codec = Codec(load_model(which), threads=arguments.threads, max_pixels=200_000_000)
+        _codec(codec, picture, arguments.q, arguments.repeat, arguments.threads)
     return 0
 
 
@@ -158,8 +189,10 @@ def _compressai(flat: Any, indexes: Any, tables: Any, repeat: int, show: Any) ->
     show("compressai rANS, lists", encode_s, decode_s, len(data))
 
 
-def _codec(codec: Any, picture: Any, q: float, repeat: int) -> None:
+def _codec(codec: Any, picture: Any, q: float, repeat: int, threads: int) -> None:
     """Where the time of encoding, verifying and analysing goes."""
+    from msinn_core.integer.ops import Compiled
+
     height, width = picture.pixels.shape[:2]
     megapixels = width * height / 1e6
     transform_s, latents = _best(lambda: codec.transform(picture), repeat)
@@ -168,9 +201,121 @@ def _codec(codec: Any, picture: Any, q: float, repeat: int) -> None:
     decode_s, _ = _best(lambda: codec.decode(data), repeat)
     curves_s, _ = _best(lambda: codec.curves(latents), repeat)
     encode_s = transform_s + compress_s + pack_s
-    print(f"{width} x {height}, q {q:g}, {len(data):,} bytes; profile {codec.model.profile}, one thread, best of {repeat}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"\n{codec.model.name}, profile {codec.model.profile}: {width} x {height}, q {q:g}, {len(data):,} bytes; {threads} thread(s), best of {repeat}; "
+        f"peak memory of the process so far {peak:,.0f} MiB"
+    )
     for name, seconds in (
         ("transform", transform_s), ("context and quantiser", compress_s), ("entropy coder and framing", pack_s), ("encode", encode_s),
         ("decode", decode_s), ("encode and verify", encode_s + decode_s), ("analyse (transform and curves)", transform_s + curves_s),
     ):  # fmt: skip
         print(f"{name:<32}{1e3 * seconds:>9.1f} ms{megapixels / seconds:>9.2f} Mpx/s{100 * seconds / encode_s:>8.0f} % of encode")
+    backend = getattr(getattr(codec.engine, "network", None), "backend", None)
+    if isinstance(backend, Compiled):
+        _shares("encode", lambda: codec.encode(picture, q), backend, threads)
+        _shares("decode", lambda: codec.decode(data), backend, threads)
+
+
+_GROUPS = {"conv": "layers", "unit": "flow", "mix": "flow", "couple": "flow", "levels": "tables", "dequantise": "tables", "refine": "tables",
+           "quantise": "tables", "narrow": "tables"}  # fmt: skip
+
+
+def _shares(name: str, action: Callable[[], Any], backend: Any, threads: int) -> None:
+    """Shares of one call by kind of work, and how near the layers come to what the machine's GEMM can do."""
+    from msinn_core.entropy import rans
+
+    spent: dict[str, float] = defaultdict(float)
+    products = 0
+
+    def timed(group: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **named: Any) -> Any:
+            nonlocal products
+            started = time.perf_counter()
+            result = call(*arguments, **named)
+            spent[group] += time.perf_counter() - started
+            if group == "layers":
+                products += arguments[0].shape[0] * arguments[0].shape[1] * arguments[1].weight.size
+            return result
+
+        return run
+
+    before = rans.encode, rans.decode
+    rans.encode, rans.decode = (timed("entropy coder", call) for call in before)
+    for method, group in _GROUPS.items():
+        setattr(backend, method, timed(group, getattr(backend, method)))
+    try:
+        started = time.perf_counter()
+        action()
+        total = time.perf_counter() - started
+    finally:
+        rans.encode, rans.decode = before
+        for method in _GROUPS:
+            delattr(backend, method)
+    rest = total - sum(spent.values())
+    shares = ", ".join(f"{group} {100 * seconds / total:.0f} %" for group, seconds in sorted(spent.items(), key=lambda item: -item[1]))
+    rate = products / spent["layers"] / 1e9
+    ceiling = _int8_gemm()
+    print(
+        f"{name}: {shares}, arranging {100 * rest / total:.0f} %; layers at {rate:.0f} GMAC/s in int16, {100 * rate / ceiling:.0f} % of this machine's "
+        f"int8 GEMM on as many threads ({ceiling:.0f} GMAC/s; int16 can reach half)"
+    )
+
+
+def _int8_gemm() -> float:
+    """GMAC/s of `torch._int_mm` at 2048 x 1152 x 128."""
+    import torch
+
+    a, b = (torch.randint(-64, 64, shape, dtype=torch.int8) for shape in ((2048, 1152), (1152, 128)))
+    seconds, _ = _best(lambda: torch._int_mm(a, b), 20)
+    return 2048 * 1152 * 128 / seconds / 1e9
+
+
+def _bench_exact(arguments: argparse.Namespace) -> int:
+    """Bitstreams of one configuration, decoded by all others."""
+    import hashlib
+
+    import torch
+
+    from msinn_core.checkpoint import load_model
+    from msinn_core.codec import Codec, Picture
+    from msinn_core.errors import CodecError
+    from msinn_core.integer import ops
+    from pipeline.evaluation import pictures
+
+    names = {ops.AVX512: "AVX-512 VNNI", ops.AVX2: "AVX2", ops.SSE41: "SSE4.1", ops.SCALAR: "scalar"}
+    differing = 0
+    for which in arguments.model:
+        model = load_model(which)
+        configurations: list[tuple[str, int, Any]] = [("torch float32, 1 thread", 1, None), ("torch float32, 2 threads", 2, None)]
+        if model.profile == "int":
+            best = ops.kernel.isa() if ops.kernel else -1
+            configurations = [
+                (f"compiled, {names[isa]}, {threads} thread(s)", threads, ops.Compiled(threads, isa))
+                for isa in range(best, -1, -1)
+                for threads in (1, 2)
+            ] + [("portable float64", 1, ops.Portable())]
+        first: dict[str, tuple[bytes, bytes]] = {}
+        print(
+            f"{model.name}, profile {model.profile}, q {arguments.q:g}: bitstreams of the first row, decoded by each; bitstreams of each, against the first"
+        )
+        for label, threads, backend in configurations:
+            torch.set_num_threads(threads)
+            codec = Codec(model, threads=threads, backend=backend, max_pixels=200_000_000)
+            other_pixels = other_streams = failed = 0
+            for name, pixels in pictures(arguments.images, arguments.limit):
+                picture = Picture(pixels=pixels)
+                data = codec.encode(picture, arguments.q)
+                if name not in first:
+                    first[name] = data, hashlib.sha256(codec.decode(data)[0].content()).digest()
+                reference, digest = first[name]
+                other_streams += data != reference
+                try:
+                    other_pixels += hashlib.sha256(codec.decode(reference)[0].content()).digest() != digest
+                except CodecError:
+                    failed += 1
+            differing += other_pixels + failed
+            print(
+                f"  {label:<34} of {len(first)} images: {other_pixels} decode to other pixels, {failed} do not decode; {other_streams} other bitstreams"
+            )
+    return 5 if differing else 0
