@@ -203,8 +203,8 @@ def _codec(codec: Any, picture: Any, q: float, repeat: int, threads: int) -> Non
     encode_s = transform_s + compress_s + pack_s
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-        f"\n{codec.model.name}, profile {codec.model.profile}: {width} x {height}, q {q:g}, {len(data):,} bytes; {threads} thread(s), best of {repeat}; "
-        f"peak memory of the process so far {peak:,.0f} MiB"
+        f"\n{codec.model.name}, profile {codec.model.profile}: {width} x {height}, q {q:g}, {len(data):,} bytes; {threads} thread(s), "
+        f"best of {repeat}; peak memory of the process so far {peak:,.0f} MiB"
     )
     for name, seconds in (
         ("transform", transform_s), ("context and quantiser", compress_s), ("entropy coder and framing", pack_s), ("encode", encode_s),
@@ -257,8 +257,8 @@ def _shares(name: str, action: Callable[[], Any], backend: Any, threads: int) ->
     rate = products / spent["layers"] / 1e9
     ceiling = _int8_gemm()
     print(
-        f"{name}: {shares}, arranging {100 * rest / total:.0f} %; layers at {rate:.0f} GMAC/s in int16, {100 * rate / ceiling:.0f} % of this machine's "
-        f"int8 GEMM on as many threads ({ceiling:.0f} GMAC/s; int16 can reach half)"
+        f"{name}: {shares}, arranging {100 * rest / total:.0f} %; layers at {rate:.0f} GMAC/s in int16, {100 * rate / ceiling:.0f} % of this "
+        f"machine's int8 GEMM on as many threads ({ceiling:.0f} GMAC/s; int16 can reach half)"
     )
 
 
@@ -297,7 +297,7 @@ def _bench_exact(arguments: argparse.Namespace) -> int:
             ] + [("portable float64", 1, ops.Portable())]
         first: dict[str, tuple[bytes, bytes]] = {}
         print(
-            f"{model.name}, profile {model.profile}, q {arguments.q:g}: bitstreams of the first row, decoded by each; bitstreams of each, against the first"
+            f"{model.name}, profile {model.profile}, q {arguments.q:g}: bitstreams of the first row, decoded by each; bitstreams of each, against the first"print(f"{model.name}, profile {model.profile}, q {arguments.q:g}: the first row's files decoded by each row; each row's files against them")
         )
         for label, threads, backend in configurations:
             torch.set_num_threads(threads)
