@@ -296,9 +296,7 @@ def _bench_exact(arguments: argparse.Namespace) -> int:
                 for threads in (1, 2)
             ] + [("portable float64", 1, ops.Portable())]
         first: dict[str, tuple[bytes, bytes]] = {}
-        print(
-            f"{model.name}, profile {model.profile}, q {arguments.q:g}: bitstreams of the first row, decoded by each; bitstreams of each, against the first"print(f"{model.name}, profile {model.profile}, q {arguments.q:g}: the first row's files decoded by each row; each row's files against them")
-        )
+        print(f"{model.name}, profile {model.profile}, q {arguments.q:g}: the first row's files decoded by each row; each row's files against them")
         for label, threads, backend in configurations:
             torch.set_num_threads(threads)
             codec = Codec(model, threads=threads, backend=backend, max_pixels=200_000_000)
@@ -315,7 +313,6 @@ def _bench_exact(arguments: argparse.Namespace) -> int:
                 except CodecError:
                     failed += 1
             differing += other_pixels + failed
-            print(
-                f"  {label:<34} of {len(first)} images: {other_pixels} decode to other pixels, {failed} do not decode; {other_streams} other bitstreams"
-            )
+            said = f"{other_pixels} decode to other pixels, {failed} do not decode; {other_streams} other bitstreams"
+            print(f"  {label:<34} of {len(first)} images: {said}")
     return 5 if differing else 0
