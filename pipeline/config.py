@@ -61,8 +61,7 @@ class CompressConfig:
         count_sidecars: Whether sidecars count towards the budget.
         ms_ssim: Whether MS-SSIM is measured too.
         image_column: Parquet column of the images.
-        device: `cpu` or `cuda`, where the network runs. A float-profile archive decodes on the kind of device that wrote it, so `cuda` is a
-            choice to be made aloud, not one that follows from the machine.
+        device: `cpu` (the compiled integer kernel) or `cuda` (its layers in float64 on the GPU). Archives are the same in what they promise.
 
     Raises:
         UsageError: Values that contradict each other.

@@ -57,13 +57,15 @@ class Decoder:
         self._codecs: dict[tuple[str, str], Codec] = {}
 
     def codec(self, model_sha256: str, device: str) -> Codec:
-        """The codec of a model on the kind of device that encoded, loaded once. Raises `ManifestError` or `CheckpointError`."""
-        if (model_sha256, device) not in self._codecs:
+        """The codec of a model, loaded once. A float model runs on the kind of device that encoded. Raises `ManifestError` or `CheckpointError`."""
+        wanted = device
+        if (model_sha256, wanted) not in self._codecs:
             model: LoadedModel = parse_model(self._archive.model_bytes(model_sha256))
+            device = device if model.profile == "float" else "cpu"
             # Nothing larger was ever coded into this archive, so a larger header is a forged one.
             limit = int(self._archive.run["config"]["max_pixels"])
-            self._codecs[model_sha256, device] = Codec(model, device=device, max_pixels=limit)
-        return self._codecs[model_sha256, device]
+            self._codecs[model_sha256, wanted] = Codec(model, device=device, max_pixels=limit)
+        return self._codecs[model_sha256, wanted]
 
     def picture(self, row: dict[str, Any], payload: bytes) -> tuple[bytes, str | None]:
         """PNG bytes of a coded row's payload, and a sentence if it is not exactly what was verified when it was encoded.
@@ -73,12 +75,14 @@ class Decoder:
             CodecError: It does not decode.
         """
         check_payload(row, payload)
-        picture, _ = self.codec(row["model_sha256"], row["encoder"].split()[0]).decode(payload)
+        codec = self.codec(row["model_sha256"], row["encoder"].split()[0])
+        picture, _ = codec.decode(payload)
         problem = None
         if sha256(picture.content()) != row["recon_sha256"]:
-            problem = (
-                f"{row['name']}: decodes to other pixels than on the machine that encoded it ({row['encoder']}); "
+            problem = f"{row['name']}: decodes to other pixels than on the machine that encoded it ({row['encoder']}); " + (
                 "the float profile promises the same pixels only on like machines"
+                if codec.model.profile == "float"
+                else "its bytes are whole, so this machine computes wrongly: restore on another, and report it"
             )
         return images.to_png(picture), problem
 
@@ -100,7 +104,7 @@ class RestoreWorker:
     def __init__(self, url: str, target: str | None) -> None:
         import torch
 
-        # As when encoding: the float profile is the same for the same number of threads only.
+        # As when encoding: a float model is the same for the same number of threads only.
         torch.set_num_threads(1)
         self.archive = Archive(url)
         self.decoder = Decoder(self.archive)
