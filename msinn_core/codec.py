@@ -18,17 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from msinn_core import bitstream
 from msinn_core.bitstream import Bitstream
 from msinn_core.checkpoint import LoadedModel
-from msinn_core.config import LATENT_CHANNELS, LATENT_STRIDES, SIZE_MULTIPLE
-from msinn_core.engines import Engine, engine_for, flat
+from msinn_core.config import LATENT_STRIDES, SIZE_MULTIPLE
+from msinn_core.engines import Engine, engine_for
 from msinn_core.entropy import rans
 from msinn_core.errors import BitstreamError, CodecError, ConfigError
 from msinn_core.integer.ops import Compiled, Portable
-from msinn_core.quantiser import rate_aware_round, widened_zone
 
 DEFAULT_MAX_PIXELS = 32_000_000
 """Pictures above this are refused: the float profile needs about 230 bytes of memory per pixel."""
@@ -128,8 +126,6 @@ class Codec:
         self.model = model
         self.max_pixels = max_pixels
         self.engine: Engine = engine_for(model, device=device, threads=threads, backend=backend)
-        self._zone = torch.from_numpy(widened_zone(model.tables))
-        self._costs = model.tables.symbol_bits()
 
     @property
     def q_max(self) -> float:
@@ -227,41 +223,15 @@ class Codec:
         calibration = self.model.calibration
         anchors = np.arange(int(self.q_max) + 1, dtype=np.float64)
         probe_q = self.quantise_q(PROBE_Q_SHARE * self.q_max)
-        gains = self.engine.gains(probe_q)
-        residuals = self.engine.probe(latents.y, probe_q, self._shape(width, height))
-        exact = sum(self._quantise(r, s, *gains.level(k))[1] for k, r, s in residuals)
-        at_all = [self.engine.gains(q) for q in (*anchors, probe_q)]
-        bits, squares = np.zeros(len(at_all)), np.zeros((len(at_all), len(LATENT_CHANNELS)))
-        for k, residual, scale in residuals:
-            # A quarter of the positions of the two finest latents says as much: they are nine tenths of all symbols.
-            step = 2 if k >= 3 and min(residual.shape[2:]) >= 32 else 1
-            num_positions = residual.shape[2] * residual.shape[3]
-            residual, scale = residual[..., ::step, ::step].contiguous(), scale[..., ::step, ::step].contiguous()
-            share = num_positions / (residual.shape[2] * residual.shape[3])
-            for i, at in enumerate(at_all):
-                error, used = self._quantise(residual, scale, *at.level(k))
-                bits[i] += share * used
-                squares[i, k] += share * error
+        tally = self.engine.tally(latents.y, [*anchors, probe_q], self._shape(width, height))
         num_samples = 3 * _padded(width) * _padded(height)
-        mse = (squares[:-1] @ calibration.level_weights) / num_samples * 255**2 * np.exp(calibration.log_mse_bias)
-        rate = exact * bits[:-1] / max(bits[-1], 1e-9) * np.exp(calibration.log_rate_bias)
+        mse = (tally.squares[:-1] @ calibration.level_weights) / num_samples * 255**2 * np.exp(calibration.log_mse_bias)
+        rate = tally.bits[:-1] * np.exp(calibration.log_rate_bias)
         fixed = len(Bitstream(
             profile=self.model.profile, colour="rgb", model_id=bytes(16), width=width, height=height, q=0.0,
             streams=(b"",) * bitstream.NUM_STREAMS, boxes=_boxes(latents.picture),
         ).to_bytes())  # fmt: skip
         return Curves(anchors, rate / 8 + fixed + 6 * bitstream.NUM_STREAMS, mse)
-
-    def _quantise(self, residual: Tensor, scale: Tensor, gain: Tensor, inv_gain: Tensor, scale_gain: Tensor) -> tuple[float, float]:
-        """Summed squared error and table bits of residuals at other gains."""
-        bits, base, size = self._costs
-        indexes = self.engine.table_indexes(scale * scale_gain)
-        symbols = rate_aware_round((residual * gain).contiguous(), indexes.to(torch.int64), self._zone.to(residual.device))
-        error = float((residual - symbols * inv_gain).square().sum())
-        table = flat(indexes)
-        position = flat(symbols.to(torch.int64)) - self.model.tables.offsets[table]
-        size_of = size[table]
-        position = np.where((position >= 0) & (position < size_of), position, size_of)
-        return error, float(bits[base[table] + position].sum(dtype=np.float64))
 
 
 def _boxes(picture: Picture) -> dict[int, bytes]:

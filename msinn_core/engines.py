@@ -18,7 +18,6 @@ from msinn_core.checkpoint import LoadedModel
 from msinn_core.entropy import rans
 from msinn_core.entropy.tables import Tables
 from msinn_core.errors import CheckpointError
-from msinn_core.gain import Gains
 from msinn_core.integer.network import IntegerNetwork, half_of
 from msinn_core.integer.ops import I16, I32, Compiled, Portable, best_backend
 from msinn_core.layers import pack
@@ -44,14 +43,32 @@ class Engine(Protocol):
     def decode(self, streams: Sequence[bytes], q: float, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], list[Flat32]]:
         """The picture `[16h, 16w, 3]` and the symbols of the ten streams. Raises `BitstreamError` for streams that do not fit."""
 
-    def probe(self, latents: list[Any], q: float, shape: tuple[int, int]) -> list[tuple[int, Tensor, Tensor]]:
-        """One context pass: per stream, step k, residuals and scales in units of the latent, `[1, C, h, w/2]` float32."""
+    def tally(self, latents: list[Any], rates: list[float], shape: tuple[int, int]) -> Tally:
+        """What the rates would cost and lose, from one context pass at the last of them."""
 
-    def gains(self, q: float) -> Gains:
-        """Gains at q, float32."""
 
-    def table_indexes(self, scales: Tensor) -> Tensor:
-        """Tables of scales in units of symbols, uint8."""
+@dataclass(frozen=True)
+class Tally:
+    """Sums over a picture at R rates.
+
+    Attributes:
+        bits: `[R]`, bits of the symbols by their tables.
+        squares: `[R, 5]`, squared error of y5..y1.
+    """
+
+    bits: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+    @classmethod
+    def of_samples(cls, exact: NDArray[np.float64], sampled: NDArray[np.float64]) -> Tally:
+        """Sums over all positions at the last rate, `exact` `[5, 2]` (bits, squares), stretched to the others by `sampled` `[R, 5, 2]`."""
+        whole = exact * sampled / np.maximum(sampled[-1], 1e-9)
+        return cls(whole[..., 0].sum(axis=1), whole[..., 1])
+
+
+def _stride(k: int, h: int, w: int) -> int:
+    """A sixteenth of the positions of the two finest latents says as much: they are nine tenths of all symbols."""
+    return min(4 if k >= 3 else 2 if k == 2 else 1, max(1, min(h, w) // 16))
 
 
 def table_indexes(scales: Tensor, thresholds: Tensor) -> Tensor:
@@ -132,6 +149,7 @@ class FloatEngine:
         self._tables = tables
         self._thresholds = torch.from_numpy(tables.thresholds).to(self._device)
         self._zone = torch.from_numpy(widened_zone(tables)).to(self._device)
+        self._costs = tables.symbol_bits()
 
     def transform(self, pixels: NDArray[np.uint8]) -> list[Any]:
         # A view with channels last, the convolutions' fast layout.
@@ -150,17 +168,31 @@ class FloatEngine:
         pixels = (x_hat[0].clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(1, 2, 0).contiguous().cpu().numpy(), reader.symbols_out
 
-    def probe(self, latents: list[Any], q: float, shape: tuple[int, int]) -> list[tuple[int, Tensor, Tensor]]:
-        gains = self._net.gains(q)
+    def tally(self, latents: list[Any], rates: list[float], shape: tuple[int, int]) -> Tally:
+        gains = self._net.gains(rates[-1])
         prober = _Prober(latents, [gains.level(k)[2] for k in range(context.NUM_STEPS)], self._thresholds, self._zone)
         self._net.walk(prober, gains, (1, *shape), finest=False)
-        return prober.residuals
+        exact, sampled = np.zeros((context.NUM_STEPS, 2)), np.zeros((len(rates), context.NUM_STEPS, 2))
+        at_rates = [self._net.gains(q) for q in rates]
+        for k, residual, scale in prober.residuals:
+            step = _stride(k, *residual.shape[2:])
+            some = residual[..., ::step, ::step].contiguous(), scale[..., ::step, ::step].contiguous()
+            exact[k] += self._quantise(residual, scale, *gains.level(k))
+            for i, at in enumerate(at_rates):
+                sampled[i, k] += self._quantise(*some, *at.level(k))
+        return Tally.of_samples(exact, sampled)
 
-    def gains(self, q: float) -> Gains:
-        return self._net.gains(q)
-
-    def table_indexes(self, scales: Tensor) -> Tensor:
-        return table_indexes(scales, self._thresholds)
+    def _quantise(self, residual: Tensor, scale: Tensor, gain: Tensor, inv_gain: Tensor, scale_gain: Tensor) -> tuple[float, float]:
+        """Table bits and summed squared error of residuals at other gains."""
+        bits, base, size = self._costs
+        indexes = table_indexes(scale * scale_gain, self._thresholds)
+        symbols = rate_aware_round((residual * gain).contiguous(), indexes.to(torch.int64), self._zone)
+        error = float((residual - symbols * inv_gain).square().sum())
+        table = flat(indexes)
+        position = flat(symbols.to(torch.int64)) - self._tables.offsets[table]
+        size_of = size[table]
+        position = np.where((position >= 0) & (position < size_of), position, size_of)
+        return float(bits[base[table] + position].sum(dtype=np.float64)), error
 
 
 # Integer -------------------------------------------------------------------------------------------------------------------------------------------
@@ -173,7 +205,7 @@ class _IntegerCollector:
     gain: list[NDArray[np.float32]]
     symbols_out: list[Flat32] = field(default_factory=list)
     indexes_out: list[Flat8] = field(default_factory=list)
-    probes: list[tuple[int, Tensor, Tensor]] | None = None
+    probes: list[tuple[int, I32, I16]] | None = None
 
     def symbols(self, k: int, parity: int, parameters: I16, indexes: Flat8) -> I32:
         net, y = self.engine.network, half_of(self.y[k], parity)
@@ -182,10 +214,7 @@ class _IntegerCollector:
             self.symbols_out.append(symbols.reshape(-1))
             self.indexes_out.append(indexes.reshape(-1))
         else:
-            scales, means = np.split(parameters, 2, axis=2)
-            residual = (y - (means.astype(np.int32) << net.mean_shifts[k])).astype(np.float32) / np.float32(1 << 16)
-            scale = np.maximum(scales, 0).astype(np.float32) / np.float32(1 << net.scale_exponents[k])
-            self.probes.append((k, torch.from_numpy(residual).permute(2, 0, 1)[None], torch.from_numpy(scale).permute(2, 0, 1)[None]))
+            self.probes.append((k, y, parameters))
         return symbols
 
 
@@ -238,13 +267,13 @@ class IntegerEngine:
         self.tables = tables
         self.zone = np.zeros((256, 16), np.float32)
         self.zone[: len(tables.offsets)] = widened_zone(tables)
-        log2 = (network.first + network.step * np.arange(1, len(tables.offsets))) / 65536
-        self._thresholds = torch.from_numpy(np.exp2(log2).astype(np.float32))
+        bits, base, size = tables.symbol_bits()
+        self._costs = bits, base.astype(np.int32), size.astype(np.int32), tables.offsets
 
     def transform(self, pixels: NDArray[np.uint8]) -> list[Any]:
         return self.network.analysis(pixels)
 
-    def _walk(self, latents: list[Any], q: float, shape: tuple[int, int], probes: list[tuple[int, Tensor, Tensor]] | None) -> _IntegerCollector:
+    def _walk(self, latents: list[Any], q: float, shape: tuple[int, int], probes: list[tuple[int, I32, I16]] | None) -> _IntegerCollector:
         gains = self.network.gains(q)
         collector = _IntegerCollector(latents, self, [gains.level(k)[2] for k in range(context.NUM_STEPS)], probes=probes)
         self.network.walk(collector, gains, shape, finest=False)
@@ -260,17 +289,35 @@ class IntegerEngine:
         assert pixels is not None
         return pixels, reader.symbols_out
 
-    def probe(self, latents: list[Any], q: float, shape: tuple[int, int]) -> list[tuple[int, Tensor, Tensor]]:
-        return self._walk(latents, q, shape, []).probes or []
+    def tally(self, latents: list[Any], rates: list[float], shape: tuple[int, int]) -> Tally:
+        net = self.network
+        probes = self._walk(latents, rates[-1], shape, []).probes or []
+        at_rates = [net.gains(q) for q in rates]
+        exact, sampled = np.zeros((context.NUM_STEPS, 2)), np.zeros((len(rates), context.NUM_STEPS, 2))
+        for k, y, parameters in probes:
+            levels = [at.level(k) for at in at_rates]
+            log_gain = np.stack([scale_log2 for _, scale_log2, _ in levels]) - np.int32(net.scale_exponents[k] << 16)
+            gain = np.stack([gain for _, _, gain in levels])
+            inv_gain = np.stack([(inv / 2.0**24 * 2**16).astype(np.float32) for inv, _, _ in levels])
 
-    def gains(self, q: float) -> Gains:
-        at = self.network.gains(q)
-        values = (at.gain * np.float32(1 << 16), at.inv_gain / 2.0**24, np.exp2(at.scale_log2 / 65536.0))
-        gain, inv_gain, scale_gain = (torch.from_numpy(value.astype(np.float32))[None, :, None, None] for value in values)
-        return Gains(gain, inv_gain, scale_gain)
+            def sums(
+                rates: slice,
+                stride: int,
+                k: int = k,
+                y: I32 = y,
+                parameters: I16 = parameters,
+                log_gain: I32 = log_gain,
+                gain: NDArray[np.float32] = gain,
+                inv_gain: NDArray[np.float32] = inv_gain,
+            ) -> NDArray[np.float64]:
+                at = log_gain[rates], gain[rates], inv_gain[rates]
+                position = net.mean_shifts[k], net.tables["log2"], net.first, net.step
+                return net.backend.tally(y, parameters, *position, *at, self.zone, self._costs, stride)
 
-    def table_indexes(self, scales: Tensor) -> Tensor:
-        return table_indexes(scales, self._thresholds)
+            exact[k] += sums(slice(-1, None), 1)[0]
+            sampled[:, k] += sums(slice(None), _stride(k, *y.shape[:2]))
+        exact[:, 1] /= 2.0**32
+        return Tally.of_samples(exact, sampled)
 
 
 def engine_for(model: LoadedModel, *, device: str = "cpu", threads: int = 1, backend: Compiled | Portable | None = None) -> Engine:

@@ -543,6 +543,64 @@ static PyObject *quantise(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* Analysis: bits and squared error (in steps of the latent, Q16) that every one of `rates` gains would give, over every `stride`-th row and column. */
+static PyObject *tally(PyObject *self, PyObject *args) {
+    Py_buffer y, parameters, log2, log_gain, gain, inv_gain, zone, bits, base, size, offsets, out;
+    int h, w, channels, mean_shift, first, step, tables, stride, rates;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*y*y*y*y*y*y*y*y*y*w*iiiiiiiii", &y, &parameters, &log2, &log_gain, &gain, &inv_gain, &zone, &bits, &base, &size,
+                          &offsets, &out, &h, &w, &channels, &mean_shift, &first, &step, &tables, &stride, &rates))
+        return NULL;
+    Py_ssize_t n = (Py_ssize_t)h * w * channels;
+    int good = h > 0 && w > 0 && channels > 0 && stride > 0 && rates > 0 && step > 0 && tables > 0 && tables <= 256 && y.len == n * 4 &&
+               parameters.len == n * 4 && log2.len == 32768 * 4 && log_gain.len == (Py_ssize_t)rates * channels * 4 && gain.len == log_gain.len &&
+               inv_gain.len == log_gain.len && zone.len >= tables * 64 && base.len == tables * 4 && size.len == base.len && offsets.len == base.len &&
+               out.len == (Py_ssize_t)rates * 16;
+    if (good)
+        for (int t = 0; t < tables; t++) {
+            int32_t b = ((const int32_t *)base.buf)[t], s = ((const int32_t *)size.buf)[t];
+            if (b < 0 || s < 0 || (Py_ssize_t)b + s >= bits.len / 4) good = 0;
+        }
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        const int32_t *l = log2.buf, *b0 = base.buf, *sizes = size.buf, *offset = offsets.buf;
+        const float *z = zone.buf, *cost = bits.buf;
+        double *sums = out.buf;
+        int32_t top = tables * step - 1;
+        float per_step = (1 - 0x1p-20f) / (float)step; /* an estimate: at the very edge of a table it may name the one below */
+        memset(sums, 0, out.len);
+        for (int a = 0; a < rates; a++) {
+            const int32_t *lg = (const int32_t *)log_gain.buf + (size_t)a * channels;
+            const float *g = (const float *)gain.buf + (size_t)a * channels, *ig = (const float *)inv_gain.buf + (size_t)a * channels;
+            for (int r = 0; r < h; r += stride) {
+                float row_bits = 0, row_error = 0;
+                for (int x = 0; x < w; x += stride) {
+                    const int32_t *in = (const int32_t *)y.buf + ((size_t)r * w + x) * channels;
+                    const int16_t *m = (const int16_t *)parameters.buf + ((size_t)r * w + x) * 2 * channels;
+                    for (int c = 0; c < channels; c++) {
+                        int32_t v = m[c] > 0 ? l[m[c]] + lg[c] - first : 0, t = (int32_t)((float)(v < 0 ? 0 : v > top ? top : v) * per_step);
+                        float residual = (float)(in[c] - ((int32_t)m[channels + c] << mean_shift)), exact = residual * g[c], magnitude = fabsf(exact);
+                        float k = rintf(magnitude), error;
+                        if (magnitude - k < z[t * 16 + (k < 15 ? (int)k : 15)] - 0.5f) k -= 1;
+                        error = residual - (exact < 0 ? -k : k) * ig[c];
+                        row_error += error * error;
+                        int64_t position = (int64_t)(exact < 0 ? -k : k) - offset[t];
+                        row_bits += cost[b0[t] + (position >= 0 && position < sizes[t] ? position : sizes[t])];
+                    }
+                }
+                sums[2 * a] += row_bits;
+                sums[2 * a + 1] += row_error;
+            }
+        }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&y); PyBuffer_Release(&parameters); PyBuffer_Release(&log2); PyBuffer_Release(&log_gain); PyBuffer_Release(&gain);
+    PyBuffer_Release(&inv_gain); PyBuffer_Release(&zone); PyBuffer_Release(&bits); PyBuffer_Release(&base); PyBuffer_Release(&size);
+    PyBuffer_Release(&offsets); PyBuffer_Release(&out);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
 static PyObject *isa_py(PyObject *self, PyObject *args) { (void)self; (void)args; return PyLong_FromLong(best_isa()); }
 
 static PyMethodDef methods[] = {
@@ -555,6 +613,7 @@ static PyMethodDef methods[] = {
     {"dequantise", dequantise, METH_VARARGS, "Symbols and means to latents."},
     {"refine", refine, METH_VARARGS, "Latent residual prediction."},
     {"quantise", quantise, METH_VARARGS, "Latents to symbols (encoder)."},
+    {"tally", tally, METH_VARARGS, "Bits and squared error of a stream at several rates (analysis)."},
     {"isa", isa_py, METH_NOARGS, "Best instruction set here: 0 scalar, 1 SSE4.1, 2 AVX2, 3 AVX-512 VNNI."},
     {NULL, NULL, 0, NULL},
 };

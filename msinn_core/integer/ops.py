@@ -22,6 +22,8 @@ from torch.nn import functional as F
 
 I16 = NDArray[np.int16]
 I32 = NDArray[np.int32]
+Costs = tuple[NDArray[np.float32], I32, I32, I32]
+"""`Tables.symbol_bits()` with int32 positions, and the tables' offsets."""
 
 DENSE, EDGES, CORNERS, POINT = 0, 1, 2, 3
 """Kinds of layer: 3x3; its 4 edge neighbours from the other checkerboard half; centre and 4 corners within a half; 1x1."""
@@ -183,6 +185,46 @@ class Compiled:
         )
         return out
 
+    def tally(
+        self,
+        y: I32,
+        parameters: I16,
+        mean_shift: int,
+        log2: I32,
+        first: int,
+        step: int,
+        log_gain: I32,
+        gain: NDArray[np.float32],
+        inv_gain: NDArray[np.float32],
+        zone: NDArray[np.float32],
+        costs: Costs,
+        stride: int,
+    ) -> NDArray[np.float64]:
+        """Table bits and squared error (Q16 steps) `[R, 2]` of latents at R rates, over every `stride`-th row and column.
+
+        Args:
+            y: `[h, w, C]` Q16.
+            parameters: `[h, w, 2C]` scales and means.
+            mean_shift: From means to Q16.
+            log2: Table of logarithms.
+            first: Of the table index.
+            step: Of the table index.
+            log_gain: `[R, C]`, as in `levels`.
+            gain: `[R, C]` per Q16 unit.
+            inv_gain: `[R, C]` in Q16 units.
+            zone: `[256, 16]`, as in `quantise`.
+            costs: Bits of every symbol of every table, and where they lie.
+            stride: 1 for all positions.
+        """
+        h, w, channels = y.shape
+        bits, base, size, offsets = costs
+        out = np.zeros((len(gain), 2))
+        kernel.tally(
+            y, parameters, log2, log_gain, gain, inv_gain, zone, bits, base, size, offsets, out, h, w, channels, mean_shift, first, step,
+            len(base), stride, len(gain),
+        )  # fmt: skip
+        return out
+
 
 class Portable:
     """Float64 over whole numbers, in torch.
@@ -267,6 +309,35 @@ class Portable:
         rounded -= size - rounded < zone[indexes, np.minimum(rounded, 15).astype(np.int64)] - np.float32(0.5)
         symbols: I32 = np.where(exact < 0, -rounded, rounded).astype(np.int32)
         return symbols
+
+    def tally(
+        self,
+        y: I32,
+        parameters: I16,
+        mean_shift: int,
+        log2: I32,
+        first: int,
+        step: int,
+        log_gain: I32,
+        gain: NDArray[np.float32],
+        inv_gain: NDArray[np.float32],
+        zone: NDArray[np.float32],
+        costs: Costs,
+        stride: int,
+    ) -> NDArray[np.float64]:
+        """As `Compiled.tally`."""
+        bits, base, size, offsets = costs
+        y, parameters = np.ascontiguousarray(y[::stride, ::stride]), np.ascontiguousarray(parameters[::stride, ::stride])
+        means = parameters[..., y.shape[2] :].astype(np.int32) << mean_shift
+        out = []
+        for log_gain_at, gain_at, inv_at in zip(log_gain, gain, inv_gain, strict=True):
+            indexes = self.levels(parameters, log2, log_gain_at, first, step, len(base))
+            symbols = self.quantise(y, parameters, indexes, gain_at, zone, mean_shift)
+            error = (y - means).astype(np.float64) - symbols * inv_at
+            position, size_of = symbols.astype(np.int64) - offsets[indexes], size[indexes]
+            position = np.where((position >= 0) & (position < size_of), position, size_of)
+            out.append((float(bits[base[indexes] + position].sum(dtype=np.float64)), float(np.square(error).sum())))
+        return np.array(out)
 
 
 def _taps(x: Tensor, kind: int, parity: int) -> list[Tensor]:
