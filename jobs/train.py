@@ -299,6 +299,7 @@ class _Run:
         self.stopping = stopping
         self.chief = rank.rank == 0
         self._on_terminal = sys.stderr.isatty()
+        self._validated = -1
         if self.chief:
             out.mkdir(parents=True, exist_ok=True)
             self._forget_after(trainer.progress.step)
@@ -355,7 +356,7 @@ class _Run:
             self.say(f"last checkpoint: {self.out / STATE}" if (self.out / STATE).exists() else "no checkpoint was written yet")
             raise
         if self.chief:
-            if pictures is not None and trainer.share >= 1:
+            if pictures is not None and trainer.share >= 1 and self._validated != progress.step:
                 self._validate(pictures)
             self._save()
             self._draw()
@@ -399,6 +400,7 @@ class _Run:
             self.say(line)
 
     def _validate(self, pictures: torch.Tensor) -> None:
+        self._validated = self.trainer.progress.step
         points: list[Point] = self.trainer.validate(pictures)
         self._log({"step": self.trainer.progress.step, "valid": [asdict(point) for point in points]})
         self.say(f"step {self.trainer.progress.step}  valid " + "  ".join(f"q{p.q:g} {p.bpp:.4f} bpp {p.psnr_db:.3f} dB" for p in points))
