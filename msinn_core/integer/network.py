@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +16,12 @@ from msinn_core.integer.ops import CORNERS, DENSE, EDGES, I16, I32, NUM_TAPS, PO
 
 Q_STEPS = 1024
 """q is a multiple of 1 / 1024, in bitstreams and in the interpolation of gains."""
+
+BAND_BYTES = 4 << 20
+"""Activations of one layer that are held at a time, about."""
+
+_POST_RADIUS = 32
+"""Half-size rows that a row of the post-filter depends on, 1 + 2 + 2 * 2 + 4 * 4 + 2 * 2 + 2 + 1 = 30, rounded up to its coarsest grid."""
 
 MAX_LOG2_GAIN = 15
 """Gains lie between 2^-15 and 2^15."""
@@ -105,6 +111,31 @@ def _shuffled(x: NDArray[Any]) -> NDArray[Any]:
 def _unshuffled(x: NDArray[Any]) -> NDArray[Any]:
     h, w, c = x.shape
     return np.ascontiguousarray(x.reshape(h // 2, 2, w // 2, 2, c).transpose(0, 2, 4, 1, 3)).reshape(h // 2, w // 2, 4 * c)
+
+
+def _in_bands(x: NDArray[Any], radius: int, width: int, run: Callable[[Any, int], I16]) -> I16:
+    """`run(x, 0)`, a band of rows at a time where `x` is large, so that what lies between the layers stays small.
+
+    Each band is computed with `radius` more rows above and below, as far as its layers see; what the cut spoils is dropped, so that the result is the
+    same to the bit.
+
+    Args:
+        x: `[H, W, C]`.
+        radius: Rows that an output row depends on, each way.
+        width: Most channels between the layers.
+        run: Called with some rows and the number of the first.
+    """
+    height = x.shape[0]
+    # A multiple of 16 rows: every band begins where the coarsest grid of the post-filter does.
+    band = max(8 * radius, 16, BAND_BYTES // (2 * width * x.shape[1])) // 16 * 16
+    if height < 2 * band:
+        return run(x, 0)
+    parts = []
+    for start in range(0, height, band):
+        end = min(height, start + band)
+        first, last = max(0, start - radius), min(height, end + radius)
+        parts.append(run(x[first:last], first)[start - first : end - first])
+    return np.concatenate(parts)
 
 
 class IntegerNetwork:
@@ -257,18 +288,26 @@ class IntegerNetwork:
     # Running ---------------------------------------------------------------------------------------------------------------------------------------
 
     def _run(self, stack: _Stack, x: I16, parity: int = 0) -> I16:
-        for layer, table in zip(stack.layers, stack.activations, strict=True):
-            x = self.backend.conv(x, layer, parity=parity)
-            if table is not None:
-                x = table[x.astype(np.int32) + 32768]
-        return x
+        def run(rows: I16, first: int) -> I16:
+            for layer, table in zip(stack.layers, stack.activations, strict=True):
+                rows = self.backend.conv(rows, layer, parity=parity + first)
+                if table is not None:
+                    rows = table[rows.astype(np.int32) + 32768]
+            return rows
+
+        radius = sum(layer.kind != POINT for layer in stack.layers)
+        return _in_bands(x, radius, max(len(layer.weight) for layer in stack.layers), run)
 
     def _block(self, unit: _Unit, z: I32) -> I16:
         conv1, skip, conv2, zero = unit.layers
         backend: Backend = self.backend
-        z1 = backend.narrow(np.ascontiguousarray(z[..., : z.shape[2] // 2]), unit.z_shift)
-        hidden = backend.conv(backend.conv(z1, conv1), conv2, add=backend.conv(z1, skip))
-        return backend.conv(hidden, zero)
+
+        def run(rows: I32, first: int) -> I16:
+            z1 = backend.narrow(np.ascontiguousarray(rows[..., : rows.shape[2] // 2]), unit.z_shift)
+            hidden = backend.conv(backend.conv(z1, conv1), conv2, add=backend.conv(z1, skip))
+            return backend.conv(hidden, zero)
+
+        return _in_bands(z, 2, len(conv1.weight), run)
 
     def analysis(self, pixels: NDArray[np.uint8]) -> list[I32]:
         """Latents y5..y1, `[h, w, C]` in Q16, of uint8 `[H, W, 3]` pixels, sides multiples of 32."""
@@ -355,14 +394,17 @@ class IntegerNetwork:
         def block(name: str, inputs: I16) -> I16:
             return conv(conv(inputs, post[f"{name}.0"]), post[f"{name}.2"], add=conv(inputs, post[f"{name}.up_dim"]))
 
+        def filtered(inputs: I16, first: int) -> I16:
+            a = block("c1", conv(inputs, post["conv1"]))
+            b = block("c2", _halved(a))
+            out = block("c4", block("c3", _halved(b)))
+            out = block("u3", np.concatenate((b, _shuffled(conv(out, post["up3"]))), axis=2))
+            out = block("u2", np.concatenate((a, _shuffled(conv(out, post["up2"]))), axis=2))
+            return conv(out, post["conv2"])
+
         inputs = self.backend.narrow(_unshuffled(x), self._shift("post.in_shift", (12,)))
-        a = block("c1", conv(inputs, post["conv1"]))
-        b = block("c2", _halved(a))
-        out = block("c4", block("c3", _halved(b)))
-        out = block("u3", np.concatenate((b, _shuffled(conv(out, post["up3"]))), axis=2))
-        out = block("u2", np.concatenate((a, _shuffled(conv(out, post["up2"]))), axis=2))
-        shift = int(self._shift("post.out_shift", ()))
-        correction: I32 = _shuffled(conv(out, post["conv2"])).astype(np.int32) << shift
+        correction: I32 = _shuffled(_in_bands(inputs, _POST_RADIUS, 64, filtered)).astype(np.int32)
+        correction <<= int(self._shift("post.out_shift", ()))
         return correction
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from msinn_core.checkpoint import LoadedModel, import_official
+from msinn_core.checkpoint import LoadedModel, import_official, parse_model
+from msinn_core.codec import Codec
 from msinn_core.entropy import portable, rans
 from msinn_core.entropy.tables import gaussian_tables
+from msinn_core.integer.ops import Portable
 from msinn_core.model import Msinn
 
 HERE = Path(__file__).parent
@@ -91,3 +94,15 @@ def test_stored_tables_are_the_ones_this_version_builds(model: LoadedModel) -> N
     built = gaussian_tables()
     assert np.array_equal(built.cdf, model.tables.cdf)
     assert np.array_equal(built.thresholds, model.tables.thresholds)
+
+
+@pytest.mark.parametrize("backend", [None, Portable()], ids=["best", "portable"])
+def test_archived_bitstreams_decode_to_the_pixels_of_their_day(backend: Portable | None) -> None:
+    """Model and bitstreams of integer profile 1, made once by `integer/make.py`."""
+    folder = HERE / "integer"
+    codec = Codec(parse_model((folder / "model.safetensors").read_bytes()), backend=backend)
+    expected = json.loads((folder / "expected.json").read_text())
+    assert len(expected) == 6
+    for name, digest in expected.items():
+        picture, _ = codec.decode((folder / name).read_bytes())
+        assert hashlib.sha256(picture.content()).hexdigest() == digest, name

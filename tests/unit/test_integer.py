@@ -17,6 +17,7 @@ from msinn_core.checkpoint import LoadedModel, integer_model_bytes, load_model, 
 from msinn_core.codec import Codec, Picture
 from msinn_core.config import MsinnConfig, preset
 from msinn_core.errors import CheckpointError, ConfigError
+from msinn_core.integer import network as network_module
 from msinn_core.integer import ops
 from msinn_core.integer.network import IntegerNetwork, half_of, squeeze, unsqueeze, whole_of
 from msinn_core.integer.ops import AVX2, AVX512, CORNERS, DENSE, EDGES, POINT, SCALAR, SSE41, Compiled, Layer, Portable
@@ -132,6 +133,16 @@ def test_streams_and_pictures_are_the_same_on_every_backend(model: LoadedModel, 
         assert hashlib.sha256(codec.decode(data)[0].content()).hexdigest() == expected
         own = codec.encode(picture, q)  # encoders may round differently; what they write must decode alike
         assert hashlib.sha256(codec.decode(own)[0].content()).digest() == hashlib.sha256(reference.decode(own)[0].content()).digest()
+
+
+def test_bands_of_rows_change_nothing(codec: Codec, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = Picture(pixels=np.concatenate([photo, photo[::-1], photo])[:, :64].copy())
+    monkeypatch.setattr(network_module, "BAND_BYTES", 1 << 40)
+    data = codec.encode(picture, 6.0)
+    expected = codec.decode(data)[0].pixels
+    monkeypatch.setattr(network_module, "BAND_BYTES", 1)
+    assert codec.encode(picture, 6.0) == data
+    assert np.array_equal(codec.decode(data)[0].pixels, expected)
 
 
 def test_packing_loses_next_to_nothing(model: LoadedModel, photo: NDArray[np.uint8]) -> None:
