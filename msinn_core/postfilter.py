@@ -83,7 +83,7 @@ class _PaperUNet(nn.Module):
 
 
 class PaperPostFilter(nn.Module):
-    """The paper's post-filter. Its gates see the whole picture, so its result depends on padding: the integer profile does not use it."""
+    """The paper's post-filter. Its gates see the whole padded picture: it cannot be computed in bands or tiles."""
 
     def __init__(self) -> None:
         super().__init__()

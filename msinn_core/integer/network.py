@@ -250,6 +250,8 @@ class IntegerNetwork:
     def _post_layers(self) -> dict[str, Layer]:
         if self.config.post_filter == "none":
             return {}
+        if self.config.post_filter == "paper":
+            return self._paper_layers()
         layers = {}
         for name in ("conv1", "up3", "up2", "conv2"):
             layers[name] = self._layer(f"post.{name}", POINT if name.startswith("up") else DENSE, False)
@@ -257,6 +259,17 @@ class IntegerNetwork:
             layers[f"{name}.0"] = self._layer(f"post.{name}.0", DENSE, True)
             layers[f"{name}.2"] = self._layer(f"post.{name}.2", DENSE, False)
             layers[f"{name}.up_dim"] = self._layer(f"post.{name}.up_dim", POINT, False)
+        return layers
+
+    def _paper_layers(self) -> dict[str, Layer]:
+        layers = {name: self._layer(f"post.{name}", POINT if name.startswith("up") else DENSE, False) for name in ("conv1", "up3", "up2", "conv2")}
+        for name in ("conv1", "conv2", "conv3", "up_conv3", "up_conv2"):
+            for part, kind in (("0", DENSE), ("2", DENSE), ("fc0", POINT), ("fc2", POINT), ("up_dim", POINT)):
+                layers[f"{name}.{part}"] = self._layer(f"post.{name}.{part}", kind, part == "0")
+        for i in range(4):
+            for part in ("1", "2"):
+                layers[f"refine{i}.{part}"] = self._layer(f"post.refine{i}.{part}", DENSE, False)
+        self._gate_table = self._get("tables.gate", (4096,))
         return layers
 
     # Gains -----------------------------------------------------------------------------------------------------------------------------------------
@@ -385,7 +398,7 @@ class IntegerNetwork:
 
     def _picture(self, x: I32) -> NDArray[np.uint8]:
         if self._post:
-            x += self._correction(x)
+            x += self._paper_correction(x) if self.config.post_filter == "paper" else self._correction(x)
         return ((np.clip(x, 0, 1 << STATE_BITS) * np.int32(255) + (1 << (STATE_BITS - 1))) >> STATE_BITS).astype(np.uint8)
 
     def _correction(self, x: I32) -> I32:
@@ -406,6 +419,37 @@ class IntegerNetwork:
         correction: I32 = _shuffled(_in_bands(inputs, _POST_RADIUS, 64, filtered)).astype(np.int32)
         correction <<= int(self._shift("post.out_shift", ()))
         return correction
+
+    def _paper_correction(self, x: I32) -> I32:
+        """The paper's U-Net; its gates see the whole padded picture, so that nothing here can be done in bands."""
+        conv, post = self.backend.conv, self._post
+
+        def block(name: str, inputs: I16) -> I16:
+            u = conv(conv(inputs, post[f"{name}.0"]), post[f"{name}.2"])
+            count = u.shape[0] * u.shape[1]
+            mean = (2 * u.sum(axis=(0, 1), dtype=np.int64, keepdims=True) + count) // (2 * count)
+            squeezed = np.maximum(conv(_even(mean.astype(np.int16)), post[f"{name}.fc0"]), 0)
+            gate = self._gate_table[(conv(_even(squeezed), post[f"{name}.fc2"]).astype(np.int32) + 32768) >> 4].astype(np.int32)
+            gated = (u * gate + (1 << 14)) >> 15
+            out: I16 = np.clip(gated + conv(inputs, post[f"{name}.up_dim"]), -32768, 32767).astype(np.int16)
+            return out
+
+        inputs = self.backend.narrow(x, self._shift("post.in_shift", (3,)))
+        down1 = block("conv1", conv(_even(inputs), post["conv1"]))
+        down2 = block("conv2", _halved(down1))
+        out = block("conv3", _halved(down2))
+        for i in range(4):
+            hidden = conv(np.maximum(out, 0), post[f"refine{i}.1"])
+            out = conv(np.maximum(hidden, 0), post[f"refine{i}.2"], add=out)
+        out = block("up_conv3", np.concatenate((down2, _shuffled(conv(out, post["up3"]))), axis=2))
+        out = block("up_conv2", np.concatenate((down1, _shuffled(conv(out, post["up2"]))), axis=2))
+        correction: I32 = conv(out, post["conv2"]).astype(np.int32)
+        return correction << int(self._shift("post.out_shift", ()))
+
+
+def _even(x: I16) -> I16:
+    """An odd number of channels with one of zeros after them: products come in pairs."""
+    return x if x.shape[2] % 2 == 0 else np.concatenate((x, np.zeros((*x.shape[:2], 1), np.int16)), axis=2)
 
 
 def _levels_of_pixels(pixels: NDArray[np.uint8]) -> I32:

@@ -23,7 +23,7 @@ from msinn_core.integer.network import MAX_LOG2_GAIN
 from msinn_core.integer.ops import CORNERS, DENSE, EDGES, POINT, STATE_BITS
 from msinn_core.layers import MaskedConv2d
 from msinn_core.model import Estimator, Msinn
-from msinn_core.postfilter import SCALE, Block, LitePostFilter
+from msinn_core.postfilter import SCALE, Block, LitePostFilter, PaperPostFilter, Refine
 from msinn_core.transform import InvertibleUnit, ResidualBlock
 
 MARGIN = 2.0
@@ -32,6 +32,7 @@ MARGIN = 2.0
 _SCALE_EXPONENT = 12
 _S_EXPONENT = 12
 _LRP_EXPONENT = 12
+_GATE_EXPONENT = 11
 _MAX_EXPONENT = 14
 
 Array = NDArray[Any]
@@ -54,15 +55,17 @@ class _Ranges:
         self._handles = [
             module.register_forward_hook(self._hook(name))
             for name, module in model.named_modules()
-            if isinstance(module, nn.Conv2d | ResidualBlock | Block)
+            if isinstance(module, nn.Conv2d | nn.Linear | ResidualBlock | Block | Refine)
         ]
 
     def _hook(self, name: str) -> Any:
         def record(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-            first, second = (float(part.abs().max()) for part in out.chunk(2, dim=1))
+            first, second = (float(part.abs().max()) for part in (out, out.chunk(2, dim=1)[-1]))
             self.out[name] = max(self.out[name], first, second)
             halves = self.out_halves[name]
             self.out_halves[name] = max(halves[0], first), max(halves[1], second)
+            if inputs[0].ndim != 4:
+                return
             seen = inputs[0].abs().amax(dim=(0, 2, 3)).numpy()
             self.inputs[name] = np.maximum(self.inputs[name], seen) if name in self.inputs else seen
 
@@ -90,14 +93,16 @@ class _Packer:
     def conv(self, name: str, module: str, kind: int, in_exponent: Array, out_exponent: int | Array, factor: float = 1.0) -> Array:
         """Pack one convolution; returns its exponents per output channel."""
         conv = self.modules[module]
-        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(conv, nn.Conv2d | nn.Linear)
         full = (conv.weight * conv.mask if isinstance(conv, MaskedConv2d) else conv.weight).detach().double().numpy() * factor
         if kind == POINT:
-            full = full[:, :, 0, 0][:, None, :]
+            full = full.reshape(len(full), 1, -1)
         else:
             full = np.stack([full[:, :, r, c] for r, c in _SELECTED[kind]], axis=1)
         bias = np.zeros(len(full)) if conv.bias is None else conv.bias.detach().double().numpy() * factor
         scaled = full * np.exp2(-in_exponent.astype(np.float64))[None, None, :]
+        if scaled.shape[2] % 2:  # products come in pairs: the walk appends a channel of zeros
+            scaled = np.concatenate((scaled, np.zeros((*scaled.shape[:2], 1))), axis=2)
         out = np.broadcast_to(np.asarray(out_exponent), (len(full),)).astype(np.int64).copy()
         weights, biases, shifts = np.zeros(scaled.shape, np.int16), np.zeros(len(full), np.int32), np.zeros(len(full), np.int32)
         for o, row in enumerate(scaled):
@@ -136,21 +141,17 @@ def pack(model: Msinn, pictures: Iterable[Tensor]) -> dict[str, Array]:
     """Integer tensors of a float model.
 
     Args:
-        model: Any MSINN without a gated post-filter.
+        model: Any MSINN.
         pictures: `[N, 3, H, W]` float32 in [0, 1], sides multiples of 32; a dozen varied photographs, whose ranges set the scales.
 
     Returns:
         Name to array, as `IntegerNetwork` takes them.
 
     Raises:
-        ConfigError: The post-filter of the paper is asked for: its gates see the whole picture.
+        ConfigError: No pictures.
         CheckpointError: Weights that no power-of-two scale fits.
     """
     config = model.config
-    if config.post_filter == "paper":
-        raise ConfigError("the integer profile has no squeeze-excite gates: pack a model whose post_filter is lite or none")
-    if config.lrp and model.lrp_transforms is None:
-        raise ConfigError("the model lacks its residual prediction")
     ranges = _Ranges(model)
     try:
         with torch.no_grad():
@@ -225,7 +226,47 @@ def _context(packer: _Packer, model: Msinn) -> None:
             packer.stack(f"lrp.{k}", f"lrp_transforms.{k}", config.lrp_layers, (DENSE, DENSE), inputs, _LRP_EXPONENT, gelu)
 
 
+def _paper_post(packer: _Packer) -> None:
+    ranges, unet = packer.ranges, "post_net.unet"
+
+    def block(name: str, inputs: Array, last: int | None = None) -> Array:
+        module = f"{unet}.{name}"
+        if last is None:
+            last = _exponent(max(ranges.out[part] for part in (module, f"{module}.conv.2", f"{module}.up_dim")))
+        hidden = packer.conv(f"post.{name}.0", f"{module}.conv.0", DENSE, inputs, _exponent(ranges.out[f"{module}.conv.0"]))
+        packer.conv(f"post.{name}.up_dim", f"{module}.up_dim", POINT, inputs, last)
+        out = packer.conv(f"post.{name}.2", f"{module}.conv.2", DENSE, hidden, last)
+        squeezed = packer.conv(f"post.{name}.fc0", f"{module}.conv.3.fc.0", POINT, out, _exponent(ranges.out[f"{module}.conv.3.fc.0"]))
+        packer.conv(f"post.{name}.fc2", f"{module}.conv.3.fc.2", POINT, squeezed, _GATE_EXPONENT)
+        return out
+
+    inputs = np.full(3, _MAX_EXPONENT)
+    packer.put("post.in_shift", STATE_BITS - inputs)
+    out = packer.conv("post.conv1", "post_net.conv1", DENSE, inputs, _exponent(ranges.out["post_net.conv1"]))
+    down1 = block("conv1", out)
+    down2 = block("conv2", down1)
+    # The refinements add to what they are given: one scale for all of them.
+    names = [f"{unet}.context_refine.{i}" for i in range(4)]
+    parts = [f"{name}.conv2" for name in names] + [f"{unet}.conv3", f"{unet}.conv3.conv.2", f"{unet}.conv3.up_dim"]
+    common = _exponent(max(ranges.out[part] for part in [*names, *parts]))
+    out = block("conv3", down2, common)
+    for i, name in enumerate(names):
+        hidden = packer.conv(f"post.refine{i}.1", f"{name}.conv1", DENSE, out, _exponent(ranges.out[f"{name}.conv1"]))
+        packer.conv(f"post.refine{i}.2", f"{name}.conv2", DENSE, hidden, common)
+    up = packer.conv("post.up3", f"{unet}.up3.0", POINT, out, _exponent(ranges.out[f"{unet}.up3.0"]))
+    out = block("up_conv3", np.concatenate((down2, up[: len(up) // 4])))
+    up = packer.conv("post.up2", f"{unet}.up2.0", POINT, out, _exponent(ranges.out[f"{unet}.up2.0"]))
+    out = block("up_conv2", np.concatenate((down1, up[: len(up) // 4])))
+    last = _exponent(SCALE * ranges.out["post_net.conv2"])
+    packer.conv("post.conv2", "post_net.conv2", DENSE, out, last, factor=SCALE)
+    packer.put("post.out_shift", STATE_BITS - last)
+    values = 1 / (1 + np.exp(-(np.arange(4096) * 16 + 7.5 - 32768) / 2.0**_GATE_EXPONENT))
+    packer.put("tables.gate", np.rint(values * 32768).clip(0, 32767), np.int16)
+
+
 def _post(packer: _Packer, model: Msinn) -> None:
+    if isinstance(model.post_net, PaperPostFilter):
+        _paper_post(packer)
     if not isinstance(model.post_net, LitePostFilter):
         return
     ranges = packer.ranges
