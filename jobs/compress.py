@@ -32,7 +32,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     p.add_argument("--count-sidecars", action="store_true", help="sidecars count towards the budget")
     p.add_argument("--ms-ssim", action="store_true", help="measure MS-SSIM too (slower)")
     p.add_argument("--image-column", metavar="NAME", help="Parquet column that holds the images")
-    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the network runs; decoding needs the same kind (default: cpu)")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the network runs; the archive decodes anywhere (default: cpu)")
     p.add_argument("--workers", type=int, metavar="N", help="parallel workers (default: all CPUs or GPUs)")
     p.add_argument("--cluster", metavar="ADDR", help="address of a running Ray cluster (default: a local one, started and ended here)")
     p.add_argument("--json", action="store_true", help="print the summary as JSON")
