@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.compress import Outcome, Plan
+    from pipeline.plan import Outlook
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,6 +29,8 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--objective", choices=("mse", "psnr", "minimum"), default="mse", help="pooled error, mean PSNR, or the worst image (default: mse)"
     )
     p.add_argument("--dry-run", action="store_true", help="analyse and show the plan; encode nothing")
+    p.add_argument("--price-per-hour", type=float, metavar="X", help="with --dry-run: cost of one worker's hour, for the estimate")
+    p.add_argument("--curve", metavar="FILE.png", help="with --dry-run: plot what other budgets would buy")
     p.add_argument("--model", default="msinn-lite", help="name, SHA-256 or path (see msinn models)")
     p.add_argument("--max-pixels", type=int, default=32_000_000, metavar="N", help="larger images are kept as they are (default: 32000000)")
     p.add_argument("--count-sidecars", action="store_true", help="sidecars count towards the budget")
@@ -60,6 +64,10 @@ def _compress(arguments: argparse.Namespace) -> int:
     from pipeline.errors import UsageError
     from pipeline.report import reporter_for
 
+    if (arguments.price_per_hour is not None or arguments.curve) and not arguments.dry_run:
+        raise UsageError("--price-per-hour and --curve belong to --dry-run")
+    if arguments.price_per_hour is not None and not 0 <= arguments.price_per_hour < 1e9:
+        raise UsageError(f"--price-per-hour is {arguments.price_per_hour:g}; it takes a price, 0 or more")
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError(f"--workers is {arguments.workers}; it takes 1 or more")
     kind = next(kind for kind in BUDGET_KINDS if getattr(arguments, kind) is not None)
@@ -81,7 +89,7 @@ def _compress(arguments: argparse.Namespace) -> int:
     finally:
         reporter.close()
     if arguments.dry_run:
-        _print_plan(outcome.plan, config.budget.kind, arguments.json)
+        _print_plan(outcome.plan, arguments)
         return 0
     return _summarise(arguments.destination, outcome, arguments.json)
 
@@ -110,7 +118,7 @@ def _summarise(destination: str, outcome: Outcome, as_json: bool) -> int:
     return 0
 
 
-def _print_plan(plan: Plan | None, kind: str, as_json: bool) -> None:
+def _print_plan(plan: Plan | None, arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from msinn_core.metrics import psnr_db
@@ -130,18 +138,70 @@ def _print_plan(plan: Plan | None, kind: str, as_json: bool) -> None:
         "on_floor": int((allocation.clamped == "floor").sum()),
         "on_cap": int((allocation.clamped == "cap").sum()),
     }
+    if plan.pixels_per_second:
+        coded_pixels = float(planner.curves.pixels[np.isfinite(allocation.q)].sum())
+        hours = coded_pixels / plan.pixels_per_second / 3600
+        facts |= {
+            "worker_mpx_per_s": round(plan.pixels_per_second / 1e6, 3),
+            "workers": plan.workers,
+            "encode_worker_hours": round(hours, 4),
+            "encode_minutes": round(60 * hours / plan.workers, 2),
+        }
+        if arguments.price_per_hour is not None:
+            facts["encode_cost"] = round(hours * arguments.price_per_hour, 4)
     if len(psnr):
         finite = allocation.q[np.isfinite(allocation.q)]
         facts |= {f"psnr_db_p{p}": round(float(np.percentile(psnr, p)), 2) for p in (1, 5, 50, 99)}
+        facts |= {f"bytes_p{p}": round(float(np.percentile(allocation.stored, p))) for p in (1, 50, 99)}
+        bpp = 8 * allocation.stored / np.maximum(planner.curves.pixels, 1)
+        facts |= {f"bpp_p{p}": round(float(np.percentile(bpp, p)), 4) for p in (1, 5, 50, 95, 99)}
         facts |= {f"q_p{p}": round(float(np.percentile(finite, p)), 2) for p in (1, 50, 99) if len(finite)}
         worst = np.argsort(psnr)[:5]
         facts["worst"] = [[planner.names[int(planner.coded[i])], round(float(psnr[i]), 2)] for i in worst]
-    if as_json:
-        print(json.dumps(facts))
+    outlook = planner.outlook()
+    if arguments.curve:
+        _draw_outlook(outlook, planner.predicted_total(), planner.total_pixels, arguments.curve)
+    if arguments.json:
+        print(json.dumps({**facts, "outlook": [dataclasses.asdict(point) for point in outlook]}))
         return
     print("plan (predicted; nothing is encoded yet)")
     for name, value in facts.items():
         if name == "worst":
-            print("  worst images      " + ", ".join(f"{image} {value} dB" for image, value in value))
+            print("  worst images        " + ", ".join(f"{image} {value} dB" for image, value in value))
         else:
-            print(f"  {name:<18}{value:,}" if isinstance(value, int | float) else f"  {name:<18}{value}")
+            print(f"  {name:<20}{value:,}" if isinstance(value, int | float) else f"  {name:<20}{value}")
+    if outlook:
+        print("what other budgets would buy (same analysis; run again with one of them and it is planned in seconds)")
+        print("           bytes       bpp   pooled PSNR   mean PSNR   1 % below")
+        for point in outlook:
+            quality = f"{point.pooled_psnr_db:>11.2f} {point.mean_psnr_db:>11.2f} {point.p1_psnr_db:>11.2f}"
+            print(f"{point.counted_bytes:>16,.0f} {point.bpp:>9.4f} {quality}")
+
+
+def _draw_outlook(outlook: list[Outlook], planned_bytes: float, pixels: int, path: str) -> None:
+    from pipeline.errors import UsageError
+
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UsageError("--curve needs matplotlib: pip install 'msinn[train]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    for label, values in (
+        ("pooled", [point.pooled_psnr_db for point in outlook]),
+        ("mean of images", [point.mean_psnr_db for point in outlook]),
+        ("1 % of images below", [point.p1_psnr_db for point in outlook]),
+    ):
+        axes.plot([point.bpp for point in outlook], values, "o-", markersize=3, label=label)
+    axes.axvline(8 * planned_bytes / max(pixels, 1), color="grey", linestyle=":", label="this plan")
+    axes.set(xlabel="bits per pixel, as stored", ylabel="PSNR (dB), predicted")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    try:
+        figure.savefig(path, dpi=100)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot write {path}: {error}") from error
+    pyplot.close(figure)

@@ -41,16 +41,26 @@ SMALL_SHARD_IMAGES = 4
 """Small sets are divided into up to 16 shards of at least 4 images, so that workers share them and the closed loop has something to learn from; each
 shard costs the 1024 bytes of its tar's end."""
 
+_PACE_IMAGES = 8
 _REVISE_SHARE = 0.05
 _UNEXPLAINED_DEATHS = 5
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `--dry-run` shows."""
+    """What `--dry-run` shows.
+
+    Attributes:
+        allocation: The first plan.
+        planner: It and its curves.
+        pixels_per_second: Measured: one worker encoding a sample of the images in full; None if nothing is to be coded.
+        workers: How many work at once here.
+    """
 
     allocation: Allocation
     planner: Planner
+    pixels_per_second: float | None = None
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -173,6 +183,8 @@ class Run:
                 plan = Plan(planner.solve(committed.values()), planner)
                 self.reporter.planned(planner.predicted_total(), planner.budget_bytes)
             if dry_run or run is None:
+                if plan is not None:
+                    plan = replace(plan, pixels_per_second=self._pace(pool, plan), workers=size)
                 return Outcome(None, plan, planner.budget_bytes if planner else None, 0, 0, self.scan.warnings)
             self._encode(pool, planner, committed, shards)
         finally:
@@ -182,6 +194,21 @@ class Run:
         extra = {"sealed_at": _now(), "budget": str(self.config.budget), "budget_bytes": budget_bytes, "scan_warnings": self.scan.warnings}
         sealed = seal(self.store, run, records, extra)
         return Outcome(sealed, plan, budget_bytes, shards - resumed, resumed, self.scan.warnings)
+
+    def _pace(self, pool: actors.Pool, plan: Plan) -> float | None:
+        """Pixels per second of one worker, over a few images drawn at random."""
+        coded = plan.planner.coded[np.isfinite(plan.allocation.q)]
+        if not len(coded):
+            return None
+        drawn = np.random.default_rng(0).choice(coded, min(_PACE_IMAGES, len(coded)), replace=False)
+        tasks = tuple(ImageTask(self.scan.records[i], plan.planner.choices[int(i)].q) for i in sorted(drawn))
+        jobs = iter(
+            [actors.Job("a sample of the images", "pace", (ShardTask(shard_id=0, attempt="pace", images=tasks),), patience_s=_patience(len(tasks)))]
+        )
+        measured: list[tuple[int, float]] = []
+        pool.run(lambda: next(jobs, None), lambda job, result: measured.append(result), self.reporter.tick)
+        pixels, seconds = measured[0]
+        return pixels / seconds if pixels and seconds > 0 else None
 
     def _work_config(self) -> WorkConfig:
         budget = self.config.budget

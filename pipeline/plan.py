@@ -44,6 +44,17 @@ class Choice:
     clamp: str
 
 
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a budget would buy: predicted bytes of the archive, bits per pixel, pooled and mean PSNR, and PSNR of the worst 1 %."""
+
+    counted_bytes: float
+    bpp: float
+    pooled_psnr_db: float
+    mean_psnr_db: float
+    p1_psnr_db: float
+
+
 class Planner:
     """Keeps the books of a run whose budget is a total, or whose images have a quality target.
 
@@ -122,6 +133,29 @@ class Planner:
         for row, q, stored, mse, clamp in zip(pending_rows, allocation.q, raw, allocation.mse, allocation.clamped, strict=True):
             self.choices[int(self.coded[row])] = Choice(float(q), float(stored), float(mse), str(clamp))
         return allocation
+
+    def outlook(self, num_points: int = 9) -> list[Outlook]:
+        """What budgets between the least and the most that rates can spend would buy, floors and objective as configured, from the analysis alone."""
+        if not len(self.curves):
+            return []
+        least = cheapest(self.curves, min_psnr_db=self.config.min_psnr_db).total_bytes
+        most = float(np.minimum(self.curves.stored[:, -1], self.curves.original).sum())
+        fixed, found = float(self.fixed.sum()), []
+        for budget in np.geomspace(least * (1 + 1e-9), max(most, least * (1 + 1e-6)), num_points):
+            chosen = allocate(self.curves, float(budget), objective=self.config.objective, min_psnr_db=self.config.min_psnr_db)
+            psnr = 10 * np.log10(255.0**2 / np.maximum(chosen.mse, 1e-5))
+            pooled = float((chosen.mse * self.curves.pixels).sum() / max(self.curves.pixels.sum(), 1))
+            total = chosen.total_bytes + fixed
+            found.append(
+                Outlook(
+                    total,
+                    8 * total / max(self.total_pixels, 1),
+                    float(10 * np.log10(255.0**2 / max(pooled, 1e-5))),
+                    float(psnr.mean()),
+                    float(np.percentile(psnr, 1)),
+                )
+            )
+        return found
 
     def _by_quality(self, pending: CurveSet) -> Allocation:
         assert self.config.budget.kind == "psnr"

@@ -306,6 +306,13 @@ class ShardWorker:
         with ThreadPoolExecutor(1) as coder:
             return sum(1 for _ in self._encode_stream(task, coder))
 
+    def pace(self, task: ShardTask) -> tuple[int, float]:
+        """Pixels and seconds of encoding some images in full (fetched, coded, decoded, compared) but not written: a plan's duration rests on them."""
+        started = time.perf_counter()
+        with ThreadPoolExecutor(1) as coder:
+            pixels = sum((item.loaded.info.width or 0) * (item.loaded.info.height or 0) for item in self._encode_stream(task, coder))
+        return pixels, time.perf_counter() - started
+
     def _sidecar_bytes(self, item: _Item) -> int:
         return sum(stored_bytes(len(data)) for *_, data in item.sidecars) if self.config.count_sidecars else 0
 

@@ -343,6 +343,8 @@ def test_hostile_names_in_a_manifest_never_leave_the_target(copy: Path, tmp_path
         (["verify", "DST", "--decode", "--sample", "0%"], 2, "--sample"),
         (["inspect", "SRC/photo000.png"], 5, "not an msinn bitstream"),
         (["inspect", "/nonexistent"], 2, "cannot read"),
+        (["compress", "SRC", "DST/f", "--q", "3", "--curve", "x.png"], 2, "belong to --dry-run"),
+        (["compress", "SRC", "DST/f", "--bpp", "3", "--dry-run", "--price-per-hour", "-1"], 2, "takes a price"),
         (["models", "import", "SRC/photo000.png", "-o", "DST/x.safetensors", "--profile", "float"], 2, "no checkpoint"),
         (["models", "import", "SRC/photo000.png", "-o", "DST/x.safetensors"], 2, "--calibrate"),
         (["compress", "SRC", "DST/f", "--q", "3", "--model", "msinn-lite-float"], 2, "like machines only"),
@@ -380,10 +382,19 @@ def test_the_verbs_that_read(archive: Path, tmp_path: Path, capfd: pytest.Captur
 
 
 def test_dry_run_encodes_nothing(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["compress", str(photos), str(tmp_path / "dst"), "--bpp", "3", "--dry-run", "--json"]) == 0
+    command = ["compress", str(photos), str(tmp_path / "dst"), "--bpp", "3", "--dry-run"]
+    assert main([*command, "--json", "--price-per-hour", "2", "--curve", str(tmp_path / "curve.png")]) == 0
     plan = json.loads(capfd.readouterr().out)
     assert plan["images"] == 110
     assert plan["predicted_bytes"] <= plan["budget_bytes"]
+    assert plan["worker_mpx_per_s"] > 0
+    assert plan["encode_cost"] == pytest.approx(2 * plan["encode_worker_hours"], abs=2e-4)
+    assert len(plan["outlook"]) == 9
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    analysed = {path: path.stat().st_mtime_ns for path in (tmp_path / "dst" / "analyse").rglob("*.parquet")}
+    assert main([*command[:-2], "4", "--dry-run"]) == 0  # another budget, the same analysis
+    assert "what other budgets would buy" in capfd.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "dst" / "analyse").rglob("*.parquet")} == analysed
     assert not (tmp_path / "dst" / "run.json").exists()
 
 

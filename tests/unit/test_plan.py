@@ -134,3 +134,20 @@ def test_configurations_survive_json() -> None:
     assert CompressConfig.from_json(config.to_json()) == config
     with pytest.raises(UsageError, match="another version"):
         CompressConfig.from_json({**config.to_json(), "unknown": 1})
+
+
+@pytest.mark.parametrize("objective", ["mse", "psnr", "minimum"])
+def test_the_outlook_rises_from_the_least_budget_to_the_most(objective: str) -> None:
+    made = planner("bpp", 1.5, objective=objective, min_psnr_db=30.0)  # type: ignore[arg-type]
+    points = made.outlook(7)
+    for field in ("counted_bytes", "bpp", "pooled_psnr_db", "mean_psnr_db", "p1_psnr_db"):
+        values = [getattr(point, field) for point in points]
+        assert values == sorted(values), field
+    assert points[0].p1_psnr_db >= 30.0
+    assert points[0].counted_bytes < 0.5 * points[-1].counted_bytes
+    # What it says of a budget is what planning at that budget gives.
+    middle = points[3]
+    same = planner("bytes", middle.counted_bytes + 1, objective=objective, min_psnr_db=30.0)  # type: ignore[arg-type]
+    same.solve()
+    assert same.predicted_total() == pytest.approx(middle.counted_bytes, rel=1e-3)
+    assert np.mean([choice.mse for choice in same.choices.values()]) == pytest.approx(255**2 * 10 ** (-middle.pooled_psnr_db / 10), rel=5e-3)
