@@ -1,0 +1,100 @@
+"""`msinn eval` and `msinn bench` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from jobs.cli import main
+from msinn_core.integer import ops
+
+
+@pytest.fixture
+def images(photo: NDArray[np.uint8], tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(photo[:96, :160]).save(folder / "a.png")
+    Image.fromarray(photo[200:264, 100:164]).save(folder / "b.webp", lossless=True)
+    Image.fromarray(photo[:64, :64, 0]).save(folder / "grey.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_eval_measures_real_files_and_compares(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reference, out = tmp_path / "reference.json", tmp_path / "out"
+    reference.write_text(json.dumps({"codecs": {"old codec": {"bpp": [0.5, 1.5, 6.0, 12.0], "psnr_rgb": [24.0, 28.0, 38.0, 48.0]}}}))
+    command = ["eval", str(images), "--peers", "jpeg", "vvc", "--q", "1", "6", "11", "--reference", str(reference), "--out", str(out), "--keep-files"]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert "vvc is not measured" in said.err
+    assert "| old codec | -" in said.out
+    assert said.out.strip() == (out / "report.md").read_text().strip()
+    rows = pq.read_table(out / "results.parquet").to_pylist()
+    assert {row["image"] for row in rows} == {"a.png", "b.webp"}  # colour images only
+    for row in rows:
+        if row["codec"] == "msinn-lite":
+            file = out / "files" / "msinn-lite" / f"{row['setting']:g}" / f"{0 if row['image'] == 'a.png' else 1:05d}.msn"
+            assert row["file_bytes"] == file.stat().st_size
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert main(command) == 0
+    assert "a.png, 0 files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["eval", "NOWHERE"], "does not exist"),
+        (["eval", "IMAGES", "--q", "12"], "takes 0 to 11"),
+        (["eval", "IMAGES", "--model", "msinn-lite", "msinn-lite"], "one name"),
+        (["eval", "IMAGES", "--model", "no-such-model"], "no model"),
+        (["eval", "IMAGES", "--reference", "IMAGES/notes.txt"], "no file of reference curves"),
+        (["bench", "codec", "NOWHERE"], "cannot read"),
+        (["bench", "codec", "IMAGES/notes.txt"], "cannot be coded"),
+        (["bench", "exact", "NOWHERE"], "does not exist"),
+    ],
+)
+def test_nonsense_is_one_sentence(arguments: list[str], says: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [word.replace("IMAGES", str(images)).replace("NOWHERE", str(tmp_path / "nowhere")) for word in arguments]
+    if arguments[0] == "eval":
+        arguments += ["--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert "Traceback" not in said
+
+
+def test_bench_shows_both_profiles_and_where_the_time_goes(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "codec", str(images / "a.png"), "--repeat", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "profile float: 160 x 96" in said
+    assert "profile int: 160 x 96" in said
+    if ops.kernel is not None:
+        assert re.search(r"decode: .*layers \d+ %.*GMAC/s in int16", said)
+    assert main(["bench", "coder", str(images / "a.png"), "--repeat", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "portable Python" in said
+    assert "compressai rANS" in said
+
+
+def test_bench_proves_exactness_and_tells_when_it_fails(images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["bench", "exact", str(images), "--limit", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "portable float64" in said
+    assert said.count("0 decode to other pixels, 0 do not decode") == said.count("of 1 images")
+    right = ops.Portable.dequantise
+    calls = []
+
+    def wrong(self: ops.Portable, *arguments: object) -> object:
+        calls.append(1)
+        # The golden vector's ten halves pass; after it the backend computes something else.
+        return right(self, *arguments) + (1 << 12 if len(calls) > 10 else 0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ops.Portable, "dequantise", wrong)
+    assert main(["bench", "exact", str(images), "--limit", "1"]) == 5
