@@ -41,7 +41,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     p.add_argument("--start", metavar="FILE", help="begin from the parameters of a model or checkpoint (parts are found too)")
     p.add_argument("--steps", type=int, metavar="N")
     p.add_argument("--max-minutes", type=float, metavar="M", help="stop, with a checkpoint, after this long")
-    p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="any other key of the configuration, as TOML")
+    p.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="any other key of the configuration, as TOML")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:N (default: cuda if there is one)")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     p.add_argument("--split-mib", type=int, metavar="N", help="also write the model in parts of at most N MiB")

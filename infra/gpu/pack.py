@@ -37,8 +37,12 @@ def main() -> None:
     if arguments.start:
         shutil.copyfile(arguments.start, folder / "start.safetensors")
     _tar(folder / "valid.tar", arguments.valid, 4 << 20)
-    tracked = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True).stdout
-    tree = sum((ROOT / name).stat().st_size for name in tracked.decode().split("\0") if name and (ROOT / name).is_file())
+    listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode == 0:
+        files = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+    else:  # a copy that is no checkout: all of it travels
+        files = [path for path in ROOT.rglob("*") if folder not in path.parents]
+    tree = sum(path.stat().st_size for path in files if path.is_file())
     carried = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     room = (arguments.limit_mib << 20) - MARGIN - tree - carried
     if room < 1 << 20:

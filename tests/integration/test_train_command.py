@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from PIL import Image
 
 from jobs import cli
 from jobs.train import write_parts
-from msinn_core.checkpoint import parse_model, read_state
+from msinn_core.checkpoint import WEIGHTS, parse_model, read_state
 
 PHOTOS = Path(__file__).parents[2] / "infra" / "demo" / "photos"
 
@@ -180,3 +182,29 @@ def test_a_file_that_is_no_checkpoint_is_not_overwritten(run: list[str], tmp_pat
     assert cli.main([*run, "--out", str(tmp_path)]) == 2
     assert "not a readable safetensors file" in capsys.readouterr().err
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == b"not a checkpoint"
+
+
+def test_the_gpu_script_trains_from_a_bare_copy_of_the_tree(tmp_path: Path) -> None:
+    """The layout of a lent machine: the tree as it is, nothing installed of ours, PYTHONPATH alone, results in parts."""
+    root = Path(__file__).parents[2]
+    copy = tmp_path / "tree"
+    for part in ("msinn_core", "pipeline", "jobs", "infra"):
+        shutil.copytree(root / part, copy / part, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path / "out"), "OMP_NUM_THREADS": "1"}
+    script = str(copy / "infra" / "gpu" / "train.sh")
+    packing = [script, "pack", "--data", str(PHOTOS), "--valid", str(PHOTOS), "--start", str(WEIGHTS / "msinn-lite-float.safetensors"), "--wheels"]
+    packed = subprocess.run(packing, env=environment, capture_output=True, text=True, timeout=120)
+    assert packed.returncode == 0, packed.stderr
+    sizes = re.search(r"(\d+) of (\d+) training images; ([\d.]+) MiB", packed.stdout)
+    assert sizes is not None
+    assert int(sizes[1]) > 0
+    assert float(sizes[3]) < 64
+    stages = "stages=[{until=1.0,crop=32,batch=2}]"
+    command = [script, "run", "lite-gpu", "0.05", "--device", "cpu", "--set", stages, "precision=float32", "validate_every=0", "log_every=1"]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "outside the network" in ran.stdout
+    parts = sorted((tmp_path / "out").glob("model-*.safetensors.*-of-*"))
+    assert parts
+    assert all(part.stat().st_size <= 15 << 20 for part in parts)
+    assert (tmp_path / "out" / "log.jsonl").read_text()
