@@ -43,10 +43,10 @@ def _eval(arguments: argparse.Namespace) -> int:
             print(f"{name} is not measured: {absent[name]}", file=sys.stderr)
     models = []
     for which in arguments.model:
-        codec = Codec(load_model(which), device=arguments.device, max_pixels=200_000_000)
+        codec = Codec(load_model(which), device=arguments.device, threads=arguments.threads, max_pixels=200_000_000)
         top = codec.q_max
         rates = arguments.q or sorted({*range(int(top) + 1), 0.5, top // 2 + 0.5, top - 0.5})
-        models.append(evaluation.MsinnPeer(codec, tuple(codec.quantise_q(q) for q in rates)))
+        models.append(evaluation.MsinnPeer(codec, tuple(codec.quantise_q(q) for q in rates), f"{arguments.device}, {arguments.threads} thread(s)"))
     if len({model.name for model in models}) < len(models):
         raise UsageError("two of the models have one name; import one of them under another name")
     references = evaluation.reference_curves(Path(arguments.reference)) if arguments.reference else {}

@@ -79,6 +79,8 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
     for key in ("data", "valid", "start", "steps", "max_minutes"):
         if (given := getattr(arguments, key)) is not None:
             values[key] = given
+    if arguments.split_mib is not None and arguments.split_mib < 1:
+        raise UsageError(f"--split-mib is {arguments.split_mib}; it takes 1 or more")
     config = TrainConfig.from_mapping(values)
     if not config.data:
         raise UsageError(f"{arguments.config} names no training images: give --data SRC (folders, tars, Parquet or globs)")
@@ -116,7 +118,7 @@ def _train(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out or f"runs/{config.name}")
     chief = rank.rank == 0
     with _stop_on_signals() as stopping, _process_group(rank, device):
-        trainer = Trainer(config, device, rank=rank.rank, wrap=_wrapper(config, rank))
+        trainer = Trainer(config, device, rank=rank.rank, wrap=_wrapper(config, rank), reduce=_summed if rank.world_size > 1 else None)
         resumed = (out / STATE).exists()
         if resumed:
             trainer.resume((out / STATE).read_bytes())
@@ -129,6 +131,9 @@ def _train(arguments: argparse.Namespace) -> int:
         pictures = validation_pictures(config.valid, config.valid_images) if config.valid and chief else None
         if not resumed:
             _begin(trainer, tiles)
+            if rank.world_size > 1:
+                # Each process has tiles of its own, and the wrapper shared the parameters before there were any.
+                trainer.share_beginning()
         run.say(
             f"{config.name}: {sum(p.numel() for p in trainer.network.parameters()):,} parameters on {device}, {len(tiles)} tiles of {config.tile} "
             f"pixels{' and more streaming' if stream.streaming else ''} ({time.monotonic() - started:.0f} s to load), "
@@ -152,6 +157,12 @@ def _begin(trainer: Trainer, tiles: Tiles) -> None:
     with _joined(path) as whole:
         state, config = read_state(whole)
     trainer.begin_from(state, config or infer_config(state))
+
+
+def _summed(value: torch.Tensor) -> None:
+    import torch.distributed as dist
+
+    dist.all_reduce(value)
 
 
 def _wrapper(config: TrainConfig, rank: _Rank) -> Callable[[Any], Any]:
@@ -241,14 +252,18 @@ def _joined(path: Path) -> Iterator[Path]:
 
     from msinn_core.errors import CheckpointError
 
-    found = sorted(path.parent.glob(f"{path.stem}-*{path.suffix}.*-of-*")) if not path.exists() else []
-    matches = [match for part in found if (match := _PART.match(part.name))]
-    if not matches:
+    sets: dict[str, list[Path]] = defaultdict(list)
+    for part in sorted(path.parent.glob(f"{path.stem}-*{path.suffix}.*-of-*")) if not path.exists() else []:
+        if match := _PART.match(part.name):
+            sets[match["sha"]].append(part)
+    if not sets:
         yield path
         return
-    data = b"".join(part.read_bytes() for part in found)
-    complete = len({match["sha"] for match in matches}) == 1 and len(matches) == int(matches[0]["count"])
-    if not complete or not hashlib.sha256(data).hexdigest().startswith(matches[0]["sha"]):
+    for sha, parts in sets.items():
+        data = b"".join(part.read_bytes() for part in parts)
+        if hashlib.sha256(data).hexdigest().startswith(sha):
+            break
+    else:
         raise CheckpointError(f"the parts of {path} are not all there, or damaged: copy them again")
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / path.name
@@ -313,7 +328,11 @@ class _Run:
         """Drop log rows of steps that the checkpoint does not hold: they are about to be done again."""
         path = self.out / LOG
         if path.exists():
-            rows = [line for line in path.read_text().splitlines() if line and json.loads(line)["step"] <= step]
+            rows = []
+            for line in path.read_text().splitlines():
+                with contextlib.suppress(ValueError, KeyError):  # a line cut short by a crash
+                    if json.loads(line)["step"] <= step:
+                        rows.append(line)
             _publish(path, "".join(f"{row}\n" for row in rows).encode())
 
     def _log(self, row: dict[str, Any]) -> None:
@@ -355,6 +374,7 @@ class _Run:
         except TrainingFailed:
             self.say(f"last checkpoint: {self.out / STATE}" if (self.out / STATE).exists() else "no checkpoint was written yet")
             raise
+        self._check_together()
         if self.chief:
             if pictures is not None and trainer.share >= 1 and self._validated != progress.step:
                 self._validate(pictures)
@@ -378,6 +398,22 @@ class _Run:
         values = torch.tensor([float(stop), minutes], dtype=torch.float64, device=self.trainer.device)
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
         return bool(values[0]), float(values[1])
+
+    def _check_together(self) -> None:
+        """All processes must hold the same parameters to the bit: gradients are shared, and so was the beginning."""
+        if self.rank.world_size == 1:
+            return
+        import torch
+        import torch.distributed as dist
+
+        from msinn_core.training.loop import TrainingFailed
+
+        mine = torch.stack([value.detach().double().sum() for value in self.trainer.network.parameters()])
+        least, most = mine.clone(), mine.clone()
+        dist.all_reduce(least, op=dist.ReduceOp.MIN)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        if not torch.equal(least, most):
+            raise TrainingFailed("the processes of this run hold different parameters: nothing of it can be used")
 
     def _row(self, window: _Window, result: StepResult, per_second: float) -> None:
         trainer, config = self.trainer, self.trainer.config

@@ -276,8 +276,11 @@ def parse_model(data: bytes) -> LoadedModel:
             *(tensors[f"calibration.{key}"].numpy().astype(np.float64) for key in ("level_weights", "log_mse_bias", "log_rate_bias"))
         )
         golden = tensors["golden.sha256"].numpy().tobytes() if profile == "int" else b""
+        integer = {key.removeprefix("int."): value.numpy() for key, value in tensors.items() if key.startswith("int.")}
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"the model file is incomplete: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the model file holds a tensor of the wrong type: {error}") from error
     shapes = [len(array) for array in (calibration.level_weights, calibration.log_mse_bias, calibration.log_rate_bias)]
     if shapes != [len(LATENT_CHANNELS), config.anchor_num, config.anchor_num]:
         raise CheckpointError("the rate prediction constants of the model file have the wrong lengths")
@@ -292,7 +295,7 @@ def parse_model(data: bytes) -> LoadedModel:
         profile=profile,
         config=config,
         network=network,
-        integer={key.removeprefix("int."): value.numpy() for key, value in tensors.items() if key.startswith("int.")},
+        integer=integer,
         golden=golden,
         tables=tables,
         calibration=calibration,

@@ -113,7 +113,10 @@ class MsinnConfig:
         if missing := known - set(mapping):
             raise ConfigError(f"missing configuration keys: {', '.join(sorted(missing))}")
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}
-        return cls(**values)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"a configuration value has the wrong type: {error}") from error
 
     @classmethod
     def from_json(cls, text: str) -> MsinnConfig:

@@ -247,7 +247,7 @@ class _GoldenCoder:
 def golden_digest(network: IntegerNetwork) -> bytes:
     """SHA-256 of the indexes, parameters and pixels that a fixed pattern of symbols gives: the golden vector of a model file."""
     coder = _GoldenCoder()
-    pixels = network.walk(coder, network.gains(GOLDEN_Q), GOLDEN_SHAPE)
+    pixels = network.walk(coder, network.gains(GOLDEN_Q if network.config.q_max >= GOLDEN_Q else network.config.q_max / 2), GOLDEN_SHAPE)
     assert pixels is not None
     coder.digest.update(pixels.tobytes())
     result: bytes = coder.digest.digest()
@@ -333,7 +333,7 @@ def engine_for(model: LoadedModel, *, device: str = "cpu", threads: int = 1, bac
         backend: A backend of the caller's choice instead, for tests and benchmarks.
 
     Raises:
-        CheckpointError: No backend of this machine gives the golden vector.
+        CheckpointError: No backend of this machine, or not the one that was asked for, gives the golden vector.
     """
     if model.network is not None:
         return FloatEngine(model.network, model.tables, device)
@@ -341,10 +341,10 @@ def engine_for(model: LoadedModel, *, device: str = "cpu", threads: int = 1, bac
     try:
         network = IntegerNetwork(model.config, model.integer, chosen)
         digest = golden_digest(network)
-    except (ValueError, IndexError, OverflowError) as error:
+    except (ValueError, IndexError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"the parts of integer model {model.name} contradict each other: {error}") from error
     if digest != model.golden:
-        if isinstance(chosen, Portable):
+        if backend is not None or isinstance(chosen, Portable):
             raise CheckpointError(
                 f"model {model.name} does not give its golden vector here ({torch.device(device)}), so nothing can be decoded without risk: "
                 "the model file was changed, or the hardware or torch build computes wrongly"

@@ -86,11 +86,12 @@ def bd_rate(
         method: `pchip` or `akima`, interpolation of log rate over PSNR (JVET-AH: both agree on smooth curves, neither overshoots as cubics do).
 
     Returns:
-        Percent, or None where the curves do not overlap, or do not cover `window`.
+        Percent, or None where a curve has fewer than two points of rising quality, or they do not overlap, or do not cover `window`.
 
     Raises:
-        ConfigError: Fewer than two points, or an unknown method.
+        ConfigError: An unknown method.
     """
+    from scipy.integrate import trapezoid
     from scipy.interpolate import Akima1DInterpolator, PchipInterpolator
 
     if method not in ("pchip", "akima"):
@@ -99,7 +100,7 @@ def bd_rate(
     for points in (reference, test):
         rising = _pareto(points)
         if len(rising) < 2:
-            raise ConfigError("a BD-rate needs two points of rising quality on each curve")
+            return None
         rates, quality = np.array(rising).T
         make = PchipInterpolator if method == "pchip" or len(rising) < 3 else Akima1DInterpolator
         curves.append((quality[0], quality[-1], make(quality, np.log(rates))))
@@ -112,7 +113,7 @@ def bd_rate(
         return None
     grid = np.linspace(low, high, 1001)
     difference = np.asarray(curves[1][2](grid)) - np.asarray(curves[0][2](grid))
-    return 100 * math.expm1(float(np.trapz(difference, grid) / (high - low)))
+    return 100 * math.expm1(float(trapezoid(difference, grid) / (high - low)))
 
 
 def _pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

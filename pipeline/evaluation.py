@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import msinn_core
 from msinn_core import metrics
 from msinn_core.codec import Codec, Picture
 from pipeline import images
@@ -53,12 +54,13 @@ class MsinnPeer:
     Args:
         codec: With its model.
         settings: Rate indexes q.
+        where: Device and threads, for the version: results of another are not re-used.
     """
 
-    def __init__(self, codec: Codec, settings: tuple[float, ...]) -> None:
+    def __init__(self, codec: Codec, settings: tuple[float, ...], where: str = "cpu, 1 thread") -> None:
         self.codec = codec
         self.name = codec.model.name
-        self.version = f"{codec.model.sha256[:12]}, profile {codec.model.profile}"
+        self.version = f"{codec.model.sha256[:12]}, profile {codec.model.profile}, code {source_digest()[:8]}, {where}"
         self.suffix = ".msn"
         self.settings = settings
 
@@ -79,6 +81,14 @@ class Average:
     ms_ssim: float | None
     encode_mpx_s: float
     decode_mpx_s: float
+
+
+def source_digest() -> str:
+    """SHA-256 over the codec's source files: results of another encoder are not re-used."""
+    root, digest = Path(msinn_core.__file__).parent, hashlib.sha256()
+    for path in sorted((*root.rglob("*.py"), *root.rglob("*.c"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def pictures(source: str, limit: int | None = None) -> Iterator[tuple[str, Pixels]]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from msinn_core.training.data import Tiles, cut
 from pipeline import images
-from pipeline.errors import PipelineError, SourceError
+from pipeline.errors import SourceError
 from pipeline.sources import Fetcher, SourceRecord, scan
 
 CROPS_PER_TILE = 16
@@ -61,7 +61,7 @@ class TileStream:
         record: SourceRecord = self._records[self._order(epoch)[index]]
         try:
             loaded = images.load(self._fetcher.fetch(record.part), max_pixels=_MAX_PIXELS, name=record.name)
-        except PipelineError:
+        except SourceError:
             self.unusable["unreadable"] += 1
             return []
         if loaded.picture is None or loaded.picture.pixels.ndim != 3:
@@ -78,12 +78,17 @@ class TileStream:
             ahead: deque[tuple[int, Future[list[_Pixels]]]] = deque()
             ahead.extend((p, threads.submit(self._load, p)) for p in itertools.islice(positions, _LOOKAHEAD))
             try:
+                barren = 0
                 while ahead:
                     at, future = ahead.popleft()
+                    barren += 1
+                    if end is None and barren > len(self._records) + _LOOKAHEAD:
+                        raise SourceError(f"{', '.join(self._sources)}: not one usable image left of those that training began with")
                     for p in itertools.islice(positions, 1):
                         ahead.append((p, threads.submit(self._load, p)))
                     for number, pixels in enumerate(future.result()):
                         if at > position or number >= tile:
+                            barren = 0
                             yield (at, number), pixels
             finally:
                 for _, future in ahead:

@@ -36,7 +36,8 @@ def main() -> None:
     _wheels(folder / "wheels", arguments.wheels, arguments.python)
     if arguments.start:
         shutil.copyfile(arguments.start, folder / "start.safetensors")
-    _tar(folder / "valid.tar", arguments.valid, 4 << 20)
+    if arguments.valid:
+        _tar(folder / "valid.tar", arguments.valid, 4 << 20)
     listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=False)
     if listed.returncode == 0:
         files = [ROOT / name for name in listed.stdout.decode().split("\0") if name]

@@ -142,8 +142,10 @@ EPILOGUE(epilogue_avx512, __attribute__((target("avx512f,avx512bw,avx512vl,prefe
 static int best_isa(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) return AVX512;
-    if (__builtin_cpu_supports("avx2")) return AVX2;
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return AVX512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
     if (__builtin_cpu_supports("sse4.1")) return SSE41;
 #endif
     return SCALAR;
@@ -446,7 +448,7 @@ static PyObject *levels(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "y*y*y*w*iiii", &parameters, &log2, &log_gain, &out, &channels, &first, &step, &tables)) return NULL;
     Py_ssize_t n = channels > 0 ? out.len / channels : 0;
     int good = channels > 0 && out.len == n * channels && parameters.len == n * channels * 4 && log2.len == 32768 * 4 &&
-               log_gain.len == (Py_ssize_t)channels * 4 && step > 0 && tables > 0 && tables <= 256;
+               log_gain.len == (Py_ssize_t)channels * 4 && step > 0 && step <= 65536 && tables > 0 && tables <= 256;
     if (good) {
         Py_BEGIN_ALLOW_THREADS
         const int16_t *in = parameters.buf;
@@ -552,7 +554,7 @@ static PyObject *tally(PyObject *self, PyObject *args) {
                           &offsets, &out, &h, &w, &channels, &mean_shift, &first, &step, &tables, &stride, &rates))
         return NULL;
     Py_ssize_t n = (Py_ssize_t)h * w * channels;
-    int good = h > 0 && w > 0 && channels > 0 && stride > 0 && rates > 0 && step > 0 && tables > 0 && tables <= 256 && y.len == n * 4 &&
+    int good = h > 0 && w > 0 && channels > 0 && stride > 0 && rates > 0 && step > 0 && step <= 65536 && tables > 0 && tables <= 256 && y.len == n * 4 &&
                parameters.len == n * 4 && log2.len == 32768 * 4 && log_gain.len == (Py_ssize_t)rates * channels * 4 && gain.len == log_gain.len &&
                inv_gain.len == log_gain.len && zone.len >= tables * 64 && base.len == tables * 4 && size.len == base.len && offsets.len == base.len &&
                out.len == (Py_ssize_t)rates * 16;

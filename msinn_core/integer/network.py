@@ -26,7 +26,16 @@ _POST_RADIUS = 32
 MAX_LOG2_GAIN = 15
 """Gains lie between 2^-15 and 2^15."""
 
-TABLE_SIZES = {"couple": 65536, "log2": 32768, "exp2": 4096, "half_tanh": 4096}
+MAX_LOG2_INV_GAIN = 6
+"""Inverse gains lie below 2^6, so that they fit Q24."""
+
+TABLES: dict[str, tuple[int, int, int, type]] = {
+    "couple": (65536, 1, 1 << 25, np.int32),
+    "log2": (32768, 0, 15 << 16, np.int32),
+    "exp2": (4096, 1 << 29, (1 << 31) - 1, np.int32),
+    "half_tanh": (4096, -32768, 32767, np.int16),
+}
+"""Length, least and largest value, and type of the tables."""
 
 
 class IntegerCoder(Protocol):
@@ -156,23 +165,22 @@ class IntegerNetwork:
         self._tensors = tensors
         self._affine = config.coupling == "affine"
         self._leaky = config.context_activation != "gelu"
-        self.tables = {name: self._get(f"tables.{name}", (size,)) for name, size in TABLE_SIZES.items()}
-        with np.errstate(divide="ignore"):
-            self._reciprocal = (2.0**20 / self.tables["couple"]).astype(np.float32)
-        shape = (config.anchor_num, sum(LATENT_CHANNELS))
-        self._gain_log2, self._inv_log2, self._scale_log2 = (self._get(f"gains.{key}_log2", shape) for key in ("gain", "inv", "scale"))
-        if max(int(np.abs(table).max()) for table in (self._gain_log2, self._inv_log2, self._scale_log2)) > MAX_LOG2_GAIN << 16:
-            raise CheckpointError("a gain of the integer model leaves its range")
-        self.first, self.step = (int(self._get(f"levels.{key}", ())) for key in ("first", "step"))
-        self._initial = self._get("initial", (2 * LATENT_CHANNELS[0],))
+        self.tables = {name: self._get(f"tables.{name}", (size,), low, high, kind) for name, (size, low, high, kind) in TABLES.items()}
+        self._reciprocal = (2.0**20 / self.tables["couple"]).astype(np.float32)
+        shape, limit = (config.anchor_num, sum(LATENT_CHANNELS)), MAX_LOG2_GAIN << 16
+        self._gain_log2, self._scale_log2 = (self._get(f"gains.{key}_log2", shape, -limit, limit) for key in ("gain", "scale"))
+        self._inv_log2 = self._get("gains.inv_log2", shape, -limit, MAX_LOG2_INV_GAIN << 16)
+        self.first = int(self._get("levels.first", (), -(1 << 22), 1 << 22))
+        self.step = int(self._get("levels.step", (), 1, 1 << 16))
+        self._initial = self._get("initial", (2 * LATENT_CHANNELS[0],), kind=np.int16)
         self._units = [[self._unit(level, i) for i in range(depth)] for level, depth in enumerate(config.depths)]
         self._cc = [self._stack(f"cc.{k}", config.cc_layers, DENSE, DENSE) if k else None for k in range(NUM_STEPS)]
         self._sc = [self._stack(f"sc.{k}", config.sc_layers, EDGES, CORNERS) for k in range(NUM_STEPS)]
         self._lrp = [self._stack(f"lrp.{k}", config.lrp_layers, DENSE, DENSE) for k in range(NUM_STEPS)] if config.lrp else None
         self._parameters = [self._stack(f"parameters.{k}", 3, POINT, POINT) for k in range(NUM_STEPS)]
         self._first_parameters = [self._without_spatial(stack) for stack in self._parameters]
-        self.scale_exponents = [int(self._get(f"parameters.{k}.scale_exponent", ())) for k in range(NUM_STEPS)]
-        self.mean_shifts = [int(self._shift(f"parameters.{k}.mean_shift", ())) for k in range(NUM_STEPS)]
+        self.scale_exponents = [int(self._get(f"parameters.{k}.scale_exponent", (), -16, 16)) for k in range(NUM_STEPS)]
+        self.mean_shifts = [int(self._get(f"parameters.{k}.mean_shift", (), 0, 16)) for k in range(NUM_STEPS)]
         self._in_shifts = {
             (kind, k): self._shift(f"{kind}.{k}.in_shift", (channels,))
             for k, c in enumerate(LATENT_CHANNELS)
@@ -183,29 +191,27 @@ class IntegerNetwork:
 
     # Reading the packed tensors ----------------------------------------------------------------------------------------------------------------
 
-    def _get(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    def _get(self, name: str, shape: tuple[int, ...], low: int = -(1 << 31), high: int = (1 << 31) - 1, kind: type = np.int32) -> NDArray[Any]:
+        """A tensor whose values lie in [low, high]: the bounds within which no operation of INTEGER.md overflows."""
         try:
             value = self._tensors[name]
         except KeyError:
             raise CheckpointError(f"the integer model lacks {name}") from None
-        if value.shape != shape or value.dtype not in (np.int16, np.int32):
-            raise CheckpointError(f"{name} of the integer model is {value.dtype} {list(value.shape)}, not {list(shape)}")
+        if value.shape != shape or value.dtype != kind:
+            raise CheckpointError(f"{name} of the integer model is {value.dtype} {list(value.shape)}, not {np.dtype(kind)} {list(shape)}")
+        if value.size and not low <= int(value.min()) <= int(value.max()) <= high:
+            raise CheckpointError(f"{name} of the integer model leaves the range {low} to {high}")
         return value
 
     def _shift(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        value = self._get(name, shape)
-        if value.size and not 0 <= int(value.min()) <= int(value.max()) <= 30:
-            raise CheckpointError(f"{name} of the integer model leaves the range 0 to 30")
-        return value
+        return self._get(name, shape, 0, 30)
 
     def _layer(self, name: str, kind: int, leaky: bool) -> Layer:
         weight = self._tensors.get(f"{name}.weight")
         if weight is None or weight.ndim != 3 or weight.dtype != np.int16 or weight.shape[1] != NUM_TAPS[kind] or weight.shape[2] % 2:
             raise CheckpointError(f"{name}.weight of the integer model is missing or of the wrong shape")
         cout = len(weight)
-        bias, shift = self._get(f"{name}.bias", (cout,)), self._get(f"{name}.shift", (cout,))
-        if not bool(((shift >= 1) & (shift <= 30)).all()):
-            raise CheckpointError(f"{name}.shift of the integer model leaves the range 1 to 30")
+        bias, shift = self._get(f"{name}.bias", (cout,)), self._get(f"{name}.shift", (cout,), 1, 30)
         sums = np.abs(weight.astype(np.int64)).sum(axis=(1, 2)) * 32768 + np.abs(bias.astype(np.int64)) + (1 << (shift.astype(np.int64) - 1))
         if int(sums.max()) >= 1 << 31 or int(weight.min()) == -32768:
             raise CheckpointError(f"{name} of the integer model can overflow 32 bits: it was not made by our packer")
@@ -213,7 +219,9 @@ class IntegerNetwork:
 
     def _stack(self, name: str, num_layers: int, first: int, others: int) -> _Stack:
         layers = tuple(self._layer(f"{name}.{i}", others if i else first, self._leaky and i < num_layers - 1) for i in range(num_layers))
-        tables = tuple(None if self._leaky or i == num_layers - 1 else self._get(f"{name}.{i}.gelu", (65536,)) for i in range(num_layers))
+        tables = tuple(
+            None if self._leaky or i == num_layers - 1 else self._get(f"{name}.{i}.gelu", (65536,), kind=np.int16) for i in range(num_layers)
+        )
         return _Stack(layers, tables)
 
     def _without_spatial(self, stack: _Stack) -> _Stack:
@@ -240,7 +248,7 @@ class IntegerNetwork:
         return _Unit(
             layers,
             self._shift(f"{name}.z_shift", (channels // 2,)),
-            int(self._shift(f"{name}.t_shift", ())),
+            int(self._get(f"{name}.t_shift", (), 0, 16)),
             matrix.astype(np.float64),
             bias.astype(np.float64),
             np.ascontiguousarray(forward),
@@ -269,7 +277,7 @@ class IntegerNetwork:
         for i in range(4):
             for part in ("1", "2"):
                 layers[f"refine{i}.{part}"] = self._layer(f"post.refine{i}.{part}", DENSE, False)
-        self._gate_table = self._get("tables.gate", (4096,))
+        self._gate_table = self._get("tables.gate", (4096,), 0, 32767, np.int16)
         return layers
 
     # Gains -----------------------------------------------------------------------------------------------------------------------------------------
@@ -293,7 +301,7 @@ class IntegerNetwork:
         log = at(self._inv_log2)
         # Q30 to Q24, times 2^exponent.
         mantissa, exponent = self.tables["exp2"][(log & 65535) >> 4].astype(np.int64), log >> 16
-        shift = np.maximum(0, 6 - exponent)
+        shift = 6 - exponent
         inv_gain = (mantissa + (np.int64(1) << shift >> 1)) >> shift
         gain = np.exp2(at(self._gain_log2) / 65536.0) / (1 << STATE_BITS)
         return IntegerGains(inv_gain.astype(np.int32), at(self._scale_log2).astype(np.int32), gain.astype(np.float32))
@@ -417,7 +425,7 @@ class IntegerNetwork:
 
         inputs = self.backend.narrow(_unshuffled(x), self._shift("post.in_shift", (12,)))
         correction: I32 = _shuffled(_in_bands(inputs, _POST_RADIUS, 64, filtered)).astype(np.int32)
-        correction <<= int(self._shift("post.out_shift", ()))
+        correction <<= int(self._get("post.out_shift", (), 0, 16))
         return correction
 
     def _paper_correction(self, x: I32) -> I32:
@@ -444,7 +452,7 @@ class IntegerNetwork:
         out = block("up_conv3", np.concatenate((down2, _shuffled(conv(out, post["up3"]))), axis=2))
         out = block("up_conv2", np.concatenate((down1, _shuffled(conv(out, post["up2"]))), axis=2))
         correction: I32 = conv(out, post["conv2"]).astype(np.int32)
-        return correction << int(self._shift("post.out_shift", ()))
+        return correction << int(self._get("post.out_shift", (), 0, 16))
 
 
 def _even(x: I16) -> I16:

@@ -19,7 +19,7 @@ from msinn_core.config import LATENT_CHANNELS
 from msinn_core.entropy.tables import NUM_SCALES, SCALE_MAX, SCALE_MIN
 from msinn_core.errors import CheckpointError, ConfigError
 from msinn_core.gain import MIN_GAIN
-from msinn_core.integer.network import MAX_LOG2_GAIN
+from msinn_core.integer.network import MAX_LOG2_GAIN, MAX_LOG2_INV_GAIN
 from msinn_core.integer.ops import CORNERS, DENSE, EDGES, POINT, STATE_BITS
 from msinn_core.layers import MaskedConv2d
 from msinn_core.model import Estimator, Msinn
@@ -305,6 +305,8 @@ def _tables(packer: _Packer, model: Msinn) -> None:
     )
     for key, table in (("gain", model.gain), ("inv", model.inv_gain), ("scale", model.scale_gain)):
         values = table.detach().double().numpy().reshape(len(table), -1)
+        if key == "inv" and values.max() > 2.0**MAX_LOG2_INV_GAIN:
+            raise CheckpointError(f"an inverse gain is {values.max():.3g}; the integer profile takes {2**MAX_LOG2_INV_GAIN} at most")
         packer.put(f"gains.{key}_log2", np.rint(np.log2(np.clip(values, MIN_GAIN, 2.0**MAX_LOG2_GAIN)) * 65536))
     step = math.log2(SCALE_MAX / SCALE_MIN) / (NUM_SCALES - 1)
     packer.put("levels.first", round((math.log2(SCALE_MIN) - step / 2) * 65536))

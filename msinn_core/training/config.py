@@ -16,8 +16,9 @@ from msinn_core.errors import ConfigError
 
 CONFIGS = Path(__file__).parent / "configs"
 
-_UNTRACKED = ("max_minutes", "checkpoint_minutes", "log_every", "resident_mib", "compile")
-"""Keys that may differ between a run and its continuation: they change nothing that is learned (compile aside from float rounding)."""
+_UNTRACKED = ("max_minutes", "checkpoint_minutes", "log_every", "compile")
+"""Keys that may differ between a run and its continuation. They change nothing that is learned, float rounding (`compile`) and the end of a schedule
+by time (`max_minutes`) aside."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

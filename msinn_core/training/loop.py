@@ -85,11 +85,21 @@ class Trainer:
         config: The run.
         device: Where it runs.
         rank: Number of this process; it decides the crops.
+        reduce: Sums a tensor over all processes, in place.
         wrap: Called with the network, returns what is called in its place (DistributedDataParallel, torch.compile).
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device, *, rank: int = 0, wrap: Callable[[nn.Module], nn.Module] | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        *,
+        rank: int = 0,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        reduce: Callable[[Tensor], None] | None = None,
+    ) -> None:
         self.config = config
+        self._reduce = reduce
         self.device = device
         self.rank = rank
         torch.manual_seed(config.seed)
@@ -109,6 +119,14 @@ class Trainer:
 
     def _parameters(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+
+    def share_beginning(self) -> None:
+        """Give every process of a distributed run the parameters of the first."""
+        import torch.distributed as dist
+
+        for value in self.network.state_dict().values():
+            dist.broadcast(value, 0)
+        self.average = self._parameters()
 
     # Beginning -------------------------------------------------------------------------------------------------------------------------------------
 
@@ -171,7 +189,7 @@ class Trainer:
         skipped = not math.isfinite(norm) or (progress.step > 100 and norm > _EXPLODED * progress.norm_mean)
         if not skipped:
             self.optimiser.step()
-            self.objective.remember(sample)
+            self.objective.remember(sample, self._reduce)
             self._remember_average()
             progress.norm_mean = norm if progress.norm_mean == 0 else 0.99 * progress.norm_mean + 0.01 * norm
         progress.step += 1

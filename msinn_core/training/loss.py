@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,9 +52,12 @@ class RateDistortion:
         lagrangian = bpp + self.lambdas[anchor] * mse
         return (lagrangian / self.means[anchor]).mean(), Sample(anchor, bpp.detach(), mse.detach(), lagrangian.detach())
 
-    def remember(self, sample: Sample) -> None:
-        """Move the running means towards a step that was taken."""
+    def remember(self, sample: Sample, reduce: Callable[[Tensor], None] | None = None) -> None:
+        """Move the running means towards a step that was taken; `reduce` sums over the processes that took it together."""
         count = torch.zeros_like(self.means).index_add_(0, sample.anchor, torch.ones_like(sample.lagrangian))
         total = torch.zeros_like(self.means).index_add_(0, sample.anchor, sample.lagrangian)
+        if reduce is not None:
+            reduce(count)
+            reduce(total)
         share = 1 - self.MEMORY**count
         self.means = torch.where(count > 0, self.means + share * (total / count.clamp_min(1) - self.means), self.means)

@@ -32,8 +32,8 @@ def test_bd_rate_outside_the_overlap_is_none_and_waste_is_left_out() -> None:
     assert bd_rate(CURVE, [(9.0, 50.0), (10.0, 51.0)]) is None
     assert bd_rate(CURVE, CURVE, window=(28.0, 31.0)) is None
     assert bd_rate(CURVE, [*CURVE, (2.5, 39.0)]) == pytest.approx(0, abs=1e-9)
-    with pytest.raises(ConfigError):
-        bd_rate(CURVE, CURVE[:1])
+    assert bd_rate(CURVE, CURVE[:1]) is None
+    assert bd_rate([(1.0, 40.0), (2.0, 39.0)], CURVE) is None
     with pytest.raises(ConfigError, match="cubic"):
         bd_rate(CURVE, CURVE, method="cubic")
 

@@ -167,6 +167,7 @@ VARIANTS = [
     TINY,
     dataclasses.replace(TINY, context_activation="gelu", post_filter="none"),
     dataclasses.replace(TINY, context_activation="gelu", post_filter="paper"),
+    dataclasses.replace(TINY, anchor_num=2, lambdas=TINY.lambdas[:2]),
     dataclasses.replace(TINY, coupling="additive", permutation="reverse", actnorm=False, lrp=False, post_filter="lite"),
 ]
 
@@ -214,8 +215,13 @@ def _one_more(value: NDArray[Any]) -> NDArray[Any]:
         ("unit.0.0.matrix", lambda v: v * 0, "no inverse"),
         ("unit.0.1.z_shift", lambda v: v * 0 - 1, "range 0 to 30"),
         ("gains.inv_log2", lambda v: v * 0 + (1 << 24), "gain"),
+        ("levels.step", lambda v: np.array(24_000_000, np.int32), "range 1 to 65536"),
+        ("tables.log2", lambda v: np.full_like(v, 2**31 - 1), "tables.log2"),
+        ("tables.couple", lambda v: v * 0, "range 1 to"),
+        ("gains.scale_log2", lambda v: np.full_like(v, -(2**31)), "gains.scale_log2"),
+        ("unit.0.0.conv1.shift", lambda v: v.astype(np.int16), "int16"),
         ("lrp.0.0.weight", lambda v: v.astype(np.int32), "wrong shape"),
-        ("parameters.0.mean_shift", lambda v: np.array(v + 20, np.int32), "contradict"),
+        ("parameters.0.mean_shift", lambda v: np.array(v + 20, np.int32), "range 0 to 16"),
     ],
 )
 def test_a_changed_model_is_refused(model: LoadedModel, name: str, change: Any, says: str) -> None:
@@ -255,3 +261,32 @@ def test_without_a_compiler_the_portable_form_serves(model: LoadedModel, tile: P
     monkeypatch.setattr(ops, "kernel", None)
     assert isinstance(ops.best_backend(), Portable)
     assert np.array_equal(Codec(model).decode(data)[0].pixels, expected)
+
+
+def test_encoder_arithmetic_agrees_between_backends(model: LoadedModel) -> None:
+    """Nothing normative, but budgets rest on it: equal but for the last bit of a rounding."""
+    rng = np.random.default_rng(4)
+    y, parameters = rng.normal(0, 30_000, (6, 9, 12)).astype(np.int32), rng.integers(0, 6000, (6, 9, 24)).astype(np.int16)
+    st, matrix, bias = rng.integers(-9000, 9000, (6, 9, 12)).astype(np.int16), rng.normal(0, 1, (12, 12)), rng.normal(0, 9, 12)
+    zone = np.zeros((256, 16), np.float32)
+    zone[:, 1:] = 0.1
+    gain = rng.uniform(1e-4, 1e-3, 12).astype(np.float32)
+    portable, compiled = Portable(), Compiled()
+    assert np.abs(compiled.mix(y, matrix, bias).astype(np.int64) - portable.mix(y, matrix, bias)).max() <= 1
+    reciprocal = (2.0**20 / model.integer["tables.couple"]).astype(np.float32)
+    a, b = y.copy(), y.copy()
+    compiled.couple(a, st, reciprocal, 2, True)
+    portable.couple(b, st, reciprocal, 2, True)
+    assert np.abs(a.astype(np.int64) - b).max() <= 1
+    indexes = rng.integers(0, 128, y.shape).astype(np.uint8)
+    symbols = compiled.quantise(y, parameters, indexes, gain, zone, 2)
+    assert np.array_equal(symbols, portable.quantise(y, parameters, indexes, gain, zone, 2))
+    assert len(np.unique(symbols)) > 5
+    bits, base, size = model.tables.symbol_bits()
+    costs = bits, base.astype(np.int32), size.astype(np.int32), model.tables.offsets
+    rates = rng.integers(-400_000, 400_000, (3, 12)).astype(np.int32), np.stack([gain] * 3), np.stack([1 / gain] * 3)
+    for stride in (1, 2):
+        sums = [
+            part.tally(y, parameters, 2, model.integer["tables.log2"], -211838, 6288, *rates, zone, costs, stride) for part in (compiled, portable)
+        ]
+        assert np.allclose(*sums, rtol=2e-3)
