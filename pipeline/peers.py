@@ -125,9 +125,9 @@ def available() -> tuple[dict[str, Peer], dict[str, str]]:
         peers["jxl"] = _Cjxl("JPEG XL", f"cjxl {version}, effort 7", ".jxl", (10, 6, 3.5, 2, 1.2, 0.7, 0.4, 0.2, 0.1))
     else:
         try:
-            import pillow_jxl
+            import pillow_jxl  # noqa: F401  (registers the format)
 
-            version = f"pillow-jxl-plugin {getattr(pillow_jxl, '__version__', '')}, effort 7"
+            version = f"pillow-jxl-plugin {version_of('pillow-jxl-plugin')}, effort 7"
             peers["jxl"] = _PillowPeer("JPEG XL", version, ".jxl", (10, 25, 45, 65, 80, 88, 93, 96, 98), "JXL", {"effort": 7})
         except ImportError:
             absent["jxl"] = "neither cjxl (apt install libjxl-tools) nor pillow-jxl-plugin is installed"
