@@ -290,6 +290,15 @@ class _Window:
         for anchor, bpp, mse in zip(*(value.tolist() for value in (result.sample.anchor, result.sample.bpp, result.sample.mse)), strict=True):
             self.bands[("low", "middle", "high")[3 * anchor // num_anchors]].append((bpp, mse))
 
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint between two rows, so that the next row of a continuation covers the same steps."""
+        return {"losses": self.losses, "bands": dict(self.bands)}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> _Window:
+        bands = defaultdict(list, {name: [(bpp, mse) for bpp, mse in rows] for name, rows in state.get("bands", {}).items()})
+        return cls(list(state.get("losses", [])), bands)
+
     def row(self) -> dict[str, Any]:
         from msinn_core.metrics import psnr_db
 
@@ -347,7 +356,7 @@ class _Run:
         trainer, config = self.trainer, self.trainer.config
         progress = trainer.progress
         before, started = progress.minutes, time.monotonic()
-        window, window_started, saved = _Window(), started, started
+        window, window_started, saved = _Window.of_state(progress.window), started, started
         streamed = progress.data.get("crops", 0)
         try:
             while True:
@@ -360,10 +369,12 @@ class _Run:
                 result = trainer.step(tiles)
                 progress.data = {**stream.position(tiles), "crops": streamed}
                 window.add(result, config.anchor_num)
+                progress.window = window.state()
                 if self.chief and progress.step % config.log_every == 0:
                     now = time.monotonic()
                     self._row(window, result, window.steps / (now - window_started))
                     window, window_started = _Window(), now
+                    progress.window = {}
                 if pictures is not None and config.validate_every and progress.step % config.validate_every == 0:
                     pause = time.monotonic()
                     self._validate(pictures)
@@ -449,6 +460,8 @@ class _Run:
             write_parts(self.out / MODEL, model, self.split_mib << 20)
 
     def _draw(self) -> None:
+        if not (self.out / LOG).exists():  # stopped before the first row
+            return
         try:
             draw_curve(self.out / LOG, self.out / CURVE)
         except ImportError:

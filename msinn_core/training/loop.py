@@ -69,6 +69,7 @@ class Progress:
     norm_mean: float = 0.0
     minutes: float = 0.0
     data: dict[str, int] = field(default_factory=dict)
+    window: dict[str, Any] = field(default_factory=dict)
 
 
 def _nothing(phase: str) -> None:

@@ -29,7 +29,7 @@ preset = "msinn-lite"
 steps = 24
 warmup_steps = 4
 tile = 128
-log_every = 1
+log_every = 2
 validate_every = 12
 valid_images = 2
 checkpoint_minutes = 0.0
@@ -72,18 +72,18 @@ def test_a_killed_and_a_stopped_run_repeat_the_curve_of_one_that_ran_through(
     through, broken = tmp_path / "through", tmp_path / "broken"
     assert cli.main([*run, "--out", str(through)]) == 0
     process = started([*run, "--out", str(broken)])
-    wait_for_step(broken, 5)
+    wait_for_step(broken, 3)
     process.kill()
     process.communicate()
     process = started([*run, "--out", str(broken)])
-    wait_for_step(broken, len(rows(broken)) + 3)
+    wait_for_step(broken, len(rows(broken)) + 2)
     process.send_signal(signal.SIGTERM)
     said = process.communicate()[1].decode()
     assert process.returncode in (130, 0)  # 0: it was done before the signal came
     assert "resumed at step" in said
     assert cli.main([*run, "--out", str(broken)]) == 0
     assert rows(broken) == rows(through)
-    assert [row["step"] for row in rows(through) if "loss" in row] == list(range(1, 25))
+    assert [row["step"] for row in rows(through) if "loss" in row] == list(range(2, 25, 2))
     assert (broken / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert "min left" in capfd.readouterr().err
 
@@ -123,7 +123,8 @@ def test_a_set_that_does_not_fit_streams_and_resumes_exactly(run: list[str], tmp
     run += ["--set", "resident_mib=1", "tile=512", "checkpoint_minutes=10.0", "stages=[{until=1.0, crop=32, batch=24}]"]
     assert cli.main([*run, "--out", str(tmp_path / "a"), "--steps", "4"]) == 0
     assert cli.main([*run, "--out", str(tmp_path / "b"), "--steps", "4", "--max-minutes", "0.0001"]) == 0
-    assert len(rows(tmp_path / "b")) < len(rows(tmp_path / "a"))
+    assert not (tmp_path / "b" / "log.jsonl").exists()  # stopped within the first row's steps
+    assert (tmp_path / "b" / "checkpoint.safetensors").exists()
     assert cli.main([*run, "--out", str(tmp_path / "b"), "--steps", "4"]) == 0
     assert [row["loss"] for row in rows(tmp_path / "b") if "loss" in row] == [row["loss"] for row in rows(tmp_path / "a") if "loss" in row]
 
@@ -136,7 +137,7 @@ def test_two_processes_share_a_run(run: list[str], tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("done at step 3") == 1
-    assert [row["step"] for row in rows(out) if "loss" in row] == [1, 2, 3]
+    assert [row["step"] for row in rows(out) if "loss" in row] == [2]
     alone = tmp_path / "alone"
     assert cli.main([*run, "--out", str(alone), "--steps", "3"]) == 0
     assert rows(alone)[0] != rows(out)[0]  # other crops: the sources are shared out
