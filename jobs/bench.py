@@ -1,4 +1,4 @@
-"""`msinn bench`: speed as ratios within one run, on real symbols and images."""
+"""`msinn bench`: speed as ratios within one run, on real symbols and images; errors of predictions; the plan of very many images."""
 
 from __future__ import annotations
 
@@ -32,6 +32,15 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     action.add_argument("--model", nargs="+", default=["msinn-lite"], metavar="M", help="of either profile")
     action.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     action.set_defaults(command=_bench_exact)
+    action = actions.add_parser("predict", help="predicted bytes and PSNR against real encodes at nine rates, and what the analysis costs")
+    action.add_argument("images", metavar="IMAGES")
+    action.add_argument("--model", default="msinn-lite", metavar="M")
+    action.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    action.set_defaults(command=_bench_predict)
+    action = actions.add_parser("plan", help="plan simulated images by histograms, and compare with the exact solver on the first 100000")
+    action.add_argument("--images", type=int, default=10_000_000, metavar="N")
+    action.add_argument("--objective", choices=("mse", "psnr", "minimum"), default="mse")
+    action.set_defaults(command=_bench_plan)
 
 
 def _loaded(path: str) -> Any:
@@ -321,3 +330,102 @@ def _bench_exact(arguments: argparse.Namespace) -> int:
             said = f"{other_pixels} decode to other pixels, {failed} do not decode; {other_streams} other bitstreams"
             print(f"  {label:<34} of {len(first)} images: {said}")
     return 5 if differing else 0
+
+
+def _bench_predict(arguments: argparse.Namespace) -> int:
+    import numpy as np
+    import torch
+
+    from msinn_core import metrics
+    from msinn_core.checkpoint import load_model
+    from msinn_core.codec import Codec
+    from pipeline import images
+    from pipeline.rate import CurveSet
+    from pipeline.sources import Fetcher, scan
+
+    torch.set_num_threads(1)
+    codec, fetcher = Codec(load_model(arguments.model)), Fetcher()
+    rates, grid = np.linspace(0, codec.q_max, 9), np.arange(int(codec.q_max) + 1, dtype=np.float64)
+    real, predicted, seconds = [], defaultdict(list), defaultdict(float)
+    for record in scan(arguments.images).records[: arguments.limit]:
+        picture = images.load(fetcher.fetch(record.part), name=record.name).picture
+        if picture is None:
+            continue
+        found = []
+        for q in rates:
+            started = time.perf_counter()
+            data = codec.encode(picture, float(q))
+            encoded = time.perf_counter()
+            decoded, _ = codec.decode(data)
+            found.append((len(data), metrics.mse(decoded.pixels, picture.pixels)))
+            seconds["encode"] += (encoded - started) / len(rates)
+            seconds["encode and verify"] += (time.perf_counter() - started) / len(rates)
+        real.append(found)
+        for name, sampled in (("full", False), ("sampled", True)):
+            started = time.perf_counter()
+            curves = codec.analyse(picture, sampled=sampled)
+            seconds[name] += time.perf_counter() - started
+            at = CurveSet.from_anchors(grid, curves.bytes[None], curves.mse[None], np.ones(1), np.full(1, np.inf))
+            place = [int(np.abs(at.q - q).argmin()) for q in rates]
+            predicted[name].append(np.stack((at.stored[0, place], at.mse[0, place]), axis=1))
+    actual = np.array(real)
+    print(f"{len(real)} images, one thread; each rate: error of the sum of bytes, of an image's bytes (std), of its PSNR (mean and std)")
+    for name, values in predicted.items():
+        guess = np.array(values)
+        total = guess[..., 0].sum(axis=0) / actual[..., 0].sum(axis=0) - 1
+        single = np.log(guess[..., 0] / actual[..., 0]).std(axis=0)
+        decibels = 10 * np.log10(actual[..., 1] / guess[..., 1])
+        shares = [seconds[name] / seconds[what] for what in ("encode", "encode and verify")]
+        print(f"{name} analysis: {shares[0]:.2f} of encode, {shares[1]:.2f} of encode and verify")
+        for i, q in enumerate(rates):
+            print(
+                f"  q {q:5.2f}  {100 * total[i]:+6.2f} %  {100 * single[i]:5.2f} %  {decibels[:, i].mean():+5.2f} dB  {decibels[:, i].std():4.2f} dB"
+            )
+    return 0
+
+
+def _bench_plan(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from pipeline.rate import CurveSet, SlopeHistogram, Upgrades, allocate, quick_threshold, threshold_for, tie_breaks
+
+    anchors, chunk = np.arange(12.0), 4096
+
+    def curves(start: int, count: int) -> CurveSet:
+        """Exponents differ between images and from anchor to anchor; a tenth of the curves is not convex, as with photographs."""
+        rng = np.random.default_rng(start)
+        pixels = rng.uniform(2e5, 1.2e7, count)
+        rise, fall = rng.normal(0.29, 0.04, (count, 1)), rng.normal(0.42, 0.06, (count, 1))
+        size = rng.normal(-3.4, 0.6, (count, 1)) + np.log(pixels)[:, None] + np.cumsum(rng.normal(rise, 0.015, (count, 12)), axis=1)
+        error = rng.normal(4.2, 0.7, (count, 1)) - np.cumsum(rng.normal(fall, 0.015, (count, 12)), axis=1)
+        original = np.exp(size[:, 6]) * rng.uniform(1, 20, count)
+        return CurveSet.from_anchors(anchors, np.exp(size) + 768, np.exp(error), pixels, original)
+
+    def parts(images: int) -> Any:
+        for start in range(0, images, chunk):
+            count = min(chunk, images - start)
+            yield Upgrades.of(curves(start, count), arguments.objective, ties=tie_breaks(np.arange(start, start + count)))
+
+    def planned(images: int) -> tuple[SlopeHistogram, float]:
+        wide = SlopeHistogram()
+        for part in parts(images):
+            wide.add(part)
+        budget = wide.least() * 3
+        return wide, quick_threshold(wide, budget)
+
+    started = time.perf_counter()
+    wide, threshold = planned(arguments.images)
+    took = time.perf_counter() - started
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{arguments.images:,} images planned in {took:.1f} s (curves made on the way), peak memory {memory:.2f} GiB, threshold {threshold:.6f}")
+    few = min(100_000, arguments.images)
+    wide, threshold = planned(few)
+    budget = wide.least() * 3
+    quick = sum(part.at(threshold).total_bytes for part in parts(few))
+    exact_threshold = threshold_for(lambda: parts(few), budget, wide=wide)
+    walked = sum(part.at(exact_threshold).total_bytes for part in parts(few))
+    every = [curves(start, min(chunk, few - start)) for start in range(0, few, chunk)]
+    together = CurveSet(every[0].q, *(np.concatenate([getattr(one, name) for one in every]) for name in ("stored", "mse", "pixels", "original")))
+    exact = allocate(together, budget, objective=arguments.objective).total_bytes
+    print(f"{few:,} images against the exact solver: histogram {100 * (quick / exact - 1):+.5f} %, walked twice {100 * (walked / exact - 1):+.5f} %")
+    return 0

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     budget.add_argument("--psnr", type=float, metavar="P", help="every image just above P dB")
     budget.add_argument("--q", type=float, metavar="Q", help="one rate index for all (0 smallest, 11 best)")
     p.add_argument("--min-psnr", type=float, metavar="P", help="no image below P dB")
+    p.add_argument("--max-psnr", type=float, metavar="P", help="spend nothing on going beyond P dB")
+    p.add_argument("--min-bpp", type=float, metavar="X", help="at least X bits per pixel for every image, as predicted")
+    p.add_argument("--max-bpp", type=float, metavar="X", help="at most X bits per pixel for any image, as predicted")
+    p.add_argument("--min-q", type=float, metavar="Q", help="no image below rate index Q")
+    p.add_argument("--max-q", type=float, metavar="Q", help="no image above rate index Q")
+    p.add_argument("--per-image", metavar="FILE", help="Parquet or CSV with `name` and any of weight, min_psnr_db, max_psnr_db, min_bpp, ... max_q")
     p.add_argument(
         "--objective", choices=("mse", "psnr", "minimum"), default="mse", help="pooled error, mean PSNR, or the worst image (default: mse)"
     )
@@ -59,6 +66,7 @@ def _size(text: str) -> float:
 
 
 def _compress(arguments: argparse.Namespace) -> int:
+    from pipeline.commit import sha256
     from pipeline.compress import Run
     from pipeline.config import BUDGET_KINDS, Budget, CompressConfig
     from pipeline.errors import UsageError
@@ -71,10 +79,17 @@ def _compress(arguments: argparse.Namespace) -> int:
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError(f"--workers is {arguments.workers}; it takes 1 or more")
     kind = next(kind for kind in BUDGET_KINDS if getattr(arguments, kind) is not None)
+    preferences = _read_table(arguments.per_image) if arguments.per_image else None
     config = CompressConfig(
         budget=Budget(kind=kind, value=getattr(arguments, kind)),
         objective=arguments.objective,
         min_psnr_db=arguments.min_psnr,
+        max_psnr_db=arguments.max_psnr,
+        min_bpp=arguments.min_bpp,
+        max_bpp=arguments.max_bpp,
+        min_q=arguments.min_q,
+        max_q=arguments.max_q,
+        preferences_sha256=sha256(preferences) if preferences is not None else None,
         model=arguments.model,
         max_pixels=arguments.max_pixels,
         count_sidecars=arguments.count_sidecars,
@@ -84,7 +99,15 @@ def _compress(arguments: argparse.Namespace) -> int:
     )
     reporter = reporter_for(sys.stderr)
     try:
-        run = Run(arguments.source, arguments.destination, config, reporter, cluster=arguments.cluster, workers=arguments.workers)
+        run = Run(
+            arguments.source,
+            arguments.destination,
+            config,
+            reporter,
+            cluster=arguments.cluster,
+            workers=arguments.workers,
+            preferences=preferences,
+        )
         outcome = run.execute(dry_run=arguments.dry_run)
     finally:
         reporter.close()
@@ -92,6 +115,15 @@ def _compress(arguments: argparse.Namespace) -> int:
         _print_plan(outcome.plan, arguments)
         return 0
     return _summarise(arguments.destination, outcome, arguments.json)
+
+
+def _read_table(path: str) -> bytes:
+    from pipeline.errors import UsageError
+
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _summarise(destination: str, outcome: Outcome, as_json: bool) -> int:
@@ -121,16 +153,14 @@ def _summarise(destination: str, outcome: Outcome, as_json: bool) -> int:
 def _print_plan(plan: Plan | None, arguments: argparse.Namespace) -> None:
     import numpy as np
 
-    from msinn_core.metrics import psnr_db
-
     if plan is None:
         print("a fixed q needs no plan: every image is coded at it")
         return
-    allocation, planner = plan.allocation, plan.planner
-    psnr = np.array([psnr_db(float(m)) for m in allocation.mse])
+    allocation, planner = plan.forecast.allocation, plan.planner
+    psnr = 10 * np.log10(255.0**2 / np.maximum(allocation.mse, 255.0**2 * 1e-10))
     facts: dict[str, Any] = {
-        "images": len(planner.shard_ids),
-        "kept_as_they_are": len(planner.shard_ids) - len(planner.coded) + int(np.isinf(allocation.q).sum()),
+        "images": planner.num_images,
+        "kept_as_they_are": planner.num_images - planner.num_coded + int(np.isinf(allocation.q).sum()),
         "pixels": planner.total_pixels,
         "source_bytes": planner.total_source_bytes,
         "predicted_bytes": round(planner.predicted_total()),
@@ -139,7 +169,7 @@ def _print_plan(plan: Plan | None, arguments: argparse.Namespace) -> None:
         "on_cap": int((allocation.clamped == "cap").sum()),
     }
     if plan.pixels_per_second:
-        coded_pixels = float(planner.curves.pixels[np.isfinite(allocation.q)].sum())
+        coded_pixels = float(plan.forecast.pixels[np.isfinite(allocation.q)].sum())
         hours = coded_pixels / plan.pixels_per_second / 3600
         facts |= {
             "worker_mpx_per_s": round(plan.pixels_per_second / 1e6, 3),
@@ -153,11 +183,11 @@ def _print_plan(plan: Plan | None, arguments: argparse.Namespace) -> None:
         finite = allocation.q[np.isfinite(allocation.q)]
         facts |= {f"psnr_db_p{p}": round(float(np.percentile(psnr, p)), 2) for p in (1, 5, 50, 99)}
         facts |= {f"bytes_p{p}": round(float(np.percentile(allocation.stored, p))) for p in (1, 50, 99)}
-        bpp = 8 * allocation.stored / np.maximum(planner.curves.pixels, 1)
+        bpp = 8 * allocation.stored / np.maximum(plan.forecast.pixels, 1)
         facts |= {f"bpp_p{p}": round(float(np.percentile(bpp, p)), 4) for p in (1, 5, 50, 95, 99)}
         facts |= {f"q_p{p}": round(float(np.percentile(finite, p)), 2) for p in (1, 50, 99) if len(finite)}
         worst = np.argsort(psnr)[:5]
-        facts["worst"] = [[planner.names[int(planner.coded[i])], round(float(psnr[i]), 2)] for i in worst]
+        facts["worst"] = [[planner.name(int(plan.forecast.index[i])), round(float(psnr[i]), 2)] for i in worst]
     outlook = planner.outlook()
     if arguments.curve:
         _draw_outlook(outlook, planner.predicted_total(), planner.total_pixels, arguments.curve)

@@ -2,7 +2,7 @@
 
 ```
 transform(picture) -> latents            once per picture
-curves(latents)    -> R(q), D(q)         one context pass serves every q
+analyse(picture)   -> R(q), D(q)         one context pass serves every q
 compress(latents, q) -> symbols          the network's part
 pack(symbols) -> bytes                   the entropy coder's part, needs no network and may run in another thread
 decode(bytes) -> picture, symbols        everything back
@@ -30,6 +30,11 @@ from msinn_core.integer.ops import Compiled, Portable
 
 DEFAULT_MAX_PIXELS = 32_000_000
 """Pictures above this are refused: the float profile needs about 230 bytes of memory per pixel."""
+
+BAND_ROWS, ROWS_PER_BAND = 128, 384
+"""A sampled analysis looks at bands of 128 rows, one for each 384, at least two: over 124 images of 512 rows this costs half as much, predicts an
+image's bytes within 9 % instead of 3 % (standard deviation) and their sum within 1.5 % instead of 0.5 %, most of it the same for all sets, which the
+closed loop takes out."""
 
 PROBE_Q_SHARE = 6 / 11
 """Where in [0, A - 1] the one context pass of `curves` runs: the middle, where its extrapolation errs least on both sides."""
@@ -212,6 +217,36 @@ class Codec:
         picture = Picture(pixels=array, alpha=alpha, icc=boxes.get(bitstream.ICC), exif=boxes.get(bitstream.EXIF), xmp=boxes.get(bitstream.XMP))
         return picture, symbols
 
+    def analyse(self, picture: Picture, *, sampled: bool = False) -> Curves:
+        """Predicted bytes and MSE of a picture at every anchor.
+
+        Args:
+            picture: The picture.
+            sampled: Look at some bands of its rows only, put together to one smaller picture.
+
+        Raises:
+            CodecError: Over the pixel limit.
+        """
+        height, width = picture.pixels.shape[:2]
+        self._check_size(width, height)
+        bands = max(2, -(-height // ROWS_PER_BAND))
+        if not sampled or 2 * bands * BAND_ROWS > height:
+            return self.curves(self.transform(picture))
+        starts = [round((i + 0.5) * height / bands - BAND_ROWS / 2) for i in range(bands)]
+        part = Picture(pixels=np.concatenate([picture.pixels[start : start + BAND_ROWS] for start in starts]))
+        found = self.curves(self.transform(part))
+        stretched = (found.bytes - self._overhead(part)) * (height / (bands * BAND_ROWS)) + self._overhead(picture)
+        return Curves(found.q, stretched, found.mse)
+
+    def _overhead(self, picture: Picture) -> int:
+        """Bytes of a bitstream that no rate changes."""
+        height, width = picture.pixels.shape[:2]
+        empty = Bitstream(
+            profile=self.model.profile, colour="rgb", model_id=bytes(16), width=width, height=height, q=0.0,
+            streams=(b"",) * bitstream.NUM_STREAMS, boxes=_boxes(picture),
+        )  # fmt: skip
+        return len(empty.to_bytes()) + 6 * bitstream.NUM_STREAMS
+
     @torch.inference_mode()
     def curves(self, latents: Latents) -> Curves:
         """Predicted bytes and MSE at every anchor from one context pass, without coding anything.
@@ -227,11 +262,7 @@ class Codec:
         num_samples = 3 * _padded(width) * _padded(height)
         mse = (tally.squares[:-1] @ calibration.level_weights) / num_samples * 255**2 * np.exp(calibration.log_mse_bias)
         rate = tally.bits[:-1] * np.exp(calibration.log_rate_bias)
-        fixed = len(Bitstream(
-            profile=self.model.profile, colour="rgb", model_id=bytes(16), width=width, height=height, q=0.0,
-            streams=(b"",) * bitstream.NUM_STREAMS, boxes=_boxes(latents.picture),
-        ).to_bytes())  # fmt: skip
-        return Curves(anchors, rate / 8 + fixed + 6 * bitstream.NUM_STREAMS, mse)
+        return Curves(anchors, rate / 8 + self._overhead(latents.picture), mse)
 
 
 def _boxes(picture: Picture) -> dict[int, bytes]:

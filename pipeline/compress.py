@@ -9,12 +9,14 @@ import os
 import socket
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -23,12 +25,13 @@ from msinn_core.errors import CheckpointError
 from pipeline import actors, images, manifest
 from pipeline.commit import ARCHIVE_VERSION, RUN, Archive, Commit, MissingArchiveError, json_bytes, seal, sha256
 from pipeline.config import CompressConfig
-from pipeline.errors import StorageError, UsageError
-from pipeline.plan import Choice, Planner
-from pipeline.rate import PASSTHROUGH_Q, Allocation
+from pipeline.errors import ManifestError, StorageError, UsageError
+from pipeline.plan import Choice, Forecast, Planner
+from pipeline.preferences import Preferences
+from pipeline.rate import PASSTHROUGH_Q
 from pipeline.report import Reporter
 from pipeline.sources import Scan, SourceRecord, scan
-from pipeline.sources.record import to_table
+from pipeline.sources.record import printable, to_table
 from pipeline.storage import Store, content_name
 from pipeline.worker import ImageTask, ShardTask, ShardWorker, WorkConfig
 
@@ -41,7 +44,11 @@ SMALL_SHARD_IMAGES = 4
 """Small sets are divided into up to 16 shards of at least 4 images, so that workers share them and the closed loop has something to learn from; each
 shard costs the 1024 bytes of its tar's end."""
 
+SAMPLED_ABOVE = 256
+"""Sets of more images than this are analysed on a part of the rows of each: errors of single predictions average out."""
+
 _PACE_IMAGES = 8
+_READERS = 16
 _REVISE_SHARE = 0.05
 _UNEXPLAINED_DEATHS = 5
 
@@ -51,13 +58,13 @@ class Plan:
     """What `--dry-run` shows.
 
     Attributes:
-        allocation: The first plan.
+        forecast: The first plan, image by image.
         planner: It and its curves.
         pixels_per_second: Measured: one worker encoding a sample of the images in full; None if nothing is to be coded.
         workers: How many work at once here.
     """
 
-    allocation: Allocation
+    forecast: Forecast
     planner: Planner
     pixels_per_second: float | None = None
     workers: int = 1
@@ -120,6 +127,7 @@ class Run:
         reporter: Told about progress.
         cluster: Ray address, or None for a local instance.
         workers: Number of actors, or None for all that fit.
+        preferences: Content of the table of single images' weights and limits whose digest `config` holds, or None.
     """
 
     def __init__(
@@ -131,6 +139,7 @@ class Run:
         *,
         cluster: str | None = None,
         workers: int | None = None,
+        preferences: bytes | None = None,
     ) -> None:
         self.source = source
         self.config = config
@@ -149,6 +158,12 @@ class Run:
             raise UsageError(f"--q is {config.budget.value:g}; model {self.model.name} takes 0 to {self.model.config.q_max:g}")
         self.scan: Scan = scan(source, image_column=config.image_column)
         self.shard_ids = shard_plan(self.scan.records)
+        self._first = np.searchsorted(self.shard_ids, np.arange(int(self.shard_ids[-1]) + 2))
+        self._preferences_data = preferences
+        self.preferences = Preferences(config)
+        if preferences is not None:
+            names = [printable(record.name) for record in self.scan.records]
+            self.preferences = Preferences.from_table(config, preferences, names, "--per-image")
         self.skip: dict[int, str] = {}
         self.unexplained = 0
         self.said_missed = False
@@ -178,13 +193,14 @@ class Run:
         pool = actors.Pool(size, make_worker, self.model.data, self.store.url, self._work_config(), gpus=self.config.device == "cuda")
         try:
             planner = self._planner(pool, shards) if planned else None
-            plan = None
             if planner is not None:
-                plan = Plan(planner.solve(committed.values()), planner)
-                self.reporter.planned(planner.predicted_total(), planner.budget_bytes)
+                planner.solve(committed.values())
+                self.reporter.planned(planner.predicted_total() + sum(r.counted_bytes for r in committed.values()), planner.budget_bytes)
             if dry_run or run is None:
-                if plan is not None:
-                    plan = replace(plan, pixels_per_second=self._pace(pool, plan), workers=size)
+                plan = None
+                if planner is not None:
+                    forecast = planner.forecast()
+                    plan = Plan(forecast, planner, self._pace(pool, forecast), size)
                 return Outcome(None, plan, planner.budget_bytes if planner else None, 0, 0, self.scan.warnings)
             self._encode(pool, planner, committed, shards)
         finally:
@@ -193,15 +209,15 @@ class Run:
         budget_bytes = planner.budget_bytes if planner else None
         extra = {"sealed_at": _now(), "budget": str(self.config.budget), "budget_bytes": budget_bytes, "scan_warnings": self.scan.warnings}
         sealed = seal(self.store, run, records, extra)
-        return Outcome(sealed, plan, budget_bytes, shards - resumed, resumed, self.scan.warnings)
+        return Outcome(sealed, None, budget_bytes, shards - resumed, resumed, self.scan.warnings)
 
-    def _pace(self, pool: actors.Pool, plan: Plan) -> float | None:
+    def _pace(self, pool: actors.Pool, forecast: Forecast) -> float | None:
         """Pixels per second of one worker, over a few images drawn at random."""
-        coded = plan.planner.coded[np.isfinite(plan.allocation.q)]
+        coded = np.flatnonzero(np.isfinite(forecast.allocation.q))
         if not len(coded):
             return None
-        drawn = np.random.default_rng(0).choice(coded, min(_PACE_IMAGES, len(coded)), replace=False)
-        tasks = tuple(ImageTask(self.scan.records[i], plan.planner.choices[int(i)].q) for i in sorted(drawn))
+        drawn = np.sort(np.random.default_rng(0).choice(coded, min(_PACE_IMAGES, len(coded)), replace=False))
+        tasks = tuple(ImageTask(self.scan.records[forecast.index[i]], float(forecast.allocation.q[i])) for i in drawn)
         jobs = iter(
             [actors.Job("a sample of the images", "pace", (ShardTask(shard_id=0, attempt="pace", images=tasks),), patience_s=_patience(len(tasks)))]
         )
@@ -213,13 +229,18 @@ class Run:
     def _work_config(self) -> WorkConfig:
         budget = self.config.budget
         return WorkConfig(
-            min_psnr_db=self.config.min_psnr_db,
             target_psnr_db=budget.value if budget.kind == "psnr" else None,
             max_pixels=self.config.max_pixels,
             count_sidecars=self.config.count_sidecars,
             ms_ssim=self.config.ms_ssim,
             device=self.config.device,
+            sampled_analysis=self._sampled_analysis,
         )
+
+    @property
+    def _sampled_analysis(self) -> bool:
+        # A quality target is searched from the prediction: a better one saves more encodes than it costs.
+        return len(self.scan.records) > SAMPLED_ABOVE and self.config.budget.is_total
 
     def _open(self) -> dict[str, Any]:
         """Create the archive, or check that the one there is of the same run."""
@@ -240,6 +261,9 @@ class Run:
             table = manifest.table_bytes(to_table(self.scan.records, self.shard_ids.tolist()))
             name = content_name("scan", "00000", sha256(table), "parquet")
             self.store.publish_bytes(table, name)
+            if self._preferences_data is not None and self.config.preferences_sha256 is not None:
+                suffix = "parquet" if self._preferences_data[:4] == b"PAR1" else "csv"
+                self.store.publish_bytes(self._preferences_data, content_name("plan", "per-image", self.config.preferences_sha256, suffix))
             self.store.publish_bytes(self.model.data, f"model/{self.model.sha256}.safetensors")
             created = {**identity, "scan": name, "shards": int(self.shard_ids.max()) + 1, "images": len(self.scan.records)}
             created["shard_first"] = np.unique(self.shard_ids, return_index=True)[1].tolist()
@@ -278,17 +302,38 @@ class Run:
 
     def _planner(self, pool: actors.Pool, shards: int) -> Planner:
         parameters = f"{self.scan.digest} {self.model.sha256} {self.config.max_pixels} {self.config.count_sidecars}"
+        if self._sampled_analysis:
+            parameters += " sampled"
         folder = f"analyse/{sha256(parameters.encode())[:12]}"
-        present = set(self.store.list(folder))
-        tables: dict[int, pa.Table] = {}
-        missing = []
-        for shard in range(shards):
+        unkept: dict[int, pa.Table] = {}
+
+        def stored(shard: int) -> pa.Table:
+            if shard in unkept:
+                return unkept[shard]
             name = f"{folder}/{shard:05d}.parquet"
-            if name in present:
-                tables[shard] = pq.read_table(io.BytesIO(self.store.read(name)))
-            else:
-                missing.append(shard)
-        self.reporter.phase("analyse", sum(int((self.shard_ids == shard).sum()) for shard in missing))
+            try:
+                return pq.read_table(io.BytesIO(self.store.read(name)))
+            except (pa.ArrowException, FileNotFoundError) as error:
+                raise ManifestError(f"{self.store.path(name)} is damaged: remove the archive's analyse/ folder and run again") from error
+
+        records = self.scan.records
+        planner = Planner(self.config, self.shard_ids, preferences=self.preferences, analysis_of=stored, names=lambda i: records[i].name)
+
+        def add(shard: int, table: pa.Table) -> None:
+            bad = table.filter(pc.is_in(table.column("reason"), value_set=pa.array([images.CRASHED, images.CODEC_FAILED])))
+            self.skip.update(zip(bad.column("index").to_pylist(), bad.column("reason").to_pylist(), strict=True))
+            planner.add(shard, table)
+
+        present = set(self.store.list(folder))
+        found = [shard for shard in range(shards) if f"{folder}/{shard:05d}.parquet" in present]
+        # A bounded number at a time: reading them one by one would take hours from an object store, all at once all memory.
+        with ThreadPoolExecutor(_READERS) as readers:
+            for start in range(0, len(found), 4 * _READERS):
+                batch = found[start : start + 4 * _READERS]
+                for shard, table in zip(batch, readers.map(stored, batch), strict=True):
+                    add(shard, table)
+        missing = sorted(set(range(shards)) - set(found))
+        self.reporter.phase("analyse", sum(self._size(shard) for shard in missing))
         waiting = iter(missing)
 
         def following() -> actors.Job | None:
@@ -297,23 +342,23 @@ class Run:
 
         def done(job: actors.Job, table: pa.Table) -> None:
             shard = int(job.key.split()[-1])
-            tables[shard] = self._with_skipped(table, shard)
+            table = self._with_skipped(table, shard)
             # What could not be read now may be readable when the run is resumed: such an analysis is used, but not kept.
-            if images.UNREADABLE not in tables[shard].column("reason").to_pylist():
-                self.store.put_if_absent(f"{folder}/{shard:05d}.parquet", manifest.table_bytes(tables[shard]))
-            self.reporter.advance(images=len(tables[shard]))
+            if images.UNREADABLE in table.column("reason").to_pylist():
+                unkept[shard] = table
+            else:
+                self.store.put_if_absent(f"{folder}/{shard:05d}.parquet", manifest.table_bytes(table))
+            add(shard, table)
+            self.reporter.advance(images=len(table))
 
         pool.run(following, done, self.reporter.tick)
-        analysis = pa.concat_tables([tables[shard] for shard in range(shards)]).sort_by("index")
-        for row in analysis.select(["index", "reason"]).to_pylist():
-            if row["reason"] in (images.CRASHED, images.CODEC_FAILED):
-                self.skip[row["index"]] = row["reason"]
-        planner = Planner(self.config, analysis, self.shard_ids)
-        planner.names = [record.name for record in self.scan.records]
         return planner
 
+    def _size(self, shard: int) -> int:
+        return int(self._first[shard + 1] - self._first[shard])
+
     def _records(self, shard: int) -> list[SourceRecord]:
-        return [self.scan.records[i] for i in np.flatnonzero(self.shard_ids == shard)]
+        return self.scan.records[self._first[shard] : self._first[shard + 1]]
 
     def _analysis_job(self, shard: int) -> actors.Job:
         records = [record for record in self._records(shard) if record.index not in self.skip]
@@ -328,9 +373,9 @@ class Run:
         """Rows for images that no worker survived, so that each record has one."""
         present = set(table.column("index").to_pylist())
         rows = [
-            {"index": i, "source_bytes": max(0, self.scan.records[i].part.length), "reason": reason, "sidecar_bytes": 0}
-            for i, reason in self.skip.items()
-            if i not in present and int(self.shard_ids[i]) == shard
+            {"index": i, "source_bytes": max(0, self.scan.records[i].part.length), "reason": self.skip[i], "sidecar_bytes": 0}
+            for i in range(int(self._first[shard]), int(self._first[shard + 1]))
+            if i in self.skip and i not in present
         ]
         return pa.concat_tables([table, pa.Table.from_pylist(rows, schema=table.schema)])
 
@@ -362,7 +407,7 @@ class Run:
             # The shard that takes up the rest must hold something that a rate can change.
             last = next((shard for shard in reversed(pending) if planner.codes(shard)), None)
             pending = [shard for shard in pending if shard != last]
-        self.reporter.phase("encode", sum(int((self.shard_ids == shard).sum()) for shard in [*pending, *([last] if last is not None else [])]))
+        self.reporter.phase("encode", sum(self._size(shard) for shard in [*pending, *([last] if last is not None else [])]))
         running: set[int] = set()
         revised_at = sum(record.images for record in committed.values())
 
@@ -408,15 +453,19 @@ class Run:
 
     def _encode_job(self, shard: int, planner: Planner | None, limit: int | None) -> actors.Job:
         tasks = []
-        for record in self._records(shard):
+        choices = planner.promise(shard) if planner is not None else {}
+        records = self._records(shard)
+        numbers = np.arange(records[0].index, records[-1].index + 1)
+        floors = self.preferences.min_psnr_db(numbers)
+        least, most = self.preferences.q_range(numbers, self.model.config.q_max)
+        for record, floor, low, high in zip(records, floors, least.tolist(), most.tolist(), strict=True):
             skip = self.skip.get(record.index)
             if planner is None:
-                tasks.append(ImageTask(record, self.config.budget.value, skip_reason=skip))
+                tasks.append(ImageTask(record, self.config.budget.value, skip_reason=skip, min_psnr_db=floor))
                 continue
             # Without a curve (unreadable or unusable when it was analysed) an image can only be kept as it is.
-            choice = planner.choices.get(record.index, Choice(PASSTHROUGH_Q, 0.0, 0.0, "none"))
-            pixels = int(planner.pixels[record.index])
-            tasks.append(ImageTask(record, choice.q, choice.predicted_bytes, choice.clamp, skip, pixels))
+            choice = choices.get(record.index, Choice(PASSTHROUGH_Q, 0.0, 0.0, "none"))
+            tasks.append(ImageTask(record, choice.q, choice.predicted_bytes, choice.clamp, skip, choice.pixels, floor, low, high))
         task = ShardTask(
             shard_id=shard,
             attempt=uuid.uuid4().hex,

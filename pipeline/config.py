@@ -12,6 +12,16 @@ from pipeline.rate import OBJECTIVES
 
 BUDGET_KINDS = ("bpp", "bytes", "ratio", "psnr", "q")
 
+LIMIT_RANGES = {
+    "min_psnr_db": (1e-9, 90.0),
+    "max_psnr_db": (1e-9, 90.0),
+    "min_bpp": (0.0, 1e3),
+    "max_bpp": (1e-9, 1e3),
+    "min_q": (0.0, 1e3),
+    "max_q": (0.0, 1e3),
+}
+"""Floors and caps of images and what they may be; those of `rate.Limits`."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
@@ -55,7 +65,11 @@ class CompressConfig:
     Attributes:
         budget: See `Budget`.
         objective: `mse`, `psnr` or `minimum`.
-        min_psnr_db: Floor for every image, or None.
+        min_psnr_db: Floor for every image, or None: kept by what is decoded. The other limits are kept by the plan, as predicted.
+        max_psnr_db: No bytes are spent to go beyond.
+        min_bpp: Stored bits per pixel of every coded image, at least; `max_bpp`: at most.
+        min_q: Least q of every coded image; `max_q`: largest.
+        preferences_sha256: Digest of the table of weights and limits of single images, or None.
         model: Name, SHA-256 or path of the model.
         max_pixels: Images above are kept as they are and counted as failed.
         count_sidecars: Whether sidecars count towards the budget.
@@ -70,6 +84,12 @@ class CompressConfig:
     budget: Budget
     objective: str = "mse"
     min_psnr_db: float | None = None
+    max_psnr_db: float | None = None
+    min_bpp: float | None = None
+    max_bpp: float | None = None
+    min_q: float | None = None
+    max_q: float | None = None
+    preferences_sha256: str | None = None
     model: str = "msinn-lite"
     max_pixels: int = 32_000_000
     count_sidecars: bool = False
@@ -80,8 +100,22 @@ class CompressConfig:
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise UsageError(f"no objective {self.objective!r}; there are {', '.join(OBJECTIVES)}")
-        if self.min_psnr_db is not None and not 0 < self.min_psnr_db <= 90:
-            raise UsageError(f"--min-psnr is {self.min_psnr_db:g} dB; it takes 0 to 90")
+        for name, (low, high) in LIMIT_RANGES.items():
+            value, flag = getattr(self, name), "--" + name.removesuffix("_db").replace("_", "-")
+            if value is None:
+                continue
+            if not low <= value <= high:
+                raise UsageError(f"{flag} is {value:g}; it takes {low:.0f} to {high:g}")
+            if self.budget.kind == "q" and name != "min_psnr_db":
+                raise UsageError(f"{flag} contradicts --q, which is the rate of every image")
+            if self.budget.kind == "psnr" and name != "min_psnr_db":
+                raise UsageError(f"{flag} contradicts --psnr, which is the quality of every image")
+        for least, most in (("min_psnr_db", "max_psnr_db"), ("min_bpp", "max_bpp"), ("min_q", "max_q")):
+            low_value, high_value = getattr(self, least), getattr(self, most)
+            if low_value is not None and high_value is not None and low_value > high_value:
+                raise UsageError(f"the least {least[4:].removesuffix('_db')} of {low_value:g} is above the largest of {high_value:g}")
+        if self.preferences_sha256 is not None and not self.budget.is_total:
+            raise UsageError(f"--per-image divides a budget, and {self.budget} is none to divide")
         if self.min_psnr_db is not None and self.budget.kind == "psnr" and self.min_psnr_db > self.budget.value:
             raise UsageError(f"--min-psnr {self.min_psnr_db:g} is above --psnr {self.budget.value:g}")
         if self.device not in ("cpu", "cuda"):

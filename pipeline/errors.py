@@ -40,9 +40,16 @@ class CommitUnknownError(StorageError):
 
 
 class BudgetInfeasibleError(PipelineError):
-    """No choice of rates meets the budget and the floors."""
+    """No choice of rates meets the budget and the floors.
+
+    Attributes:
+        least_bytes: What the images need at least.
+        blame: Numbers of those that need the most per pixel.
+    """
 
     exit_code = 4
+    least_bytes: float = 0.0
+    blame: list[int] | tuple[int, ...] = ()
 
 
 class ManifestError(PipelineError):

@@ -1,13 +1,16 @@
 """Rate allocation: which q for which image, so that the dataset meets its budget. Pure NumPy, no files, no codec.
 
-Minimise `sum w_i D_i(q_i)` subject to `sum S_i(q_i) <= B` and `q_i` within floors: at the optimum all images have equal slope on the lower convex
-hulls of their curves (Shoham and Gersho 1988), so one multiplier, found by bisection, decides everything. Taking the arg-min of `w D + multiplier S`
-over a fine grid of q visits exactly the hull's vertices.
+Minimise `sum w_i D_i(q_i)` subject to `sum S_i(q_i) <= B` and `q_i` within limits: at the optimum all images have equal slope on the lower convex
+hulls of their curves (Shoham and Gersho 1988), so one multiplier decides everything. Here an image is a row of upgrades, one per step of q, and each
+has a key: the logarithm of the error it removes per byte, made to fall along the row by taking the hull. Every upgrade whose key is above one
+threshold is bought. What a threshold costs is therefore a sum over upgrades, and a histogram of keys, weighted by bytes, answers it for every one at
+once: histograms of shards add up and subtract, so a plan needs memory for the bins and for one shard, however many images there are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.errors import BudgetInfeasibleError
 
 Array = NDArray[np.float64]
+Indexes = NDArray[np.intp]
 
 GRID_STEP = 0.125
 PASSTHROUGH_Q = np.inf
@@ -22,12 +26,21 @@ PASSTHROUGH_Q = np.inf
 
 OBJECTIVES = ("mse", "psnr", "minimum")
 _MSE_FLOOR = 255.0**2 * 1e-10
-_BISECTIONS = 100
+_KEYS = (-64.0, 64.0)
+_BINS, _NARROW_BINS = 16_384, 8192
+_TIE = 1e-3
+"""Keys are moved by up to this much, by image, so that a dataset of equal images can be divided too. It costs a millionth of the error."""
 
 
 def mse_of_psnr(psnr_db: float) -> float:
     """MSE in 8-bit code values at a PSNR in dB."""
     return float(255.0**2 * 10 ** (-psnr_db / 10))
+
+
+def tie_breaks(index: NDArray[np.int64]) -> Array:
+    """Small numbers `[N]` that depend on the image's number alone."""
+    mixed = np.asarray(index, np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return np.asarray(_TIE * ((mixed >> np.uint64(40)).astype(np.float64) / 2**24 - 0.5))
 
 
 @dataclass(frozen=True)
@@ -50,7 +63,7 @@ class CurveSet:
 
     @classmethod
     def from_anchors(cls, q: Array, stored: Array, mse: Array, pixels: Array, original: Array) -> CurveSet:
-        """Interpolate logarithms of curves known at the anchors `q` `[A]` to a grid of step 1/8.
+        """Lay natural cubic splines through the logarithms of curves known at the anchors `q` `[A]`, on a grid of step 1/8.
 
         Args:
             q: Anchor rates.
@@ -60,26 +73,91 @@ class CurveSet:
             original: `[N]`.
         """
         grid = np.arange(q[0], q[-1] + GRID_STEP / 2, GRID_STEP)
-        left = np.clip(np.searchsorted(q, grid, side="right") - 1, 0, len(q) - 2)
-        t = (grid - q[left]) / (q[left + 1] - q[left])
+        weights = _spline(q, grid)
 
         def at_grid(values: Array) -> Array:
-            logs = np.log(np.maximum(values, 1e-12))
-            return np.asarray(np.exp(logs[:, left] * (1 - t) + logs[:, left + 1] * t))
+            return np.asarray(np.exp(np.log(np.maximum(values, 1e-12)) @ weights))
 
         # Sizes rise and errors fall with q by construction of the gains; a prediction that says otherwise is noise.
         return cls(grid, np.maximum.accumulate(at_grid(stored), axis=1), np.minimum.accumulate(at_grid(mse), axis=1), pixels, original)
 
-    def scaled(self, factor: float) -> CurveSet:
-        """The same images, coded sizes multiplied: what the closed loop learned of the prediction."""
-        return CurveSet(self.q, self.stored * factor, self.mse, self.pixels, self.original)
-
-    def take(self, rows: NDArray[np.intp]) -> CurveSet:
+    def take(self, rows: Indexes) -> CurveSet:
         """Some of the images."""
         return CurveSet(self.q, self.stored[rows], self.mse[rows], self.pixels[rows], self.original[rows])
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+
+def _spline(knots: Array, at: Array) -> Array:
+    """Matrix `[A, J]` that takes values at the knots to a natural cubic spline's values at other places."""
+    n, h = len(knots), np.diff(knots)
+    system = np.eye(n)
+    right = np.zeros((n, n))
+    for i in range(1, n - 1):
+        system[i, i - 1 : i + 2] = h[i - 1], 2 * (h[i - 1] + h[i]), h[i]
+        right[i, i - 1 : i + 2] = 6 / h[i - 1], -6 / h[i - 1] - 6 / h[i], 6 / h[i]
+    curvature = np.linalg.solve(system, right)
+    left = np.clip(np.searchsorted(knots, at, side="right") - 1, 0, n - 2)
+    a, b = (knots[left + 1] - at) / h[left], (at - knots[left]) / h[left]
+    values = np.eye(n)
+    bent = ((a**3 - a)[:, None] * curvature[left] + (b**3 - b)[:, None] * curvature[left + 1]) * (h[left] ** 2)[:, None] / 6
+    return np.asarray((a[:, None] * values[left] + b[:, None] * values[left + 1] + bent).T)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Floors and caps of the images: one number for all, `[N]`, or None where there is none; NaN in an array likewise.
+
+    Attributes:
+        min_psnr_db: No image below; where no q reaches it, the original is kept. `max_psnr_db`: no bytes spent beyond.
+        min_bpp: Stored bits per pixel, at least (the best q where none has that many); `max_bpp`: at most (q = 0 where none has that few).
+        min_q: Least q; `max_q`: largest.
+
+    A floor wins over a cap that contradicts it.
+    """
+
+    min_psnr_db: float | Array | None = None
+    max_psnr_db: float | Array | None = None
+    min_bpp: float | Array | None = None
+    max_bpp: float | Array | None = None
+    min_q: float | Array | None = None
+    max_q: float | Array | None = None
+
+    def take(self, rows: Indexes | slice) -> Limits:
+        """Those of some of the images."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Limits(**{name: value[rows] if isinstance(value, np.ndarray) else value for name, value in values.items()})
+
+    def choices(self, curves: CurveSet) -> tuple[Indexes, Indexes]:
+        """First and last allowed choice `[N]`; choice J, after all q, is the original."""
+        num, best = len(curves), len(curves.q)
+        low, high = np.zeros(num, np.intp), np.full(num, best, np.intp)
+        slack = 1 + 1e-9
+
+        def bound(value: float | Array | None) -> Array | None:
+            return None if value is None else np.asarray(np.broadcast_to(np.asarray(value, np.float64), num))
+
+        def raise_to(count: Indexes, limit: Array, least: int) -> None:
+            np.copyto(low, np.maximum(low, np.minimum(count, least)), where=~np.isnan(limit))
+
+        def lower_to(count: Indexes, limit: Array) -> None:
+            np.copyto(high, np.minimum(high, np.maximum(count - 1, 0)), where=~np.isnan(limit))
+
+        if (limit := bound(self.min_psnr_db)) is not None:
+            raise_to((curves.mse > 255.0**2 * 10 ** (-limit[:, None] / 10) * slack).sum(axis=1), limit, best)
+        if (limit := bound(self.max_psnr_db)) is not None:
+            lower_to((curves.mse * slack >= 255.0**2 * 10 ** (-limit[:, None] / 10)).sum(axis=1), limit)
+        bpp = 8 * curves.stored / np.maximum(curves.pixels, 1)[:, None] if self.min_bpp is not None or self.max_bpp is not None else curves.stored
+        if (limit := bound(self.min_bpp)) is not None:
+            raise_to((bpp * slack < limit[:, None]).sum(axis=1), limit, best - 1)
+        if (limit := bound(self.max_bpp)) is not None:
+            lower_to((bpp <= limit[:, None] * slack).sum(axis=1), limit)
+        if (limit := bound(self.min_q)) is not None:
+            raise_to((curves.q * slack < limit[:, None]).sum(axis=1), limit, best - 1)
+        if (limit := bound(self.max_q)) is not None:
+            lower_to((curves.q <= limit[:, None] * slack).sum(axis=1), limit)
+        return low, np.maximum(low, high)
 
 
 @dataclass(frozen=True)
@@ -90,8 +168,8 @@ class Allocation:
         q: `[N]`; infinite for images kept as their files.
         stored: `[N]`, predicted bytes in the archive.
         mse: `[N]`, predicted.
-        clamped: `[N]`, `none`, `floor` (its PSNR floor decided) or `cap` (the best q there is).
-        multiplier: MSE per byte at the optimum; the lambda of the manifest.
+        clamped: `[N]`, `none`, `floor` (a floor decided) or `cap` (a cap, or the best q there is).
+        multiplier: Error per byte at the optimum; the lambda of the manifest.
     """
 
     q: Array
@@ -106,141 +184,327 @@ class Allocation:
         return float(self.stored.sum())
 
 
+@dataclass(frozen=True)
+class Upgrades:
+    """The steps from each image's least choice to its best, with the keys that decide about them.
+
+    Attributes:
+        curves: The images.
+        key: `[N, J]`, falling along each row: of the step from choice j to j + 1. Infinite where a floor forbids to stay, -infinite where a step is
+            forbidden or buys nothing.
+        stored: `[N, J + 1]`, bytes of each choice; the last is the original.
+        mse: `[N, J + 1]`.
+        kept: `[N]`, the first choice that means keeping the original.
+        low: `[N]`, the least choice; `high`: the best.
+    """
+
+    curves: CurveSet
+    key: Array
+    stored: Array
+    mse: Array
+    kept: Indexes
+    low: Indexes
+    high: Indexes
+
+    @classmethod
+    def of(
+        cls, curves: CurveSet, objective: str = "mse", limits: Limits | None = None, weights: Array | None = None, ties: Array | None = None
+    ) -> Upgrades:
+        """Prepare images for allocation.
+
+        Args:
+            curves: The images.
+            objective: `mse` (pooled error), `psnr` (mean PSNR) or `minimum` (the worst image's error).
+            limits: Floors and caps.
+            weights: `[N]`, above 0: importance of an image's error; 1 if not given.
+            ties: From `tie_breaks`, or None where equal images may be treated alike.
+        """
+        original = curves.original[:, None]
+        # An original that is not larger than a coded version is always better than it: no loss at all.
+        replaced = curves.stored >= original
+        stored = np.concatenate((np.minimum(curves.stored, original), original), axis=1)
+        mse = np.concatenate((np.where(replaced, 0.0, curves.mse), np.zeros((len(curves), 1))), axis=1)
+        kept = (~replaced).sum(axis=1)
+        low, high = (limits or Limits()).choices(curves)
+        high = np.maximum(np.minimum(high, kept), low)
+        error = np.maximum(mse, _MSE_FLOOR) if objective != "mse" else mse * curves.pixels[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if objective == "minimum":
+                key = np.log(error[:, :-1] if weights is None else error[:, :-1] * weights[:, None])
+            else:
+                if objective == "psnr":
+                    error = 10 * np.log10(error)
+                if weights is not None:
+                    error = error * weights[:, None]
+                key = np.log(error[:, :-1] - error[:, 1:])
+                key -= np.log(stored[:, 1:] - stored[:, :-1])
+                np.nan_to_num(key, copy=False, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+        step = np.arange(key.shape[1])
+        outside = (step < low[:, None]) | (step >= high[:, None])
+        if objective != "minimum":
+            within = ~outside[:, 1:] & ~outside[:, :-1]
+            _tangent_to_original(key, stored, error, low, kept, np.flatnonzero((kept <= high) & (kept >= low + 2)))
+            if len(rows := np.flatnonzero(((key[:, 1:] > key[:, :-1]) & within).any(axis=1))):
+                key[rows] = _hull_keys(stored[rows], error[rows], low[rows], high[rows])
+        if ties is not None:
+            key += ties[:, None]
+        key[outside] = -np.inf
+        key[step < low[:, None]] = np.inf
+        return cls(curves, key, stored, mse, kept, low, high)
+
+    def at(self, threshold: float) -> Allocation:
+        """The allocation that buys every upgrade with a key above the threshold."""
+        return self.choose(np.maximum((self.key > threshold).sum(axis=1), self.low), threshold)
+
+    def choose(self, choice: Indexes, threshold: float) -> Allocation:
+        """The allocation with these choices `[N]`."""
+        rows = np.arange(len(choice))
+        q = np.where(choice >= self.kept, PASSTHROUGH_Q, np.append(self.curves.q, PASSTHROUGH_Q)[choice])
+        at_best = (choice == self.high) & (self.high > self.low)
+        clamped = np.where(at_best | (q == self.curves.q[-1]), "cap", np.where((choice == self.low) & (self.low > 0), "floor", "none"))
+        multiplier = float(np.exp(min(threshold, 700.0))) if np.isfinite(threshold) else 0.0
+        return Allocation(q, self.stored[rows, choice], self.mse[rows, choice], clamped.astype("U5"), multiplier)
+
+    def costs(self, choice: Indexes) -> tuple[Array, Array]:
+        """Bytes `[N]` of a choice: of the coded image, and of the original where that is kept."""
+        stored, kept = self.stored[np.arange(len(choice)), choice], choice >= self.kept
+        return np.where(kept, 0.0, stored), np.where(kept, stored, 0.0)
+
+
+def _tangent_to_original(key: Array, stored: Array, error: Array, low: Indexes, kept: Indexes, rows: Indexes) -> None:
+    """Pool, in place, the steps that the hull skips on its way to the original: the usual bend of a hull, found without the chain."""
+    rows = rows[key[rows, kept[rows] - 1] > key[rows, kept[rows] - 2]]
+    if not len(rows):
+        return
+    place, end = np.arange(key.shape[1]), kept[rows]
+    last = np.arange(len(rows)), end
+    s, e = stored[rows], error[rows]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = (e[:, :-1] - e[last][:, None]) / (s[last][:, None] - s[:, :-1])
+    slope[(place < low[rows][:, None]) | (place >= end[:, None])] = np.inf
+    tangent = slope.argmin(axis=1)
+    pooled = (place >= tangent[:, None]) & (place < end[:, None])
+    key[rows] = np.where(pooled, np.log(slope.min(axis=1))[:, None], key[rows])
+
+
+def _hull_keys(stored: Array, error: Array, low: Indexes, high: Indexes) -> Array:
+    """Log slopes `[N, J]` of the lower convex hulls through choices low..high: a monotone chain, all images abreast."""
+    num, choices = stored.shape
+    stack, top = np.zeros((num, choices + 1), np.intp), np.zeros(num, np.intp)  # top: vertices on the stack
+    rows = np.arange(num)
+    for j in range(choices):
+        inside = rows[(j >= low) & (j <= high)]
+        active = inside[top[inside] >= 2]
+        while len(active):
+            b, a = stack[active, top[active] - 1], stack[active, top[active] - 2]
+            gained = (error[active, a] - error[active, b]) * (stored[active, j] - stored[active, b])
+            offered = (error[active, b] - error[active, j]) * (stored[active, b] - stored[active, a])
+            active = active[gained <= offered]
+            top[active] -= 1
+            active = active[top[active] >= 2]
+        stack[inside, top[inside]] = j
+        top[inside] += 1
+    vertex = np.zeros((num, choices), bool)
+    for depth in range(int(top.max())):
+        held = rows[top > depth]
+        vertex[held, stack[held, depth]] = True
+    place = np.arange(choices)
+    before = np.maximum.accumulate(np.where(vertex, place, 0), axis=1)[:, :-1]
+    after = np.minimum.accumulate(np.where(vertex, place, choices - 1)[:, ::-1], axis=1)[:, ::-1][:, 1:]
+    r = rows[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        key = np.log(error[r, before] - error[r, after]) - np.log(stored[r, after] - stored[r, before])
+    return np.asarray(np.nan_to_num(key, nan=-np.inf, posinf=np.inf, neginf=-np.inf))
+
+
+class SlopeHistogram:
+    """Bytes of upgrades by key, between two keys; what every threshold between them would cost.
+
+    Args:
+        low: Least key; upgrades below are left out.
+        high: Largest; upgrades from here are in the base.
+        bins: How many.
+    """
+
+    def __init__(self, low: float = _KEYS[0], high: float = _KEYS[1], bins: int = _BINS) -> None:
+        self.low, self.high = low, high
+        self._scale = bins / (high - low)
+        self._coded, self._kept = np.zeros(bins), np.zeros(bins)
+        self._base_coded = self._base_kept = 0.0
+        self.images = 0
+
+    def add(self, upgrades: Upgrades, sign: int = 1) -> None:
+        """Count a shard's images in, or out again with `sign=-1`."""
+        key = upgrades.key
+        # Comparison, not bins, decides at the edges, so that `Upgrades.at(high)` is the base.
+        bought = (key > self.high).sum(axis=1)
+        coded, kept = upgrades.costs(bought)
+        self._base_coded += sign * float(coded.sum())
+        self._base_kept += sign * float(kept.sum())
+        self.images += sign * len(key)
+        inside = (key <= self.high) & (key > max(self.low, -np.inf)) & np.isfinite(key)
+        size = np.diff(upgrades.stored, axis=1)[inside]
+        bins = np.minimum(((key[inside] - self.low) * self._scale).astype(np.intp), len(self._coded) - 1)
+        self._coded += sign * np.bincount(bins, size, len(self._coded))
+        # The step that replaces a coded image by its original: the coded bytes go, the original's come.
+        rows = np.flatnonzero((upgrades.kept > upgrades.low) & (upgrades.kept <= upgrades.high))
+        replacing = key[rows, upgrades.kept[rows] - 1]
+        some = (replacing <= self.high) & (replacing > self.low) & np.isfinite(replacing)
+        rows, replacing = rows[some], replacing[some]
+        bins = np.minimum(((replacing - self.low) * self._scale).astype(np.intp), len(self._coded) - 1)
+        original = sign * np.bincount(bins, upgrades.stored[rows, -1], len(self._coded))
+        self._coded -= original
+        self._kept += original
+
+    def least(self, factor: float = 1.0) -> float:
+        """Bytes of the base, coded sizes multiplied by `factor`."""
+        return factor * self._base_coded + self._base_kept
+
+    def most(self, factor: float = 1.0) -> float:
+        """Bytes with every upgrade between the two keys."""
+        return self.least(factor) + float(factor * self._coded.sum() + self._kept.sum())
+
+    def cost(self, threshold: float, factor: float = 1.0) -> float:
+        """Bytes at a threshold, bins divided in proportion."""
+        if threshold == -np.inf:
+            return self.most(factor)
+        place = float(np.clip((min(threshold, self.high) - self.low) * self._scale, 0, len(self._coded)))
+        full = int(np.ceil(place))
+        above = factor * self._coded[full:].sum() + self._kept[full:].sum()
+        cut = (full - place) * (factor * self._coded[full - 1] + self._kept[full - 1]) if full else 0.0
+        return self.least(factor) + float(above + cut)
+
+    def bracket(self, budget_bytes: float, factor: float = 1.0) -> tuple[float, float, float]:
+        """The bin in which the budget ends.
+
+        Returns:
+            Its lower and upper key, and the share of it (from above) that the budget pays for: 1 with the lowest bin if everything is paid for.
+        """
+        totals = self.least(factor) + np.cumsum((factor * self._coded + self._kept)[::-1])
+        paid = int(np.searchsorted(np.maximum.accumulate(totals), budget_bytes, side="right"))
+        width = 1 / self._scale
+        if paid == len(totals):
+            return self.low, self.low + width, 1.0
+        before = totals[paid - 1] if paid else self.least(factor)
+        upper = self.high - paid * width
+        share = (budget_bytes - before) / max(totals[paid] - before, 1e-300)
+        return upper - width, upper, float(np.clip(share, 0.0, 1.0))
+
+
+Chunks = Callable[[], Iterable[Upgrades]]
+
+
+def threshold_for(chunks: Chunks, budget_bytes: float, factor: float = 1.0, wide: SlopeHistogram | None = None) -> float:
+    """The least threshold whose cost does not exceed the budget, from two walks over the images and the memory of one chunk.
+
+    Args:
+        chunks: Gives all images, a chunk at a time; called again for the second walk.
+        budget_bytes: For all of them.
+        factor: Of coded sizes.
+        wide: Histogram of all images, if there is one: saves the first walk.
+
+    Raises:
+        BudgetInfeasibleError: See `infeasible`; `blame` is empty.
+    """
+    if wide is None:
+        wide = SlopeHistogram()
+        for chunk in chunks():
+            wide.add(chunk)
+    if wide.least(factor) > budget_bytes * (1 + 1e-12):
+        raise infeasible(wide.least(factor), budget_bytes)
+    if wide.most(factor) <= budget_bytes:
+        return -np.inf
+    low, high, _ = wide.bracket(budget_bytes, factor)
+    # One bin more on either side: bins and comparisons may round differently at the edges.
+    narrow = SlopeHistogram(low - (high - low), high + (high - low), _NARROW_BINS)
+    for chunk in chunks():
+        narrow.add(chunk)
+    return narrow.bracket(budget_bytes, factor)[1]
+
+
+def quick_threshold(wide: SlopeHistogram, budget_bytes: float, factor: float = 1.0) -> float:
+    """As `threshold_for` from the histogram alone, interpolating within the last bin: for datasets too large to walk over at every revision.
+
+    Raises:
+        BudgetInfeasibleError: As there.
+    """
+    if wide.least(factor) > budget_bytes * (1 + 1e-12):
+        raise infeasible(wide.least(factor), budget_bytes)
+    if wide.most(factor) <= budget_bytes:
+        return -np.inf
+    low, high, share = wide.bracket(budget_bytes, factor)
+    return high - share * (high - low)
+
+
 def allocate(
-    curves: CurveSet, budget_bytes: float, *, objective: str = "mse", min_psnr_db: float | None = None, weights: Array | None = None
+    curves: CurveSet,
+    budget_bytes: float,
+    *,
+    objective: str = "mse",
+    limits: Limits | None = None,
+    weights: Array | None = None,
 ) -> Allocation:
-    """Best allocation whose predicted total does not exceed the budget.
+    """The best hull allocation of images in memory whose predicted total does not exceed the budget: all upgrades in the order of their keys, up to
+    the first that no longer fits. Exact; `threshold_for` is its equal for any number of images.
 
     Args:
         curves: The images.
         budget_bytes: Bytes for all of them, in the archive.
-        objective: `mse` (pooled error), `psnr` (mean PSNR) or `minimum` (the worst image's PSNR).
-        min_psnr_db: Floor for every image.
-        weights: `[N]`, importance per image; 1 if not given.
+        objective: See `Upgrades.of`; likewise `limits` and `weights`.
+        limits: Floors and caps.
+        weights: `[N]`.
 
     Raises:
         BudgetInfeasibleError: The least total, floors included, exceeds the budget; `least_bytes` and `blame` (image numbers) say by how much and
             through whom.
     """
-    if not len(curves):
-        if budget_bytes < 0:
-            raise infeasible(0.0, budget_bytes, np.empty(0, np.intp))
-        return Allocation(np.empty(0), np.empty(0), np.empty(0), np.empty(0, "U5"), 0.0)
-    stored, mse = _choices(curves)
-    allowed = np.ones(stored.shape, bool) if min_psnr_db is None else mse <= mse_of_psnr(min_psnr_db)
-    # The original file is always allowed: an image whose floor no q reaches is kept as it is.
-    cheapest = np.where(allowed, stored, np.inf)
-    least = cheapest.min(axis=1)
-    if least.sum() > budget_bytes:
-        blame = np.argsort(-(least / np.maximum(curves.pixels, 1)))[:5]
-        raise infeasible(float(least.sum()), budget_bytes, blame)
-    if objective == "minimum":
-        choice, multiplier = _raise_worst(cheapest, mse, budget_bytes), 0.0
-    else:
-        distortion = mse * curves.pixels[:, None] if objective == "mse" else 10 * np.log10(np.maximum(mse, _MSE_FLOOR))
-        if weights is not None:
-            distortion = distortion * weights[:, None]
-        choice, multiplier = _equal_slope(cheapest, distortion, budget_bytes)
-    rows = np.arange(len(curves))
-    q = np.append(curves.q, PASSTHROUGH_Q)[choice]
-    free = cheapest.argmin(axis=1)
-    clamped = np.where(np.isclose(q, curves.q[-1]), "cap", np.where((choice == free) & ~allowed[:, 0], "floor", "none"))
-    return Allocation(q, stored[rows, choice], mse[rows, choice], clamped.astype("U5"), multiplier)
+    upgrades = Upgrades.of(curves, objective, limits, weights)
+    least = upgrades.at(np.inf)
+    left = budget_bytes - least.total_bytes
+    if left < -1e-12 * max(budget_bytes, 0):
+        raise infeasible(least.total_bytes, budget_bytes, most_expensive(upgrades))
+    image, step = np.nonzero(np.isfinite(upgrades.key))
+    key = upgrades.key[image, step]
+    order = np.lexsort((step, image, -key))
+    image, step, key = image[order], step[order], key[order]
+    bought = int(np.searchsorted(np.cumsum(np.diff(upgrades.stored, axis=1)[image, step]), left, side="right"))
+    # Between two vertices of a hull one does not stop.
+    while 0 < bought < len(key) and image[bought] == image[bought - 1] and key[bought] == key[bought - 1]:
+        bought -= 1
+    choice = (upgrades.key == np.inf).sum(axis=1) + np.bincount(image[:bought], minlength=len(curves))
+    return upgrades.choose(choice, float(key[bought]) if bought < len(key) else -np.inf)
 
 
-def cheapest(curves: CurveSet, *, min_psnr_db: float | None = None) -> Allocation:
-    """The least bytes that the floors allow, whatever the budget: what is left to do when part of a dataset turned out larger than planned."""
-    if not len(curves):
-        return Allocation(np.empty(0), np.empty(0), np.empty(0), np.empty(0, "U5"), 0.0)
-    stored, mse = _choices(curves)
-    if min_psnr_db is not None:
-        stored = np.where(mse <= mse_of_psnr(min_psnr_db), stored, np.inf)
-    rows, choice = np.arange(len(curves)), stored.argmin(axis=1)
-    q = np.append(curves.q, PASSTHROUGH_Q)[choice]
-    return Allocation(q, stored[rows, choice], mse[rows, choice], np.full(len(curves), "floor", "U5"), 0.0)
+def most_expensive(upgrades: Upgrades, count: int = 5) -> list[int]:
+    """Rows whose least choice takes the most bytes per pixel."""
+    least = upgrades.at(np.inf)
+    return [int(i) for i in np.argsort(-(least.stored / np.maximum(upgrades.curves.pixels, 1)), kind="stable")[:count]]
 
 
-def infeasible(least_bytes: float, budget_bytes: float, blame: NDArray[np.intp]) -> BudgetInfeasibleError:
+def infeasible(least_bytes: float, budget_bytes: float, blame: Iterable[int] = (), message: str | None = None) -> BudgetInfeasibleError:
     """The error that says what would do."""
     error = BudgetInfeasibleError(
-        f"the budget of {budget_bytes:,.0f} bytes cannot be met: the least these images need, floors included, is {least_bytes:,.0f} bytes"
+        message or f"the budget of {budget_bytes:,.0f} bytes cannot be met: the least these images need, floors included, is {least_bytes:,.0f} bytes"
     )
-    error.least_bytes = least_bytes  # type: ignore[attr-defined]
-    error.blame = [int(i) for i in blame]  # type: ignore[attr-defined]
+    error.least_bytes = least_bytes
+    error.blame = list(blame)
     return error
-
-
-def _choices(curves: CurveSet) -> tuple[Array, Array]:
-    """Stored bytes and MSE per image and choice; the last choice is the original file."""
-    stored = np.concatenate((curves.stored, curves.original[:, None]), axis=1)
-    # An original that is not larger than a coded version is always better than it: no loss at all.
-    mse = np.concatenate((curves.mse, np.zeros((len(curves), 1))), axis=1)
-    stored[:, :-1] = np.where(stored[:, :-1] >= stored[:, -1:], np.inf, stored[:, :-1])
-    return stored, mse
-
-
-def _equal_slope(stored: Array, distortion: Array, budget: float) -> tuple[NDArray[np.intp], float]:
-    """Arg-min of `distortion + multiplier * stored` for the least multiplier that meets the budget."""
-    rows = np.arange(len(stored))
-
-    def at(multiplier: float) -> NDArray[np.intp]:
-        return np.asarray((distortion + multiplier * stored).argmin(axis=1))
-
-    finite = np.where(np.isfinite(stored), stored, 0)
-    low, high = 0.0, max(1e-12, float(np.ptp(distortion)))
-    if stored[rows, best := np.where(np.isfinite(stored), distortion, np.inf).argmin(axis=1)].sum() <= budget:
-        return best, 0.0
-    while stored[rows, at(high)].sum() > budget and high < 1e30:
-        high *= 16
-    choice = at(high)
-    if stored[rows, choice].sum() > budget:
-        return stored.argmin(axis=1), high
-    for _ in range(_BISECTIONS):
-        middle = (low * high) ** 0.5 if low > 0 else high / 64
-        tried = at(middle)
-        if finite[rows, tried].sum() <= budget:
-            high, choice = middle, tried
-        else:
-            low = middle
-        if low > 0 and high / low < 1 + 1e-9:
-            break
-    return choice, high
-
-
-def _raise_worst(stored: Array, mse: Array, budget: float) -> NDArray[np.intp]:
-    """Each image's cheapest choice at or below one MSE, the least MSE that meets the budget."""
-    finite_mse = np.where(np.isfinite(stored), mse, np.inf)
-
-    def at(limit: float) -> NDArray[np.intp]:
-        within = np.where(mse <= limit, stored, np.inf)
-        reachable = np.isfinite(within).any(axis=1)
-        return np.where(reachable, within.argmin(axis=1), finite_mse.argmin(axis=1))
-
-    rows = np.arange(len(stored))
-    low, high = np.log(_MSE_FLOOR), np.log(255.0**2)
-    choice = at(255.0**2)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        tried = at(float(np.exp(middle)))
-        if stored[rows, tried].sum() <= budget:
-            high, choice = middle, tried
-        else:
-            low = middle
-    return choice
 
 
 def q_for_psnr(curves: CurveSet, psnr_db: float) -> Array:
     """Per image, the least q predicted to reach a PSNR (the best q where none does), on the continuous curve."""
     target = np.log(mse_of_psnr(psnr_db))
-    out = np.empty(len(curves))
-    for i, row in enumerate(np.log(np.maximum(curves.mse, _MSE_FLOOR))):
-        reached = np.flatnonzero(row <= target)
-        if not len(reached):
-            out[i] = curves.q[-1]
-        elif reached[0] == 0:
-            out[i] = curves.q[0]
-        else:
-            j = reached[0]
-            share = (row[j - 1] - target) / max(row[j - 1] - row[j], 1e-12)
-            out[i] = curves.q[j - 1] + share * (curves.q[j] - curves.q[j - 1])
-    return out
+    logs = np.log(np.maximum(curves.mse, _MSE_FLOOR))
+    j = (logs > target).sum(axis=1)
+    inner = np.clip(j, 1, len(curves.q) - 1)
+    rows = np.arange(len(curves))
+    above, below = logs[rows, inner - 1], logs[rows, inner]
+    share = (above - target) / np.maximum(above - below, 1e-12)
+    between = curves.q[inner - 1] + share * (curves.q[inner] - curves.q[inner - 1])
+    return np.asarray(np.where(j == 0, curves.q[0], np.where(j == len(curves.q), curves.q[-1], between)))
+
+
+def in_chunks(upgrades: Callable[[slice], Upgrades], count: int, size: int = 8192) -> Iterator[Upgrades]:
+    """Upgrades of `count` images, some at a time."""
+    for start in range(0, count, size):
+        yield upgrades(slice(start, min(count, start + size)))

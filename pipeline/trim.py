@@ -21,18 +21,19 @@ class Trimmer:
     Args:
         encode: `encode(i, q)` codes image i at q and returns its stored bytes; the last call's result is what will be written.
         q: Planned rates.
-        q_max: Largest q.
+        ranges: Least and largest q of each.
     """
 
-    def __init__(self, encode: Callable[[int, float], int], q: list[float], q_max: float) -> None:
+    def __init__(self, encode: Callable[[int, float], int], q: list[float], ranges: list[tuple[float, float]]) -> None:
         self._encode = encode
-        self._q_max = q_max
+        self._ranges = ranges
         self.q = list(q)
         self.sizes = [encode(i, value) for i, value in enumerate(q)]
         self._slopes = [_SIZE_PER_Q] * len(q)
 
     def _set(self, i: int, q: float) -> None:
-        q = min(self._q_max, max(0.0, q))
+        low, high = self._ranges[i]
+        q = min(high, max(low, q))
         size = self._encode(i, q)
         if abs(q - self.q[i]) > 0.02 and size != self.sizes[i]:
             slope = math.log(size / self.sizes[i]) / (q - self.q[i])
@@ -54,7 +55,7 @@ class Trimmer:
             gap = limit_bytes - sum(self.sizes)
             if 0 <= gap < BLOCK_BYTES:
                 return True
-            movable = [i for i in free if (self.q[i] < self._q_max if gap > 0 else self.q[i] > 0)]
+            movable = [i for i in free if (self.q[i] < self._ranges[i][1] if gap > 0 else self.q[i] > self._ranges[i][0])]
             if not movable:
                 return gap >= 0
             total = sum(self.sizes[i] for i in movable)
@@ -71,7 +72,7 @@ class Trimmer:
             if abs(step) < _Q_STEP:
                 step = math.copysign(_Q_STEP, gap)
             self._set(i, self.q[i] + max(-2.0, min(2.0, step)))
-        while sum(self.sizes) > limit_bytes and (movable := [i for i in free if self.q[i] > 0]):
+        while sum(self.sizes) > limit_bytes and (movable := [i for i in free if self.q[i] > self._ranges[i][0]]):
             i = max(movable, key=lambda j: self.sizes[j])
             over = sum(self.sizes) - limit_bytes
             self._set(i, self.q[i] - max(_Q_STEP, 1.5 * over / (self.sizes[i] * self._slopes[i])))

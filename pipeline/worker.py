@@ -55,12 +55,12 @@ _TRIM_PIXELS = 16_000_000
 class WorkConfig:
     """What a worker needs to know of the run; see `CompressConfig`."""
 
-    min_psnr_db: float | None
     target_psnr_db: float | None
     max_pixels: int
     count_sidecars: bool
     ms_ssim: bool
     device: str = "cpu"
+    sampled_analysis: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ class ImageTask:
         clamp: `none`, `floor` or `cap`.
         skip_reason: Keep the file for this reason, whatever q says.
         pixels: Its size, 0 if unknown.
+        min_psnr_db: Floor of this image, or None.
+        min_q: Least q that the trim or a search may choose; `max_q`: largest.
     """
 
     record: SourceRecord
@@ -82,6 +84,9 @@ class ImageTask:
     clamp: str = "none"
     skip_reason: str | None = None
     pixels: int = 0
+    min_psnr_db: float | None = None
+    min_q: float = 0.0
+    max_q: float = np.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +181,9 @@ class ShardWorker:
             }
             if item.loaded.picture is not None and item.coded:
                 try:
-                    curves = self.codec.curves(self.codec.transform(item.loaded.picture))
+                    curves = self.codec.analyse(item.loaded.picture, sampled=self.config.sampled_analysis)
+                    if not (np.isfinite(curves.bytes).all() and np.isfinite(curves.mse).all()):
+                        raise CodecError("the predicted curves are not finite")
                     row |= {"bytes": curves.bytes, "mse": curves.mse}
                 except _IMAGE_ERRORS:
                     row["reason"] = images.CODEC_FAILED
@@ -278,7 +285,8 @@ class ShardWorker:
             self._pack(coded[i])
             return stored_bytes(len(coded[i].payload or b""))
 
-        trimmer = Trimmer(encode, [item.task.q for item in coded], self.codec.q_max)
+        ranges = [(item.task.min_q, min(item.task.max_q, self.codec.q_max)) for item in coded]
+        trimmer = Trimmer(encode, [item.task.q for item in coded], ranges)
         pinned: set[int] = set()
         for _ in range(3):
             trimmer.run(task.limit_bytes - used, pinned)
@@ -379,7 +387,7 @@ class ShardWorker:
         """Measure, and search another q while a quality target or floor is missed."""
         if not self._measure(item):
             return
-        exact, floor = self.config.target_psnr_db, self.config.min_psnr_db
+        exact, floor = self.config.target_psnr_db, item.task.min_psnr_db
         target = exact if exact is not None else floor
         if target is None or (exact is None and item.mse <= mse_of_psnr(target)):
             return

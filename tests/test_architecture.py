@@ -58,7 +58,13 @@ def test_archiving_never_imports_compressai() -> None:
 
 
 def test_rate_allocation_is_pure_numpy() -> None:
-    assert {name.split(".")[0] for name in imported(ROOT / "pipeline" / "rate.py")} <= {"__future__", "dataclasses", "numpy", "pipeline"}
+    assert {name.split(".")[0] for name in imported(ROOT / "pipeline" / "rate.py")} <= {
+        "__future__",
+        "collections",
+        "dataclasses",
+        "numpy",
+        "pipeline",
+    }
 
 
 def test_top_level_is_what_the_design_says() -> None:

@@ -29,7 +29,7 @@ class Images:
 def test_ends_within_one_block_below_the_limit(seed: int, error: float) -> None:
     count = 1 + seed % 8
     images = Images(count, seed)
-    trimmer = Trimmer(images.encode, [5.0] * count, 11.0)
+    trimmer = Trimmer(images.encode, [5.0] * count, [(0.0, 11.0)] * count)
     limit = int(sum(trimmer.sizes) * (1 + error)) + 17
     assert trimmer.run(limit, set())
     assert limit - 2 * BLOCK_BYTES < sum(trimmer.sizes) <= limit
@@ -39,7 +39,7 @@ def test_ends_within_one_block_below_the_limit(seed: int, error: float) -> None:
 
 def test_pinned_images_stay() -> None:
     images = Images(4, 0)
-    trimmer = Trimmer(images.encode, [5.0] * 4, 11.0)
+    trimmer = Trimmer(images.encode, [5.0] * 4, [(0.0, 11.0)] * 4)
     kept = trimmer.sizes[1]
     assert trimmer.run(int(sum(trimmer.sizes) * 0.8), {1})
     assert (trimmer.q[1], trimmer.sizes[1]) == (5.0, kept)
@@ -47,14 +47,14 @@ def test_pinned_images_stay() -> None:
 
 def test_impossible_limits_are_admitted() -> None:
     images = Images(3, 1)
-    trimmer = Trimmer(images.encode, [5.0] * 3, 11.0)
+    trimmer = Trimmer(images.encode, [5.0] * 3, [(0.0, 11.0)] * 3)
     assert not trimmer.run(1000, set())
     assert trimmer.q == [0.0] * 3
 
 
 def test_a_limit_above_the_best_quality_is_left_unused() -> None:
     images = Images(3, 2)
-    trimmer = Trimmer(images.encode, [5.0] * 3, 11.0)
+    trimmer = Trimmer(images.encode, [5.0] * 3, [(0.0, 11.0)] * 3)
     assert trimmer.run(10**9, set())
     assert trimmer.q == [11.0] * 3
-    assert Trimmer(images.encode, [], 11.0).run(0, set())
+    assert Trimmer(images.encode, [], []).run(0, set())
