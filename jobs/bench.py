@@ -348,7 +348,7 @@ def _bench_predict(arguments: argparse.Namespace) -> int:
     rates, grid = np.linspace(0, codec.q_max, 9), np.arange(int(codec.q_max) + 1, dtype=np.float64)
     real, predicted, seconds = [], defaultdict(list), defaultdict(float)
     for record in scan(arguments.images).records[: arguments.limit]:
-        picture = images.load(fetcher.fetch(record.part), name=record.name).picture
+        picture = images.load(fetcher.fetch(record.part), max_pixels=200_000_000, name=record.name).picture
         if picture is None:
             continue
         found = []
@@ -389,7 +389,7 @@ def _bench_plan(arguments: argparse.Namespace) -> int:
 
     from pipeline.rate import CurveSet, SlopeHistogram, Upgrades, allocate, quick_threshold, threshold_for, tie_breaks
 
-    anchors, chunk = np.arange(12.0), 4096
+    anchors, chunk = np.arange(12.0), 8192
 
     def curves(start: int, count: int) -> CurveSet:
         """Exponents differ between images and from anchor to anchor; a tenth of the curves is not convex, as with photographs."""

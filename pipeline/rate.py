@@ -76,10 +76,16 @@ class CurveSet:
         weights = _spline(q, grid)
 
         def at_grid(values: Array) -> Array:
-            return np.asarray(np.exp(np.log(np.maximum(values, 1e-12)) @ weights))
+            found = np.log(np.maximum(values, 1e-12)) @ weights
+            return np.asarray(np.exp(found, out=found))
 
-        # Sizes rise and errors fall with q by construction of the gains; a prediction that says otherwise is noise.
-        return cls(grid, np.maximum.accumulate(at_grid(stored), axis=1), np.minimum.accumulate(at_grid(mse), axis=1), pixels, original)
+        def ordered(values: Array, ahead: np.ufunc) -> Array:
+            # Sizes rise and errors fall with q by construction of the gains; a prediction that says otherwise is noise.
+            broken = np.flatnonzero((ahead(values[:, 1:], values[:, :-1]) != values[:, 1:]).any(axis=1))
+            values[broken] = ahead.accumulate(values[broken], axis=1)
+            return values
+
+        return cls(grid, ordered(at_grid(stored), np.maximum), ordered(at_grid(mse), np.minimum), pixels, original)
 
     def take(self, rows: Indexes) -> CurveSet:
         """Some of the images."""
@@ -236,9 +242,10 @@ class Upgrades:
                     error = 10 * np.log10(error)
                 if weights is not None:
                     error = error * weights[:, None]
-                key = np.log(error[:, :-1] - error[:, 1:])
-                key -= np.log(stored[:, 1:] - stored[:, :-1])
-                np.nan_to_num(key, copy=False, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+                key = error[:, :-1] - error[:, 1:]
+                key /= stored[:, 1:] - stored[:, :-1]
+                np.log(key, out=key)
+                np.copyto(key, -np.inf, where=np.isnan(key))
         step = np.arange(key.shape[1])
         outside = (step < low[:, None]) | (step >= high[:, None])
         if objective != "minimum":
@@ -248,8 +255,8 @@ class Upgrades:
                 key[rows] = _hull_keys(stored[rows], error[rows], low[rows], high[rows])
         if ties is not None:
             key += ties[:, None]
-        key[outside] = -np.inf
-        key[step < low[:, None]] = np.inf
+        np.copyto(key, -np.inf, where=outside)
+        np.copyto(key, np.inf, where=step < low[:, None])
         return cls(curves, key, stored, mse, kept, low, high)
 
     def at(self, threshold: float) -> Allocation:
