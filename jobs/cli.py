@@ -18,12 +18,12 @@ _EPILOG = """exit codes: 0 done; 2 usage; 3 done, some images failed; 4 budget i
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from jobs import archive, bench, compress, eval, models, train
+    from jobs import archive, bench, compress, eval, models, submit, train
 
     top = argparse.ArgumentParser(prog="msinn", description="Archive an image dataset to a byte budget with a learned codec.", epilog=_EPILOG)
     top.add_argument("--debug", action="store_true", help="show tracebacks")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for module in (compress, archive, models, train, eval, bench):
+    for module in (compress, submit, archive, models, train, eval, bench):
         module.add_verbs(verbs)
     return top
 

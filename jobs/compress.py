@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.actors import Resources
     from pipeline.compress import Outcome, Plan
     from pipeline.plan import Outlook
 
@@ -44,7 +45,14 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     p.add_argument("--ms-ssim", action="store_true", help="measure MS-SSIM too (slower)")
     p.add_argument("--image-column", metavar="NAME", help="Parquet column that holds the images")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the network runs; the archive decodes anywhere (default: cpu)")
-    p.add_argument("--workers", type=int, metavar="N", help="parallel workers (default: all CPUs or GPUs)")
+    p.add_argument(
+        "--workers", type=int, metavar="N", help="parallel workers (default: all that fit; on a cluster N are asked for, and wait for room)"
+    )
+    p.add_argument("--gpus-per-worker", type=float, metavar="X", help="GPUs of a worker, or a part of one, with --device cuda (default: 1)")
+    p.add_argument("--memory-per-worker", type=_size, metavar="N", help="memory that Ray reserves for each worker, e.g. 3G")
+    p.add_argument(
+        "--label", action="append", default=[], metavar="KEY=VALUE", help="run on nodes with this Ray label, e.g. ray.io/accelerator-type=L4"
+    )
     p.add_argument("--cluster", metavar="ADDR", help="address of a running Ray cluster (default: a local one, started and ended here)")
     p.add_argument("--json", action="store_true", help="print the summary as JSON")
     p.set_defaults(command=_compress)
@@ -78,6 +86,7 @@ def _compress(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--price-per-hour is {arguments.price_per_hour:g}; it takes a price, 0 or more")
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError(f"--workers is {arguments.workers}; it takes 1 or more")
+    resources = _resources(arguments)
     kind = next(kind for kind in BUDGET_KINDS if getattr(arguments, kind) is not None)
     preferences = _read_table(arguments.per_image) if arguments.per_image else None
     config = CompressConfig(
@@ -106,6 +115,7 @@ def _compress(arguments: argparse.Namespace) -> int:
             reporter,
             cluster=arguments.cluster,
             workers=arguments.workers,
+            resources=resources,
             preferences=preferences,
         )
         outcome = run.execute(dry_run=arguments.dry_run)
@@ -115,6 +125,24 @@ def _compress(arguments: argparse.Namespace) -> int:
         _print_plan(outcome.plan, arguments)
         return 0
     return _summarise(arguments.destination, outcome, arguments.json)
+
+
+def _resources(arguments: argparse.Namespace) -> Resources:
+    from pipeline.actors import Resources
+    from pipeline.errors import UsageError
+
+    gpus = arguments.gpus_per_worker
+    if gpus is not None and arguments.device != "cuda":
+        raise UsageError("--gpus-per-worker belongs to --device cuda")
+    if gpus is not None and not (0 < gpus <= 1 or (gpus > 1 and gpus == int(gpus))):
+        raise UsageError(f"--gpus-per-worker is {gpus:g}; it takes a part of one GPU or a whole number")
+    labels = dict(pair.partition("=")[::2] for pair in arguments.label)
+    if any("=" not in pair for pair in arguments.label):
+        raise UsageError("--label takes KEY=VALUE")
+    if arguments.memory_per_worker is not None and arguments.memory_per_worker < 2**20:
+        raise UsageError("--memory-per-worker takes a size of 1Mi or more")
+    default = 1.0 if arguments.device == "cuda" else 0.0
+    return Resources(gpus=default if gpus is None else gpus, memory_bytes=int(arguments.memory_per_worker or 0), labels=labels)
 
 
 def _read_table(path: str) -> bytes:

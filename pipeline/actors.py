@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from pipeline.errors import PipelineError, StorageError
 
-_TASK_RETRIES = 3
+_TASK_RETRIES = 6
+_LONGEST_PAUSE_S = 60.0
+_FAILED_STARTS = 5
 _DEATHS_BEFORE_ISOLATION = 2
 _STALL_FACTOR = 5
 _START_S = 600.0
 """An actor that has not loaded its model after this long will not."""
+
+
+_FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION")
 
 
 class WorkersError(PipelineError):
@@ -52,11 +59,44 @@ class Job:
     started: float = field(default=0.0, repr=False)
 
 
-def connect(address: str | None, workers: int | None, *, gpus: bool = False) -> int:
-    """Join the Ray instance at `address`, or start a local one; returns how many actors of one CPU (or GPU) each fit.
+@dataclass(frozen=True)
+class Resources:
+    """What each actor takes.
+
+    Attributes:
+        gpus: GPUs or a part of one; 0 for one CPU.
+        memory_bytes: Reserved memory, 0 for none: limits how many actors share a machine.
+        labels: Ray node labels that its machine must have, e.g. `ray.io/accelerator-type`.
+    """
+
+    gpus: float = 0.0
+    memory_bytes: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        """For `ray.remote(...).options`."""
+        found: dict[str, Any] = {"num_gpus": self.gpus} if self.gpus else {"num_cpus": 1}
+        if self.memory_bytes:
+            found["memory"] = self.memory_bytes
+        if self.labels:
+            found["label_selector"] = self.labels
+        return found
+
+    def fitting(self, available: dict[str, float]) -> int:
+        """How many actors these cluster resources hold."""
+        count = int(available.get("GPU", 0) / self.gpus) if self.gpus else int(available.get("CPU", 0))
+        return min(count, int(available.get("memory", 0) / self.memory_bytes)) if self.memory_bytes else count
+
+
+def connect(address: str | None, workers: int | None, resources: Resources | None = None) -> int:
+    """Join the Ray instance at `address`, or start a local one.
+
+    Returns:
+        How many actors to run: `workers`, or as many as fit; never more than fit on this machine. On a cluster more may be asked for than fit now:
+        they start when nodes join.
 
     Raises:
-        WorkersError: No Ray there.
+        WorkersError: No Ray there, or nothing fits.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -75,15 +115,37 @@ def connect(address: str | None, workers: int | None, *, gpus: bool = False) -> 
                     object_store_memory=128 * 2**20,
                 )
             else:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=_environment())
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = address or "this machine"
         raise WorkersError(f"cannot use Ray at {where}: {str(error).splitlines()[0]}") from error
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    available = int(resources.get("GPU" if gpus else "CPU", 0))
-    if not available:
-        raise WorkersError(f"Ray at {address or 'this machine'} has no {'GPU' if gpus else 'CPU'} to offer")
-    return max(1, min(workers or available, available))
+    resources = resources or Resources()
+    fitting = resources.fitting(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    if address is not None and workers is not None:
+        return workers
+    if not fitting:
+        kind = "GPU" if resources.gpus else "memory" if resources.memory_bytes else "CPU"
+        hint = "" if address is None else "; with --workers N the run waits for nodes to join"
+        raise WorkersError(f"Ray at {address or 'this machine'} has no {kind} to offer{hint}")
+    return max(1, min(workers or fitting, fitting))
+
+
+def packages() -> list[str]:
+    """Folders of our code: it travels with the run, so that drivers and workers never differ and no image is rebuilt."""
+    root = Path(__file__).parents[1]
+    return [str(root / name) for name in ("msinn_core", "pipeline", "jobs")]
+
+
+def _environment() -> dict[str, Any] | None:
+    # Inside a submitted job Ray has the job's own environment, and refuses another.
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return None
+    return {"env_vars": forwarded(), "py_modules": packages()}
+
+
+def forwarded() -> dict[str, str]:
+    """Settings of the storage libraries that workers need too; never keys, which machines get from their roles."""
+    return {name: value for name, value in os.environ.items() if name.startswith("FSSPEC_") or name in _FORWARDED}
 
 
 def disconnect() -> None:
@@ -93,37 +155,80 @@ def disconnect() -> None:
     ray.shutdown()
 
 
+class Counters:
+    """What the run did, as Ray's metrics: every node offers them to Prometheus under `ray_msinn_...`."""
+
+    _NAMES: ClassVar[dict[str, tuple[str, tuple[str, ...]]]] = {
+        "images": ("Images archived", ("status",)),
+        "shards": ("Shards committed", ()),
+        "source_bytes": ("Bytes of the source files archived", ()),
+        "stored_bytes": ("Bytes of shards written", ()),
+        "trouble": ("Work done again", ("kind",)),
+    }
+
+    def __init__(self) -> None:
+        from ray.util.metrics import Counter
+
+        self._counters = {name: Counter(f"msinn_{name}_total", text, keys) for name, (text, keys) in self._NAMES.items()}
+
+    def add(self, name: str, value: float, **tags: str) -> None:
+        """Count."""
+        if value > 0:
+            self._counters[name].inc(value, tags)
+
+
 class Pool:
     """Actors that each hold `factory(*args)`.
+
+    An actor gets work once it has loaded its model. One that waits for a machine (an autoscaler's, or a lost node's successor) holds nothing up.
 
     Args:
         size: Number of actors.
         factory: Picklable callable; runs inside the actor.
         args: Its arguments; they travel through the object store once.
-        gpus: Each actor gets a GPU instead of a CPU.
+        resources: Of each actor.
+        trouble: Told of everything that is done again: kind, job and reason; see `report.Reporter`.
     """
 
-    def __init__(self, size: int, factory: Callable[..., Any], *args: Any, gpus: bool = False) -> None:
+    def __init__(
+        self,
+        size: int,
+        factory: Callable[..., Any],
+        *args: Any,
+        resources: Resources | None = None,
+        trouble: Callable[[str, str, str], None] | None = None,
+    ) -> None:
         import ray
 
         self._ray = ray
-        options = {"num_gpus": 1} if gpus else {"num_cpus": 1}
         errors = ray.exceptions
         self._deadly = (errors.RayActorError, errors.OutOfMemoryError, errors.NodeDiedError, errors.WorkerCrashedError)
-        self._holder = ray.remote(_Holder).options(max_restarts=0, **options)
+        self._holder = ray.remote(_Holder).options(max_restarts=0, **(resources or Resources()).options())
         self._shared = [ray.put(arg) for arg in args]
         self._factory = factory
-        self._idle: deque[Any] = deque(self._new() for _ in range(size))
+        self._idle: deque[Any] = deque()
+        self._starting: dict[Any, Any] = {}
+        self._failed_starts = 0
         self._durations: list[float] = []
+        self._storms, self._resume_at = 0, 0.0
+        self._trouble = trouble or (lambda kind, job, reason: None)
+        self._counters = Counters()
+        for _ in range(size):
+            self._start()
 
     def _new(self) -> Any:
         return self._holder.remote(self._factory, *self._shared)
 
+    def _start(self) -> None:
+        actor = self._new()
+        self._starting[actor.ready.remote()] = actor
+
     def close(self) -> None:
         """End the actors."""
-        for actor in self._idle:
+        for actor in (*self._idle, *self._starting.values()):
             self._ray.kill(actor)
         self._idle.clear()
+        self._starting.clear()
 
     def run(self, following: Callable[[], Job | None], done: Callable[[Job, Any], None], tick: Callable[[], None] | None = None) -> None:
         """Feed idle actors until nothing is left.
@@ -134,26 +239,66 @@ class Pool:
             tick: Called about once a second.
 
         Raises:
-            PipelineError: A job failed for good.
+            PipelineError: A job failed for good, or no actor starts.
         """
         ray = self._ray
         waiting: deque[Job] = deque()
         running: dict[Any, tuple[Job, Any]] = {}
+        moved = time.monotonic()
         while True:
-            while self._idle and (job := waiting.popleft() if waiting else following()):
+            exhausted = False
+            while self._idle and time.monotonic() >= self._resume_at:
+                job = waiting.popleft() if waiting else following()
+                if job is None:
+                    exhausted = True
+                    break
                 actor = self._idle.popleft()
-                job.started = time.monotonic()
+                job.started = moved = time.monotonic()
                 running[actor.call.remote(job.method, *job.args)] = (job, actor)
-            if not running:
+            if exhausted and not running:
                 return
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
+            ready, _ = ray.wait([*running, *self._starting], num_returns=1, timeout=1.0) if running or self._starting else ([], None)
+            if not running and not self._starting:
+                time.sleep(min(1.0, max(0.0, self._resume_at - time.monotonic())))
             if tick is not None:
                 tick()
             for reference in ready or self._stalled(running):
+                moved = time.monotonic()
+                if reference in self._starting:
+                    self._started(reference)
+                    continue
                 job, actor = running.pop(reference)
                 retry = self._collect(reference, job, actor, done, stalled=not ready)
                 if retry is not None:
                     waiting.append(retry)
+            if not running and not self._idle and time.monotonic() - moved > _START_S:
+                raise WorkersError(f"no worker has started within {_START_S / 60:.0f} minutes: the cluster has no room for one, or cannot run it")
+
+    def _started(self, reference: Any) -> None:
+        """An actor is ready, or has died before it was."""
+        actor = self._starting.pop(reference)
+        try:
+            self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            raise WorkersError(f"workers cannot load the model: {str(error).strip().splitlines()[-1]}") from error
+        except self._ray.exceptions.RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts > _FAILED_STARTS + len(self._idle):
+                raise WorkersError(f"workers do not start any more: {str(error).strip().splitlines()[0]}") from error
+            self._again("start", "a worker", error)
+            self._start()
+            return
+        self._failed_starts = 0
+        self._idle.append(actor)
+
+    def _again(self, kind: str, job: str, error: Exception) -> None:
+        self._counters.add("trouble", 1, kind=kind)
+        self._trouble(kind, job, (str(error).strip().splitlines() or [type(error).__name__])[0])
+
+    def _slow_down(self) -> None:
+        """The store refuses or fails: nobody gets new work for a while, longer each time, so that a thousand workers do not keep up the storm."""
+        self._storms += 1
+        self._resume_at = time.monotonic() + random.uniform(0.5, 1) * min(_LONGEST_PAUSE_S, 0.5 * 2**self._storms)
 
     def _stalled(self, running: dict[Any, tuple[Job, Any]]) -> list[Any]:
         """Calls that run far longer than any before them: the actor is hung, and counts as dead."""
@@ -172,6 +317,7 @@ class Pool:
             result = ray.get(reference)
         except self._deadly as error:
             ray.kill(actor)
+            self._again("stall" if stalled else "death", job.key, error)
             if not getattr(error, "preempted", False):
                 job.deaths += 1
             again = job
@@ -181,18 +327,21 @@ class Pool:
                 # The dead actor's CPU serves the tries, so its successor is made afterwards.
                 again = job.split(job, self._survives)
                 again.deaths = 0
-            self._idle.append(self._new())
+            self._start()
             return again
         except PipelineError as error:
             self._idle.append(actor)
             job.failures += 1
-            if isinstance(error, StorageError) and job.failures < _TASK_RETRIES:
+            if isinstance(error, StorageError) and error.transient and job.failures < _TASK_RETRIES:
+                self._again("storage", job.key, error)
+                self._slow_down()
                 return job
             raise
         except ray.exceptions.RayError as error:
             self._idle.append(actor)
             raise WorkersError(f"{job.key} failed: {str(error).strip().splitlines()[-1]}") from error
         self._idle.append(actor)
+        self._storms = 0
         self._durations.append(time.monotonic() - job.started)
         done(job, result)
         return None

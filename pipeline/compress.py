@@ -127,6 +127,7 @@ class Run:
         reporter: Told about progress.
         cluster: Ray address, or None for a local instance.
         workers: Number of actors, or None for all that fit.
+        resources: Of each actor; one CPU, or one GPU if that is the device, if not given.
         preferences: Content of the table of single images' weights and limits whose digest `config` holds, or None.
     """
 
@@ -139,6 +140,7 @@ class Run:
         *,
         cluster: str | None = None,
         workers: int | None = None,
+        resources: actors.Resources | None = None,
         preferences: bytes | None = None,
     ) -> None:
         self.source = source
@@ -146,6 +148,7 @@ class Run:
         self.reporter = reporter
         self.cluster = cluster
         self.workers = workers
+        self.resources = resources or actors.Resources(gpus=1.0 if config.device == "cuda" else 0.0)
         self.store = Store(destination)
         _refuse_nested(source, self.store)
         self.model: LoadedModel = _model(config.model, self.store)
@@ -183,15 +186,21 @@ class Run:
         resumed = len(committed)
         shards = int(self.shard_ids.max()) + 1
         planned = self.config.budget.kind != "q"
-        if run is not None and len(committed) == shards and (sealed := Archive(self.store.url).seal()) is not None:
+        lost = self._lost(committed) if run is not None else []
+        if run is not None and not lost and len(committed) == shards and (sealed := Archive(self.store.url).seal()) is not None:
             budget = sealed.get("budget_bytes")
             return Outcome(sealed, None, budget, 0, resumed, self.scan.warnings)
         self.reporter.begin(images=len(self.scan.records), shards=shards, source_bytes=self.scan.source_bytes, resumed=resumed)
         for warning in self.scan.warnings:
             self.reporter.warn(warning)
-        size = actors.connect(self.cluster, self.workers, gpus=self.config.device == "cuda")
-        pool = actors.Pool(size, make_worker, self.model.data, self.store.url, self._work_config(), gpus=self.config.device == "cuda")
+        size = actors.connect(self.cluster, self.workers, self.resources)
+        pool = actors.Pool(
+            size, make_worker, self.model.data, self.store.url, self._work_config(), resources=self.resources, trouble=self.reporter.trouble
+        )
         try:
+            self._remake(pool, lost)
+            if run is not None and len(committed) == shards and (sealed := Archive(self.store.url).seal()) is not None:
+                return Outcome(sealed, None, sealed.get("budget_bytes"), len(lost), resumed - len(lost), self.scan.warnings)
             planner = self._planner(pool, shards) if planned else None
             if planner is not None:
                 planner.solve(committed.values())
@@ -297,6 +306,44 @@ class Run:
                 f"{self.source} lists {len(self.scan.records)} images that are not the {existing['images']} which {self.store.url} was begun with: "
                 "files were added, removed or changed in size; restore them to resume, or choose another destination"
             )
+
+    # ---- repair ----
+
+    def _lost(self, committed: dict[int, Commit]) -> list[Commit]:
+        """Committed shards whose object is no longer there."""
+        if not committed:
+            return []
+        present = set(self.store.list("shards"))
+        return [record for record in committed.values() if record.shard not in present]
+
+    def _remake(self, pool: actors.Pool, lost: list[Commit]) -> None:
+        if not lost:
+            return
+        self.reporter.warn(f"{len(lost)} committed shards are missing from {self.store.path('shards')}: making them again")
+        self.reporter.phase("remake", sum(record.images for record in lost))
+        waiting = iter(lost)
+
+        def following() -> actors.Job | None:
+            record = next(waiting, None)
+            if record is None:
+                return None
+            try:
+                rows = manifest.read(self.store.read(record.manifest), columns=["key", "q", "codec", "error_code"]).to_pylist()
+            except FileNotFoundError as error:
+                raise ManifestError(f"{self.store.path(record.manifest)} is missing too, and with it the rates of shard {record.shard_id}") from error
+            found = {row["key"]: row for row in rows}
+            tasks = []
+            for source in self._records(record.shard_id):
+                row = found[source.key]
+                coded = row["codec"] == "msinn"
+                # What was kept once is kept again, whatever the reason: a poison image must not be touched.
+                tasks.append(
+                    ImageTask(source, row["q"] if coded else PASSTHROUGH_Q, skip_reason=None if coded else row["error_code"] or images.NOT_SMALLER)
+                )
+            task = ShardTask(shard_id=record.shard_id, attempt="remake", images=tuple(tasks))
+            return actors.Job(f"shard {record.shard_id}, again", "remake", (task, record), patience_s=_patience(len(tasks)))
+
+        pool.run(following, lambda job, record: self.reporter.advance(images=record.images), self.reporter.tick)
 
     # ---- analysis ----
 
@@ -409,6 +456,7 @@ class Run:
             pending = [shard for shard in pending if shard != last]
         self.reporter.phase("encode", sum(self._size(shard) for shard in [*pending, *([last] if last is not None else [])]))
         running: set[int] = set()
+        counters = actors.Counters()
         revised_at = sum(record.images for record in committed.values())
 
         def following() -> actors.Job | None:
@@ -436,6 +484,11 @@ class Run:
             running.discard(record.shard_id)
             committed[record.shard_id] = record
             self.reporter.committed(record)
+            for status in ("coded", "passthrough", "failed"):
+                counters.add("images", getattr(record, status), status=status)
+            counters.add("shards", 1)
+            counters.add("source_bytes", record.source_bytes)
+            counters.add("stored_bytes", record.shard_bytes)
 
         if planner is not None and not trims:
             self._store_plan(planner)

@@ -22,13 +22,20 @@ class SourceError(PipelineError):
 
 
 class StorageError(PipelineError):
-    """The archive's store refused or failed."""
+    """The archive's store refused or failed.
+
+    Attributes:
+        transient: Whether trying again later can help.
+    """
+
+    transient: bool = True
 
 
 class LocationError(StorageError):
     """The place that was named cannot be what it was named for."""
 
     exit_code = 2
+    transient = False
 
 
 class CommitConflictError(PipelineError):

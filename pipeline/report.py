@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+import uuid
 from typing import Any, Protocol, TextIO
 
 from pipeline.commit import Commit
@@ -32,6 +33,9 @@ class Reporter(Protocol):
     def warn(self, message: str) -> None:
         """Something the user should know."""
 
+    def trouble(self, kind: str, job: str, reason: str) -> None:
+        """Work is done again: `kind` is `death` (of a worker), `stall`, `storage` (the store failed) or `start` (a worker did not start)."""
+
     def tick(self) -> None:
         """About a second has passed."""
 
@@ -40,7 +44,7 @@ class Reporter(Protocol):
 
 
 class JsonReporter:
-    """One JSON object a line; `t` is seconds since the start.
+    """One JSON object a line; `t` is seconds since the start, `run` names this call among others in one log.
 
     Args:
         stream: Where the lines go.
@@ -53,9 +57,10 @@ class JsonReporter:
         self._started = time.monotonic()
         self._said = -interval_s
         self._state: dict[str, Any] = {}
+        self._run = uuid.uuid4().hex[:12]
 
     def _say(self, event: str, **values: Any) -> None:
-        line = {"event": event, "t": round(time.monotonic() - self._started, 2), **values}
+        line = {"event": event, "run": self._run, "t": round(time.monotonic() - self._started, 2), **values}
         try:
             print(json.dumps(line), file=self._stream, flush=True)
         except BrokenPipeError:
@@ -92,6 +97,9 @@ class JsonReporter:
 
     def warn(self, message: str) -> None:
         self._say("warning", message=message)
+
+    def trouble(self, kind: str, job: str, reason: str) -> None:
+        self._say("trouble", kind=kind, job=job, reason=reason)
 
     def tick(self) -> None:
         self._progress()
@@ -150,6 +158,9 @@ class RichReporter:
 
     def warn(self, message: str) -> None:
         self._console.print(f"warning: {message}", style="yellow", highlight=False, markup=False)
+
+    def trouble(self, kind: str, job: str, reason: str) -> None:
+        self.warn(f"{job} is tried again ({kind}): {reason}")
 
     def tick(self) -> None:
         pass

@@ -45,9 +45,20 @@ def retry(action: Any, what: str) -> Any:
             raise
         except (OSError, TimeoutError) as error:
             if attempt == _ATTEMPTS - 1 or not is_transient(error):
-                raise StorageError(f"cannot {what}: {error.strerror or error}") from error
-            time.sleep(random() * min(20.0, 0.2 * 2**attempt))
+                raise _failed(what, error) from error
+            back_off(attempt)
     raise AssertionError("unreachable")
+
+
+def back_off(attempt: int) -> None:
+    """Sleep for a random part of a time that doubles with each attempt: full jitter."""
+    time.sleep(random() * min(20.0, 0.2 * 2**attempt))
+
+
+def _failed(what: str, error: Exception) -> StorageError:
+    failure = StorageError(f"cannot {what}: {getattr(error, 'strerror', None) or error}")
+    failure.transient = isinstance(error, OSError) and is_transient(error)
+    return failure
 
 
 class Store:
@@ -163,16 +174,20 @@ class Store:
                 return True
             except FileExistsError:
                 return self.read(name) == data
-        try:
-            self.fs.pipe_file(self.path(name), data, mode="create")
-            return True
-        except (OSError, ValueError) as error:
-            # SeaweedFS and Ceph answer the lost race as EINVAL, AWS as FileExistsError, a lost connection as anything: the object itself tells.
-            self.fs.invalidate_cache()
+        for attempt in range(_ATTEMPTS):
             try:
-                return self.read(name) == data
-            except FileNotFoundError:
-                raise StorageError(f"cannot create {self.path(name)}: {error}") from error
+                self.fs.pipe_file(self.path(name), data, mode="create")
+                return True
+            except (OSError, ValueError) as error:
+                # SeaweedFS and Ceph answer the lost race as EINVAL, AWS as FileExistsError, a lost connection as anything: the object itself tells.
+                self.fs.invalidate_cache()
+                try:
+                    return self.read(name) == data
+                except FileNotFoundError:
+                    if attempt == _ATTEMPTS - 1 or (isinstance(error, OSError) and not is_transient(error)):
+                        raise _failed(f"create {self.path(name)}", error) from error
+            back_off(attempt)
+        raise AssertionError("unreachable")
 
     def check_put_if_absent(self) -> bool:
         """Whether the store keeps its promise of `put_if_absent`, tested on a small object that stays."""
@@ -209,7 +224,7 @@ class Store:
         except FileExistsError:
             raise
         except OSError as error:
-            raise StorageError(f"cannot write {target}: {error.strerror or error}") from error
+            raise _failed(f"write {target}", error) from error
 
 
 def _copy(source: Path, target: Path) -> None:

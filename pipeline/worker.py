@@ -30,7 +30,7 @@ from msinn_core.errors import CodecError
 from pipeline import images, manifest
 from pipeline.archive import END_BYTES, Member, ShardWriter, stored_bytes, verify_members
 from pipeline.commit import Commit, commit, sha256
-from pipeline.errors import SourceError
+from pipeline.errors import ManifestError, SourceError
 from pipeline.rate import PASSTHROUGH_Q, mse_of_psnr
 from pipeline.sources import Fetcher, SourceRecord
 from pipeline.sources.record import printable
@@ -217,6 +217,26 @@ class ShardWorker:
             shard_sha256, shard_bytes = writer.finish()
             verify_members(path, members)
             return self._publish(task, rows, path, shard_sha256, shard_bytes)
+
+    def remake(self, task: ShardTask, record: Commit) -> Commit:
+        """Encode a shard again whose object was lost: the same pictures at the same rates are the same bytes, under the same name.
+
+        Raises:
+            ManifestError: They are not, because a source changed.
+        """
+        with tempfile.TemporaryDirectory(prefix="msinn-") as folder, ThreadPoolExecutor(1) as coder:
+            path = Path(folder) / "shard.tar"
+            writer = ShardWriter(path)
+            try:
+                self._write(task, self._encode_stream(task, coder), writer)
+            except BaseException:
+                writer.abandon()
+                raise
+            digest, _ = writer.finish()
+            if digest != record.shard_sha256:
+                raise ManifestError(f"{self.store.path(record.shard)} is lost and cannot be made again: its sources or the model changed since")
+            self.store.publish(path, record.shard)
+        return record
 
     def _load(self, tasks: list[ImageTask] | tuple[ImageTask, ...], *, with_sidecars: bool = True) -> Iterator[_Item]:
         """Fetch and decode ahead, in order."""

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import io
 import struct
+import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import s3fs
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from infra.local.proxy import FaultProxy
+from infra.local.s3 import BUCKET, LocalS3
 from msinn_core.checkpoint import LoadedModel, load_model
 from msinn_core.codec import Codec, Picture
 
@@ -53,6 +57,34 @@ def ray_pool() -> Iterator[None]:
     actors.connect(None, 2)
     yield
     actors.disconnect()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS3]:
+    """A real S3 server, and the environment that points at it."""
+    server = LocalS3(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(s3_server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of an empty folder on the S3 server."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def s3_proxy(s3_server: LocalS3, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """The way to `s3` leads through a proxy that has no faults yet."""
+    proxy = FaultProxy(s3_server.url)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield proxy
+    proxy.close()
 
 
 def encoded(image: Image.Image, fmt: str, **options: object) -> bytes:

@@ -8,13 +8,18 @@ import uuid
 from pathlib import Path
 
 import pytest
+import s3fs
 
+from infra.local.proxy import Fault, FaultProxy
+from pipeline import storage
 from pipeline.errors import StorageError
 from pipeline.storage import Store
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "s3":
+        return Store(request.getfixturevalue("s3"))
     return Store(str(tmp_path / "root") if request.param == "local" else f"memory://{uuid.uuid4().hex}")
 
 
@@ -51,9 +56,10 @@ def test_put_if_absent_has_one_winner_and_never_replaces(store: Store) -> None:
     assert store.check_put_if_absent()
 
 
-def test_a_race_has_one_winner(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    for turn in range(20):
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_a_race_has_one_winner(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    store = Store(request.getfixturevalue("s3") if kind == "s3" else str(tmp_path))
+    for turn in range(20 if kind == "local" else 6):
         won: list[int] = []
         barrier = threading.Barrier(8)
 
@@ -91,3 +97,64 @@ def test_impossible_roots(tmp_path: Path) -> None:
         Store("nosuchprotocol://x")
     with pytest.raises(StorageError, match="cannot write"):
         Store(str(tmp_path / "file" / "below")).publish_bytes(b"", "x")
+
+
+def test_lists_have_pages_and_large_objects_parts(s3: str, tmp_path: Path) -> None:
+    store = Store(s3)
+    names = [f"many/{i:05d}" for i in range(1100)]
+    store.fs.pipe({store.path(name): b"x" for name in names})
+    assert store.list("many") == names
+    large = tmp_path / "large"
+    with open(large, "wb") as file:
+        for i in range(120):
+            file.write(bytes([i]) * 2**20)
+    store.publish(large, "shards/large.tar")  # above two parts of 50 MiB
+    assert store.size("shards/large.tar") == 120 * 2**20
+    assert store.read_range("shards/large.tar", 77 * 2**20 - 1, 2) == bytes([76, 77])
+
+
+def test_throttling_delays_and_lost_connections_are_survived(s3: str, s3_proxy: FaultProxy, tmp_path: Path) -> None:
+    store = Store(s3)
+    source = tmp_path / "file"
+    source.write_bytes(bytes(range(256)) * 1000)
+    s3_proxy.faults = [
+        Fault("503", share=0.3),
+        Fault("reset", share=0.1),
+        Fault("delay", share=0.2, seconds=0.2),
+        Fault("cut", method="GET", share=0.1),
+    ]
+    for i in range(8):
+        store.publish(source, f"shards/{i}")
+        assert store.put_if_absent(f"commits/{i}", str(i).encode())
+        assert not store.put_if_absent(f"commits/{i}", b"other")
+        assert store.read_range(f"shards/{i}", 1000, 500) == source.read_bytes()[1000:1500]
+    assert len(store.list("commits")) == 8
+    assert sum(fault.happened for fault in s3_proxy.faults) > 5
+
+
+def test_a_commit_whose_answer_is_lost_is_ours(s3: str, s3_proxy: FaultProxy) -> None:
+    store = Store(s3)
+    s3_proxy.faults = [Fault("lost", method="PUT", path="commits", times=1)]
+    assert store.put_if_absent("commits/1", b"mine")
+    assert s3_proxy.faults[0].happened == 1
+    s3_proxy.faults = [Fault("lost", method="PUT", path="commits", times=1)]
+    assert not store.put_if_absent("commits/1", b"late")
+    assert store.read("commits/1") == b"mine"
+
+
+def test_a_store_that_stays_away_is_a_sentence(s3: str, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_ATTEMPTS", 2)
+    s3_proxy.faults = [Fault("503")]
+    with pytest.raises(StorageError, match="cannot read") as caught:
+        Store(s3).read("anything")
+    assert caught.value.transient
+
+
+def test_wrong_keys_are_a_sentence_at_once(s3: str, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(StorageError, match="cannot") as caught:
+        Store(s3).publish_bytes(b"", "x")
+    assert not caught.value.transient
+    assert s3_proxy.requests <= 2
+    assert "wrong" not in str(caught.value)
