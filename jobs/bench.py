@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jobs import bench_run
+
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the verb."""
@@ -41,6 +43,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     action.add_argument("--images", type=int, default=10_000_000, metavar="N")
     action.add_argument("--objective", choices=("mse", "psnr", "minimum"), default="mse")
     action.set_defaults(command=_bench_plan)
+    bench_run.add_actions(actions)
 
 
 def _loaded(path: str) -> Any:

@@ -15,6 +15,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "The same command again joins the running job; another one for the same archive is refused.",
     )
     p.add_argument("--address", metavar="URL", help="the cluster's job server (default: $RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265)")
+    p.add_argument("--python", default="python", metavar="PATH", help="the interpreter on the cluster (default: python)")
     p.add_argument("--pip", action="append", default=[], metavar="PKG", help="a package that the cluster's image lacks; repeat")
     p.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable for the job; repeat; not for secrets, Ray shows them")
     p.add_argument("--no-wait", action="store_true", help="do not follow the log")
@@ -43,7 +44,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     if inner.cluster is None:
         wanted = [*wanted, "--cluster", "auto"]
     cluster = Cluster(arguments.address or default_address())
-    job = cluster.submit(wanted, inner.destination, pip=arguments.pip, env=env)
+    job = cluster.submit(wanted, inner.destination, python=arguments.python, pip=arguments.pip, env=env)
     print(f"{'joined the running job' if job.joined else 'submitted'} {job.id} on {cluster.address}", file=sys.stderr)
     if arguments.no_wait:
         print(job.id)

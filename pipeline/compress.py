@@ -48,6 +48,7 @@ SAMPLED_ABOVE = 256
 """Sets of more images than this are analysed on a part of the rows of each: errors of single predictions average out."""
 
 _PACE_IMAGES = 8
+_LAST_CANDIDATES = 8
 _READERS = 16
 _REVISE_SHARE = 0.05
 _UNEXPLAINED_DEATHS = 5
@@ -451,8 +452,10 @@ class Run:
         trims = planner is not None and planner.budget_bytes is not None
         last: int | None = None
         if trims and planner is not None:
-            # The shard that takes up the rest must hold something that a rate can change.
-            last = next((shard for shard in reversed(pending) if planner.codes(shard)), None)
+            # The shard that takes up the rest must hold much that a rate can change, upwards too.
+            last = max(pending[-_LAST_CANDIDATES:], key=planner.room, default=None)
+            if last is not None and not planner.room(last):
+                last = next((shard for shard in reversed(pending) if planner.room(shard)), None)
             pending = [shard for shard in pending if shard != last]
         self.reporter.phase("encode", sum(self._size(shard) for shard in [*pending, *([last] if last is not None else [])]))
         running: set[int] = set()

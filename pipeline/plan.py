@@ -279,9 +279,14 @@ class Planner:
             return self._promised[shard]
         return sum(choice.predicted_bytes for choice in self.choices(shard).values())
 
-    def codes(self, shard: int) -> bool:
-        """Whether the shard has an image whose size a rate can change."""
-        return any(np.isfinite(choice.q) for choice in self.choices(shard).values())
+    def room(self, shard: int) -> float:
+        """Predicted bytes of the shard's images that a rate can make larger and smaller."""
+        if not self._has_coded[shard]:
+            return 0.0
+        upgrades = self._upgrades(shard)[1]
+        chosen = self._allocation(upgrades)
+        movable = (chosen.q >= 1) & (chosen.q <= upgrades.curves.q[-1] - 1) & (chosen.stored < 0.8 * upgrades.curves.original)
+        return float(np.where(np.isfinite(chosen.q), np.where(movable, chosen.stored, 1.0), 0.0).sum())
 
     # ---- looking ahead ----
 

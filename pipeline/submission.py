@@ -49,12 +49,15 @@ class Cluster:
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise WorkersError(f"no Ray job server at {address}: {str(error).strip().splitlines()[0]}") from error
 
-    def submit(self, arguments: Sequence[str], destination: str, *, pip: Sequence[str] = (), env: dict[str, str] | None = None) -> Submission:
+    def submit(
+        self, arguments: Sequence[str], destination: str, *, python: str = "python", pip: Sequence[str] = (), env: dict[str, str] | None = None
+    ) -> Submission:
         """Start `msinn ARGUMENTS` on the cluster, unless it is running there.
 
         Args:
             arguments: Of `msinn`.
             destination: The archive's URL: one job at a time for each.
+            python: The cluster's interpreter.
             pip: Packages that the cluster's image lacks.
             env: Variables for the job and its workers.
 
@@ -80,7 +83,7 @@ class Cluster:
             runtime_env["pip"] = list(pip)
         try:
             found = self._client.submit_job(
-                entrypoint=f"python -m jobs.cli {command}",
+                entrypoint=f"{shlex.quote(python)} -m jobs.cli {command}",
                 submission_id=f"msinn-{hashlib.sha256(destination.encode()).hexdigest()[:8]}-{uuid.uuid4().hex[:8]}",
                 runtime_env=runtime_env,
                 metadata={_DESTINATION: destination, _COMMAND: command},

@@ -26,7 +26,7 @@ class Trimmer:
 
     def __init__(self, encode: Callable[[int, float], int], q: list[float], ranges: list[tuple[float, float]]) -> None:
         self._encode = encode
-        self._ranges = ranges
+        self._ranges = list(ranges)
         self.q = list(q)
         self.sizes = [encode(i, value) for i, value in enumerate(q)]
         self._slopes = [_SIZE_PER_Q] * len(q)
@@ -35,6 +35,8 @@ class Trimmer:
         low, high = self._ranges[i]
         q = min(high, max(low, q))
         size = self._encode(i, q)
+        if q > self.q[i] + 0.25 and size == self.sizes[i]:
+            self._ranges[i] = (low, self.q[i])  # it is as large as it can become
         if abs(q - self.q[i]) > 0.02 and size != self.sizes[i]:
             slope = math.log(size / self.sizes[i]) / (q - self.q[i])
             self._slopes[i] = min(1.0, max(0.05, slope))

