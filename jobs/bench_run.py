@@ -192,9 +192,8 @@ def _bench_driver(arguments: argparse.Namespace) -> int:
     cpu = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / arguments.images
     encoding = [sample for sample in samples if sample[0] > clock.phases["encode"] - began]
     third = max(1, len(encoding) // 3)
-    print(
-        f"{arguments.images:,} images, {arguments.workers} workers: encoded, written and sealed in {took:.1f} s ({1e3 * took / arguments.images:.3f} ms/image)"
-    )
+    each = 1e3 * took / arguments.images
+    print(f"{arguments.images:,} images, {arguments.workers} workers: encoded, written, sealed in {took:.1f} s ({each:.3f} ms each)")
     print(f"driver: {1e3 * cpu:.3f} ms of CPU per image after the scan")
     for name, column in (("driver", 1), ("workers", 2)):
         early, late = (max(sample[column] for sample in part) for part in (encoding[:third], encoding[-third:]))

@@ -224,6 +224,9 @@ class ShardWorker:
         Raises:
             ManifestError: They are not, because a source changed.
         """
+        asked = self.config
+        # The rates are settled: a quality target would be searched anew, from another start.
+        self.config = replace(asked, target_psnr_db=None)
         with tempfile.TemporaryDirectory(prefix="msinn-") as folder, ThreadPoolExecutor(1) as coder:
             path = Path(folder) / "shard.tar"
             writer = ShardWriter(path)
@@ -232,6 +235,8 @@ class ShardWorker:
             except BaseException:
                 writer.abandon()
                 raise
+            finally:
+                self.config = asked
             digest, _ = writer.finish()
             if digest != record.shard_sha256:
                 raise ManifestError(f"{self.store.path(record.shard)} is lost and cannot be made again: its sources or the model changed since")

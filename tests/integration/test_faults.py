@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -13,11 +14,14 @@ from typing import Any
 
 import pytest
 
+from msinn_core.checkpoint import load_model
 from pipeline import actors, verify
 from pipeline.commit import Archive, Commit
-from pipeline.compress import Run, make_worker
+from pipeline.compress import Outcome, Run, make_worker
 from pipeline.config import Budget, CompressConfig
+from pipeline.errors import ManifestError, StorageError
 from pipeline.report import JsonReporter
+from pipeline.storage import Store
 from pipeline.worker import ImageTask, ShardWorker, WorkConfig
 from tests.conftest import make_photos
 
@@ -119,3 +123,110 @@ def test_two_attempts_at_one_shard_make_one_commit(tmp_path: Path) -> None:
     second = Commit.from_bytes(first.to_bytes().replace(first.attempt.encode(), b"another"), "x")
     assert commit(archive.store, second) == first
     assert archive.commits() == [first]
+
+
+def test_two_drivers_on_one_archive_make_one_archive(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "in", 32, 96)
+    command = [sys.executable, "-m", "jobs.cli", "compress", str(photos), str(tmp_path / "dst"), "--bpp", "2.0", "--workers", "1"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [driver.communicate(timeout=240)[1] for driver in both]
+    assert [driver.returncode for driver in both] == [0, 0], said
+    names = Archive(str(tmp_path / "dst")).manifest(["name"]).column("name").to_pylist()
+    assert sorted(names) == sorted(path.name for path in photos.iterdir())
+    assert verify.fixity(str(tmp_path / "dst")).problems == []
+    sealed = Archive(str(tmp_path / "dst")).seal()
+    assert sealed is not None
+    assert sealed["counted_bytes"] <= sealed["budget_bytes"]
+
+
+@pytest.mark.usefixtures("ray_pool")
+@pytest.mark.parametrize(("kind", "value"), [("bpp", 3.0), ("psnr", 40.0)])
+def test_a_lost_shard_is_found_and_made_again_to_the_byte(kind: str, value: float, tmp_path: Path) -> None:
+    photos, destination = make_photos(tmp_path / "in", 12, 64), tmp_path / "dst"
+    (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
+    config = CompressConfig(budget=Budget(kind=kind, value=value))
+
+    def run() -> Outcome:
+        return Run(str(photos), str(destination), config, JsonReporter(io.StringIO())).execute()
+
+    run()
+    shards = sorted((destination / "shards").iterdir())
+    before = {path: path.read_bytes() for path in shards}
+    seal = (destination / "MANIFEST.json").read_bytes()
+    shards[0].unlink()
+    shards[-1].unlink()
+    assert len(verify.fixity(str(destination)).problems) >= 2
+    outcome = run()
+    assert outcome.redone == 2
+    assert {path: path.read_bytes() for path in sorted((destination / "shards").iterdir())} == before
+    assert (destination / "MANIFEST.json").read_bytes() == seal
+    assert verify.fixity(str(destination)).problems == []
+    # A source that changed cannot give the same bytes: said, not papered over.
+    shards[0].unlink()
+    first = Archive(str(destination)).manifest(["name"]).column("name").to_pylist()[0]
+    other = make_photos(tmp_path / "other", 40, 64) / "photo039.png"
+    original = (photos / first).read_bytes()
+    (photos / first).write_bytes(other.read_bytes()[: len(original)].ljust(len(original), b"\0"))
+    with pytest.raises(ManifestError, match="cannot be made again"):
+        run()
+
+
+@pytest.mark.usefixtures("ray_pool")
+def test_a_full_disk_is_a_sentence_and_the_run_resumes(tmp_path: Path) -> None:
+    """A real full file system where this machine lets us mount one; otherwise the kernel's own answer is given in its place."""
+    photos, destination = make_photos(tmp_path / "in", 24, 96), tmp_path / "dst"
+    destination.mkdir()
+    config = CompressConfig(budget=Budget(kind="q", value=9.0))
+    room = len(load_model().data) // 1024 + 90
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={room}k", "tmpfs", str(destination)]
+    mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+
+    def run() -> Outcome:
+        return Run(str(photos), str(destination), config, JsonReporter(io.StringIO())).execute()
+
+    try:
+        if mounted:
+            with pytest.raises(StorageError, match="No space left"):
+                run()
+            subprocess.run(["mount", "-o", "remount,size=64m", str(destination)], check=True)
+        else:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("pipeline.compress.make_worker", full_worker)
+                with pytest.raises(StorageError, match="No space left"):
+                    run()
+        outcome = run()
+        assert outcome.sealed is not None
+        assert outcome.sealed["images"] == 24
+        assert verify.fixity(str(destination)).problems == []
+        assert not list(destination.rglob(".tmp-*"))
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(destination)], check=False)
+
+
+class FullStore(Store):
+    """Local storage on which every third shard finds no room."""
+
+    def publish(self, source: Path, name: str) -> None:
+        if name.endswith(".tar") and int(name.split("/")[1][:5]) % 3 == 2:
+            failure = StorageError(f"cannot write {name}: {os.strerror(errno.ENOSPC)}")
+            failure.transient = False
+            raise failure
+        super().publish(source, name)
+
+
+def full_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
+    worker = make_worker(model, url, config)
+    worker.store.__class__ = FullStore
+    return worker
+
+
+def test_no_decision_rests_on_a_clock() -> None:
+    """Machines whose clocks disagree cannot harm an archive: wall-clock time is written down and never compared."""
+    from tests.test_architecture import ROOT
+
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        for line in path.read_text().splitlines():
+            if "datetime.now" in line:
+                assert "isoformat" in line or "encoded_at" in line, (path, line)
+            assert "time.time()" not in line, (path, line)
