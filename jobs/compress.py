@@ -1,4 +1,4 @@
-"""`msinn compress`."""
+"""`msinn compress` and `msinn plan`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,16 @@ if TYPE_CHECKING:
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the verb."""
-    p = verbs.add_parser("compress", help="archive images under a budget; run it again to resume", description=__doc__)
+    """Declare the verbs."""
+    p = verbs.add_parser("compress", help="archive images under a budget; run it again to resume")
+    p.add_argument("--dry-run", action="store_true", help="analyse and show the plan; encode nothing (the same as `msinn plan`)")
+    _add_arguments(p)
+    p = verbs.add_parser("plan", help="analyse and show what `compress` would do and cost; encode nothing")
+    p.set_defaults(dry_run=True)
+    _add_arguments(p)
+
+
+def _add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("source", metavar="SRC", help="folder, glob, .tar shards or .parquet; local or any fsspec URL (s3://...)")
     p.add_argument("destination", metavar="DST", help="root of the archive: folder or URL")
     budget = p.add_mutually_exclusive_group(required=True)
@@ -36,9 +44,8 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     p.add_argument(
         "--objective", choices=("mse", "psnr", "minimum"), default="mse", help="pooled error, mean PSNR, or the worst image (default: mse)"
     )
-    p.add_argument("--dry-run", action="store_true", help="analyse and show the plan; encode nothing")
-    p.add_argument("--price-per-hour", type=float, metavar="X", help="with --dry-run: cost of one worker's hour, for the estimate")
-    p.add_argument("--curve", metavar="FILE.png", help="with --dry-run: plot what other budgets would buy")
+    p.add_argument("--price-per-hour", type=float, metavar="X", help="of a plan: cost of one worker's hour, for the estimate")
+    p.add_argument("--curve", metavar="FILE.png", help="of a plan: plot what other budgets would buy")
     p.add_argument("--model", default="msinn-lite", help="name, SHA-256 or path (see msinn models)")
     p.add_argument("--max-pixels", type=int, default=32_000_000, metavar="N", help="larger images are kept as they are (default: 32000000)")
     p.add_argument("--count-sidecars", action="store_true", help="sidecars count towards the budget")
@@ -81,7 +88,7 @@ def _compress(arguments: argparse.Namespace) -> int:
     from pipeline.report import reporter_for
 
     if (arguments.price_per_hour is not None or arguments.curve) and not arguments.dry_run:
-        raise UsageError("--price-per-hour and --curve belong to --dry-run")
+        raise UsageError("--price-per-hour and --curve belong to a plan: msinn plan, or --dry-run")
     if arguments.price_per_hour is not None and not 0 <= arguments.price_per_hour < 1e9:
         raise UsageError(f"--price-per-hour is {arguments.price_per_hour:g}; it takes a price, 0 or more")
     if arguments.workers is not None and arguments.workers < 1:
