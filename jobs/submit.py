@@ -32,7 +32,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     if wanted[:1] != ["compress"]:
         raise UsageError("submit takes a compress command: msinn submit -- compress SRC DST --bpp 1")
     inner = cli.parser().parse_args(wanted)
-    for place in (inner.source, inner.destination):
+    for place in filter(None, (inner.source, inner.destination, inner.per_image)):
         if "://" not in place and not place.startswith("/"):
             raise UsageError(f"{place} is a path of this machine: the cluster needs a URL, or an absolute path that all its machines share")
     env = {}

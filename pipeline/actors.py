@@ -242,9 +242,12 @@ class Pool:
             PipelineError: A job failed for good, or no actor starts.
         """
         ray = self._ray
-        waiting: deque[Job] = deque()
+        first = following()
+        if first is None:
+            return
+        waiting: deque[Job] = deque([first])
         running: dict[Any, tuple[Job, Any]] = {}
-        moved = time.monotonic()
+        moved = looked = time.monotonic()
         while True:
             exhausted = False
             while self._idle and time.monotonic() >= self._resume_at:
@@ -262,20 +265,25 @@ class Pool:
                 time.sleep(min(1.0, max(0.0, self._resume_at - time.monotonic())))
             if tick is not None:
                 tick()
-            for reference in ready or self._stalled(running):
-                moved = time.monotonic()
+            stalled = []
+            if time.monotonic() - looked > 1.0:
+                looked = time.monotonic()
+                stalled = [reference for reference in self._stalled(running) if reference not in ready]
+            for reference in (*ready, *stalled):
                 if reference in self._starting:
-                    self._started(reference)
-                    continue
-                job, actor = running.pop(reference)
-                retry = self._collect(reference, job, actor, done, stalled=not ready)
-                if retry is not None:
-                    waiting.append(retry)
+                    self._started(reference, 1 + len(running) + len(self._idle))
+                else:
+                    job, actor = running.pop(reference)
+                    retry = self._collect(reference, job, actor, done, stalled=reference in stalled)
+                    if retry is not None:
+                        waiting.append(retry)
+                # Collecting may have taken long: isolating what kills workers does.
+                moved = time.monotonic()
             if not running and not self._idle and time.monotonic() - moved > _START_S:
                 raise WorkersError(f"no worker has started within {_START_S / 60:.0f} minutes: the cluster has no room for one, or cannot run it")
 
-    def _started(self, reference: Any) -> None:
-        """An actor is ready, or has died before it was."""
+    def _started(self, reference: Any, sound: int) -> None:
+        """An actor is ready, or has died before it was; `sound` others work, and excuse some that do not."""
         actor = self._starting.pop(reference)
         try:
             self._ray.get(reference)
@@ -283,8 +291,8 @@ class Pool:
             raise WorkersError(f"workers cannot load the model: {str(error).strip().splitlines()[-1]}") from error
         except self._ray.exceptions.RayError as error:
             self._failed_starts += 1
-            if self._failed_starts > _FAILED_STARTS + len(self._idle):
-                raise WorkersError(f"workers do not start any more: {str(error).strip().splitlines()[0]}") from error
+            if getattr(error, "actor_init_failed", False) or self._failed_starts > _FAILED_STARTS * sound:
+                raise WorkersError(f"workers do not start any more: {str(error).strip().splitlines()[-1]}") from error
             self._again("start", "a worker", error)
             self._start()
             return
@@ -297,7 +305,9 @@ class Pool:
 
     def _slow_down(self) -> None:
         """The store refuses or fails: nobody gets new work for a while, longer each time, so that a thousand workers do not keep up the storm."""
-        self._storms += 1
+        if time.monotonic() < self._resume_at:
+            return  # another worker of the same storm
+        self._storms = min(self._storms + 1, 10)
         self._resume_at = time.monotonic() + random.uniform(0.5, 1) * min(_LONGEST_PAUSE_S, 0.5 * 2**self._storms)
 
     def _stalled(self, running: dict[Any, tuple[Job, Any]]) -> list[Any]:
@@ -324,15 +334,22 @@ class Pool:
             if job.deaths >= _DEATHS_BEFORE_ISOLATION:
                 if job.split is None:
                     raise WorkersError(f"{job.key} killed {job.deaths} workers and cannot be divided further") from error
-                # The dead actor's CPU serves the tries, so its successor is made afterwards.
+                # The dead actor's CPU serves the tries: nobody who waits for room may take it, and its successor is made afterwards.
+                waiting = len(self._starting)
+                for starting in self._starting.values():
+                    ray.kill(starting)
+                self._starting.clear()
                 again = job.split(job, self._survives)
+                for _ in range(waiting):
+                    self._start()
                 again.deaths = 0
             self._start()
             return again
         except PipelineError as error:
             self._idle.append(actor)
             job.failures += 1
-            if isinstance(error, StorageError) and error.transient and job.failures < _TASK_RETRIES:
+            # Ray raises a class of its own that has the cause's type, not its attributes.
+            if isinstance(error, StorageError) and getattr(error, "cause", error).transient and job.failures < _TASK_RETRIES:
                 self._again("storage", job.key, error)
                 self._slow_down()
                 return job

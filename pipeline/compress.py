@@ -461,9 +461,10 @@ class Run:
         running: set[int] = set()
         counters = actors.Counters()
         revised_at = sum(record.images for record in committed.values())
+        stored = 0
 
         def following() -> actors.Job | None:
-            nonlocal revised_at, last
+            nonlocal revised_at, last, stored
             if not pending:
                 if last is None or running or planner is None:
                     return None
@@ -477,7 +478,9 @@ class Run:
             if planner is not None and trims and (planner.revision == 1 or encoded - revised_at >= _REVISE_SHARE * len(self.scan.records)):
                 if planner.revision > 1 or encoded:
                     self._revise(planner, committed, running)
-                self._store_plan(planner)
+                if planner.revision != stored:
+                    self._store_plan(planner)
+                    stored = planner.revision
                 revised_at = encoded
             shard = pending.pop(0)
             running.add(shard)
@@ -521,7 +524,7 @@ class Run:
                 continue
             # Without a curve (unreadable or unusable when it was analysed) an image can only be kept as it is.
             choice = choices.get(record.index, Choice(PASSTHROUGH_Q, 0.0, 0.0, "none"))
-            tasks.append(ImageTask(record, choice.q, choice.predicted_bytes, choice.clamp, skip, choice.pixels, floor, low, high))
+            tasks.append(ImageTask(record, choice.q, choice.predicted_bytes, choice.clamp, skip, choice.pixels, floor, low, min(high, choice.max_q)))
         task = ShardTask(
             shard_id=shard,
             attempt=uuid.uuid4().hex,

@@ -58,13 +58,14 @@ PLAN_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Choice:
-    """What the plan says of one image: rate, predicted stored bytes and MSE, and what bound it; its pixels."""
+    """What the plan says of one image: rate, predicted stored bytes and MSE, and what bound it; its pixels, and the largest q that its caps allow."""
 
     q: float
     predicted_bytes: float
     mse: float
     clamp: str
     pixels: int = 0
+    max_q: float = np.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +265,9 @@ class Planner:
         index, upgrades = self._upgrades(shard)
         chosen = self._allocation(upgrades)
         pixels = upgrades.curves.pixels.astype(np.int64).tolist()
-        columns = (chosen.q.tolist(), chosen.stored.tolist(), chosen.mse.tolist(), chosen.clamped.tolist(), pixels)
+        # Where the original is the best choice, no cap binds.
+        best = np.where(upgrades.high >= upgrades.kept, np.inf, upgrades.curves.q[np.minimum(upgrades.high, len(upgrades.curves.q) - 1)])
+        columns = (chosen.q.tolist(), chosen.stored.tolist(), chosen.mse.tolist(), chosen.clamped.tolist(), pixels, best.tolist())
         return {i: Choice(*values) for i, *values in zip(index.tolist(), *columns, strict=True)}
 
     def promise(self, shard: int) -> dict[int, Choice]:

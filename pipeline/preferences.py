@@ -21,6 +21,11 @@ Array = NDArray[np.float64]
 _WEIGHTS = (1e-6, 1e6)
 
 
+def _read_csv(data: bytes) -> pa.Table:
+    # A name of digits is a name.
+    return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=pyarrow.csv.ConvertOptions(column_types={"name": pa.string()}))
+
+
 class Preferences:
     """Weights and limits of all images; those of the configuration where a table says nothing.
 
@@ -47,11 +52,13 @@ class Preferences:
             UsageError: Not such a table, a name that is no image's, or a value out of range.
         """
         try:
-            table = pq.read_table(io.BytesIO(data)) if data[:4] == b"PAR1" else pyarrow.csv.read_csv(io.BytesIO(data))
+            table = pq.read_table(io.BytesIO(data)) if data[:4] == b"PAR1" else _read_csv(data)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{where} is neither Parquet nor CSV: {str(error).splitlines()[0]}") from error
         known = ("weight", *LIMIT_RANGES)
         used = [column for column in table.column_names if column in known]
+        if len(set(table.column_names)) < len(table.column_names):
+            raise UsageError(f"{where} has some columns twice")
         if "name" not in table.column_names or not used:
             raise UsageError(f"{where} has columns {', '.join(table.column_names)}; it needs `name` and some of {', '.join(known)}")
         try:

@@ -25,7 +25,10 @@ PASSTHROUGH_Q = np.inf
 """The q of an image that is kept as its original file: no distortion, its own size."""
 
 OBJECTIVES = ("mse", "psnr", "minimum")
-_MSE_FLOOR = 255.0**2 * 1e-10
+_ROUNDING_MSE = 1 / 12
+"""The error that pixels of 8 bits have before anybody codes them. Nobody is served by less: without this floor the logarithm of no error at all, an
+original that is kept, would outweigh everything."""
+
 _KEYS = (-64.0, 64.0)
 _BINS, _NARROW_BINS = 16_384, 8192
 _TIE = 1e-3
@@ -233,7 +236,7 @@ class Upgrades:
         kept = (~replaced).sum(axis=1)
         low, high = (limits or Limits()).choices(curves)
         high = np.maximum(np.minimum(high, kept), low)
-        error = np.maximum(mse, _MSE_FLOOR) if objective != "mse" else mse * curves.pixels[:, None]
+        error = np.maximum(mse, _ROUNDING_MSE) if objective != "mse" else mse * curves.pixels[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             if objective == "minimum":
                 key = np.log(error[:, :-1] if weights is None else error[:, :-1] * weights[:, None])
@@ -501,7 +504,7 @@ def infeasible(least_bytes: float, budget_bytes: float, blame: Iterable[int] = (
 def q_for_psnr(curves: CurveSet, psnr_db: float) -> Array:
     """Per image, the least q predicted to reach a PSNR (the best q where none does), on the continuous curve."""
     target = np.log(mse_of_psnr(psnr_db))
-    logs = np.log(np.maximum(curves.mse, _MSE_FLOOR))
+    logs = np.log(np.maximum(curves.mse, 1e-12))
     j = (logs > target).sum(axis=1)
     inner = np.clip(j, 1, len(curves.q) - 1)
     rows = np.arange(len(curves))

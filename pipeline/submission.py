@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import shlex
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ class Cluster:
             UsageError: Another command is writing there.
             WorkersError: The cluster refuses.
         """
+        destination = destination.rstrip("/")
         command = " ".join(shlex.quote(argument) for argument in arguments)
         for job in self._jobs():
             metadata = job.metadata or {}
@@ -99,6 +101,8 @@ class Cluster:
             WorkersError: The cluster is gone.
         """
 
+        import aiohttp
+
         async def tail() -> None:
             async for text in self._client.tail_job_logs(submission):
                 write(text)
@@ -106,10 +110,14 @@ class Cluster:
         try:
             asyncio.run(tail())
             info = self._client.get_job_info(submission)
-        except (RuntimeError, ConnectionError, OSError) as error:
+            while not info.status.is_terminal():
+                time.sleep(2)  # something between here and there closed the log
+                info = self._client.get_job_info(submission)
+        except (RuntimeError, ConnectionError, OSError, aiohttp.ClientError) as error:
             raise WorkersError(f"lost sight of job {submission}: {str(error).strip().splitlines()[0]}; submit the same again to join it") from error
         if info.driver_exit_code is not None:
-            return int(info.driver_exit_code)
+            # A signal is what ends a driver when its machine runs out of memory.
+            return int(info.driver_exit_code) if info.driver_exit_code >= 0 else WorkersError.exit_code
         if info.status.name == "SUCCEEDED":
             return 0
         if info.status.name == "STOPPED":

@@ -22,11 +22,15 @@ class Trimmer:
         encode: `encode(i, q)` codes image i at q and returns its stored bytes; the last call's result is what will be written.
         q: Planned rates.
         ranges: Least and largest q of each.
+        most: Stored bytes that each cannot exceed, since its original would be kept.
     """
 
-    def __init__(self, encode: Callable[[int, float], int], q: list[float], ranges: list[tuple[float, float]]) -> None:
+    def __init__(
+        self, encode: Callable[[int, float], int], q: list[float], ranges: list[tuple[float, float]], most: list[float] | None = None
+    ) -> None:
         self._encode = encode
         self._ranges = list(ranges)
+        self._most = most or [math.inf] * len(q)
         self.q = list(q)
         self.sizes = [encode(i, value) for i, value in enumerate(q)]
         self._slopes = [_SIZE_PER_Q] * len(q)
@@ -35,8 +39,8 @@ class Trimmer:
         low, high = self._ranges[i]
         q = min(high, max(low, q))
         size = self._encode(i, q)
-        if q > self.q[i] + 0.25 and size == self.sizes[i]:
-            self._ranges[i] = (low, self.q[i])  # it is as large as it can become
+        if q > self.q[i] and size >= self._most[i]:
+            self._ranges[i] = (low, q)
         if abs(q - self.q[i]) > 0.02 and size != self.sizes[i]:
             slope = math.log(size / self.sizes[i]) / (q - self.q[i])
             self._slopes[i] = min(1.0, max(0.05, slope))

@@ -312,7 +312,8 @@ class ShardWorker:
             return min(stored_bytes(len(data)) for data in (coded[i].payload, coded[i].source) if data is not None)
 
         ranges = [(item.task.min_q, min(item.task.max_q, self.codec.q_max)) for item in coded]
-        trimmer = Trimmer(encode, [item.task.q for item in coded], ranges)
+        most = [float(stored_bytes(len(item.source))) if item.source is not None else np.inf for item in coded]
+        trimmer = Trimmer(encode, [item.task.q for item in coded], ranges, most)
         pinned: set[int] = set()
         for _ in range(3):
             trimmer.run(task.limit_bytes - used, pinned)

@@ -179,12 +179,24 @@ def test_single_images_have_weights_and_limits() -> None:
     assert [bound.tolist() for bound in asked.q_range(np.array([8, 9]), 11.0)] == [[0, 0], [11, 1]]
 
 
+def test_caps_bound_the_trim_and_names_may_be_numbers() -> None:
+    asked = preferences("name,max_psnr_db\nimage3,36\n")
+    made = planner("bpp", 6.0, preferences=asked)
+    made.solve()
+    assert chosen(made)[3].max_q == chosen(made)[3].q < 6
+    assert chosen(made)[4].max_q == np.inf
+    config = CompressConfig(budget=Budget(kind="bpp", value=1.5))
+    numbered = Preferences.from_table(config, b"name,weight\n0001,5\n", ["0000", "0001"], "table")
+    assert numbered.weights(np.arange(2)).tolist() == [1, 5]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("name,colour\nimage1,red\n", "needs `name` and some of weight"),
         ("name,weight\nimage1,1\nimage1,2\n", "twice"),
         ("name,weight\nimage1,1\nimage99,2\n", "names 1 images that are not in the source, image99"),
+        ("name,weight,weight\nimage1,1,2\n", "columns twice"),
         ("name,weight\nimage1,0\n", "takes 1e-06 to"),
         ("name,min_psnr_db\nimage1,120\n", "takes 1e-09 to 90"),
         ("name,weight\nimage1,heavy\n", "other things than numbers"),
