@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import tempfile
 import threading
@@ -211,7 +212,15 @@ def _memory(pid: str) -> float:
         return 0.0
 
 
+def _parent(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+    except OSError:
+        return ""
+
+
 def _workers() -> list[str]:
+    """Actors of our own Ray: children of its raylet, which is a child of ours."""
     found = []
     for place in Path("/proc").iterdir():
         if place.name.isdigit():
@@ -219,7 +228,7 @@ def _workers() -> list[str]:
                 name = (place / "cmdline").read_bytes()
             except OSError:
                 continue
-            if name.startswith(b"ray::_Holder"):
+            if name.startswith(b"ray::_Holder") and _parent(_parent(place.name)) == str(os.getpid()):
                 found.append(place.name)
     return found
 
