@@ -27,8 +27,18 @@ _PROBE = "capabilities/put-if-absent.json"
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
-def is_transient(error: OSError) -> bool:
-    """Whether trying again can help: time-outs, resets, 5xx and throttling, not missing files or missing rights."""
+_LIBRARIES = ("aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "s3fs")
+
+
+def from_outside(error: BaseException) -> bool:
+    """Whether the store, the network or their libraries failed. s3fs passes some errors of botocore on as they are, which are no `OSError`."""
+    return isinstance(error, OSError | TimeoutError) or type(error).__module__.partition(".")[0] in _LIBRARIES
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether trying again can help: time-outs, resets, 5xx and throttling, not missing files, rights or keys."""
+    if not isinstance(error, OSError):
+        return not any(word in type(error).__name__ for word in ("Credential", "Profile", "Param", "Token"))
     return not isinstance(error, _FINAL) and error.errno not in (errno.ENOSPC, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG)
 
 
@@ -43,7 +53,9 @@ def retry(action: Any, what: str) -> Any:
             return action()
         except FileNotFoundError:
             raise
-        except (OSError, TimeoutError) as error:
+        except Exception as error:
+            if not from_outside(error):
+                raise
             if attempt == _ATTEMPTS - 1 or not is_transient(error):
                 raise _failed(what, error) from error
             back_off(attempt)
@@ -57,7 +69,7 @@ def back_off(attempt: int) -> None:
 
 def _failed(what: str, error: Exception) -> StorageError:
     failure = StorageError(f"cannot {what}: {getattr(error, 'strerror', None) or error}")
-    failure.transient = isinstance(error, OSError) and is_transient(error)
+    failure.transient = is_transient(error)
     return failure
 
 
@@ -178,13 +190,15 @@ class Store:
             try:
                 self.fs.pipe_file(self.path(name), data, mode="create")
                 return True
-            except (OSError, ValueError) as error:
+            except Exception as error:
+                if not from_outside(error) and not isinstance(error, ValueError):
+                    raise
                 # SeaweedFS and Ceph answer the lost race as EINVAL, AWS as FileExistsError, a lost connection as anything: the object itself tells.
                 self.fs.invalidate_cache()
                 try:
                     return self.read(name) == data
                 except FileNotFoundError:
-                    if attempt == _ATTEMPTS - 1 or (isinstance(error, OSError) and not is_transient(error)):
+                    if attempt == _ATTEMPTS - 1 or not is_transient(error):
                         raise _failed(f"create {self.path(name)}", error) from error
             back_off(attempt)
         raise AssertionError("unreachable")

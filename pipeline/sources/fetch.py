@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError, StorageError
 from pipeline.sources.record import CELL, FILE, RANGE, Part, printable
-from pipeline.storage import retry
+from pipeline.storage import from_outside, retry
 
 DEFAULT_MAX_FILE_BYTES = 2 * 1024**3
 
@@ -52,7 +52,9 @@ class Fetcher:
             if isinstance(error.__cause__, PermissionError | IsADirectoryError | NotADirectoryError) and "://" not in part.uri:
                 raise SourceError(str(error)) from error
             raise
-        except OSError as error:
+        except Exception as error:
+            if not from_outside(error):
+                raise
             raise StorageError(f"cannot read {printable(part.uri)}: {error}") from error
 
     def _bytes(self, part: Part) -> bytes:

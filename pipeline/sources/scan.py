@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import SourceError
 from pipeline.images import IMAGE_SUFFIXES
 from pipeline.sources.record import CELL, FILE, RANGE, ROW_JSON, Part, SourceRecord, printable, with_restore_names
+from pipeline.storage import from_outside
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content", "data", "picture")
 _NAME_COLUMNS = ("__key__", "key", "id", "filename", "file_name", "path", "name", "url")
@@ -95,8 +96,10 @@ def _list(source: str, warnings: list[str]) -> tuple[Any, str, list[tuple[str, i
             raise SourceError(f"{source} does not exist")
     except PermissionError as error:
         raise SourceError(f"no permission to list {source}: grant read access or choose another source") from error
-    except OSError as error:
-        raise SourceError(f"cannot list {source}: {error.strerror or error}") from error
+    except Exception as error:
+        if not from_outside(error):
+            raise
+        raise SourceError(f"cannot list {source}: {getattr(error, 'strerror', None) or error}") from error
     # A link that leads nowhere is listed, and reported as an image that cannot be read.
     odd = [name for name, info in listing.items() if info.get("type") == "other" and not info.get("islink")]
     warnings += [f"{printable(name)} is no regular file (a pipe, socket or device) and is left out" for name in odd]

@@ -12,7 +12,8 @@ import s3fs
 
 from infra.local.proxy import Fault, FaultProxy
 from pipeline import storage
-from pipeline.errors import StorageError
+from pipeline.errors import SourceError, StorageError
+from pipeline.sources import scan
 from pipeline.storage import Store
 
 
@@ -158,3 +159,16 @@ def test_wrong_keys_are_a_sentence_at_once(s3: str, s3_proxy: FaultProxy, monkey
     assert not caught.value.transient
     assert s3_proxy.requests <= 2
     assert "wrong" not in str(caught.value)
+
+
+def test_missing_keys_are_a_sentence_too(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """botocore says it by an exception of its own, which is no OSError."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(StorageError, match="credentials") as caught:
+        Store(s3).publish_bytes(b"", "x")
+    assert not caught.value.transient
+    with pytest.raises(SourceError, match="cannot list"):
+        scan(s3)

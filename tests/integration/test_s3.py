@@ -10,11 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 import s3fs
 
 from infra.local.proxy import KILLS, Fault, FaultProxy
-from infra.local.s3 import LocalS3
 from pipeline import verify
 from pipeline.commit import Archive
 from tests.conftest import make_photos
@@ -34,7 +32,9 @@ def complete(archive: str, photos: Path) -> None:
     names = Archive(archive).manifest(["name"]).column("name").to_pylist()
     assert sorted(names) == sorted(path.name for path in photos.iterdir())
     assert verify.fixity(archive).problems == []
-    assert verify.decode(archive).problems == []
+    checked = msinn("verify", archive, "--decode")
+    out, err = checked.communicate(timeout=200)
+    assert checked.returncode == 0, out + err
 
 
 def test_an_archive_is_made_through_a_bad_network(s3: str, s3_proxy: FaultProxy, tmp_path: Path) -> None:
@@ -67,16 +67,18 @@ def test_an_archive_is_made_through_a_bad_network(s3: str, s3_proxy: FaultProxy,
     assert sorted(path.name for path in (tmp_path / "out").rglob("*.png")) == sorted(path.name for path in photos.iterdir())
 
 
-def test_a_store_that_never_comes_back_ends_the_run_with_a_sentence(s3: str, s3_proxy: FaultProxy, tmp_path: Path, s3_server: LocalS3) -> None:
+def test_a_store_that_never_comes_back_ends_the_run_with_a_sentence(s3: str, s3_proxy: FaultProxy, tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "in", 4, 64)
     s3_proxy.faults = [Fault("reset", method="PUT", path="shards/")]
     run = msinn("compress", str(photos), f"{s3}/dst", "--q", "3", "--workers", "1")
     # Long patience is right for a run of days; here it is enough to see that nothing is lost when somebody gives up.
-    with pytest.raises(subprocess.TimeoutExpired):
-        run.communicate(timeout=30)
-    os.killpg(run.pid, signal.SIGINT)
-    _, err = run.communicate(timeout=60)
-    assert run.returncode == 130, err
+    try:
+        _, err = run.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(run.pid, signal.SIGINT)
+        _, err = run.communicate(timeout=60)
+    assert run.returncode in (6, 130), err
+    assert "Traceback" not in err
     s3_proxy.faults = []
     again = msinn("compress", str(photos), f"{s3}/dst", "--q", "3", "--workers", "1")
     _, err = again.communicate(timeout=120)
