@@ -136,6 +136,26 @@ def test_exit_codes_come_back_from_the_cluster(nodes: Nodes, tmp_path: Path) -> 
     assert "no Ray job server at" in err
 
 
+def test_a_preempted_node_is_no_fault_of_its_images(nodes: Nodes, tmp_path: Path) -> None:
+    """The notice comes, the node goes: its work is done elsewhere, and nobody is suspected of killing workers."""
+    photos, archive = make_photos(tmp_path / "in", 96, 320), tmp_path / "dst"
+    run = msinn(nodes, "compress", str(photos), str(archive), "--q", "5", "--cluster", nodes.address)
+    commits = archive / "commits"
+    _until(lambda: commits.exists() and len(list(commits.glob("*.json"))) >= 1, 180)
+    listed = json.load(urllib.request.urlopen(f"{nodes.dashboard}/api/v0/nodes", timeout=5))["data"]["result"]["result"]
+    node = next(node["node_id"] for node in listed if node["node_ip"] == "127.0.0.2")
+    command = [Path(sys.executable).with_name("ray"), "drain-node", f"--address={nodes.address}", f"--node-id={node}"]
+    command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=3"]
+    drained = subprocess.run(command, env=nodes.env, capture_output=True, text=True, timeout=60, check=False)
+    assert drained.returncode == 0, drained.stderr
+    time.sleep(3)
+    _kill(nodes.processes[1])  # as the cloud does
+    _, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    assert "kills the worker" not in err
+    complete(archive, photos)
+
+
 def test_a_node_that_is_killed_costs_time_and_nothing_else(nodes: Nodes, tmp_path: Path) -> None:
     """Its actors' successors find no room and must not hold up the run."""
     photos, archive = make_photos(tmp_path / "in", 128, 320), tmp_path / "dst"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from msinn_core.checkpoint import load_model
 from pipeline import actors, verify
@@ -230,3 +232,41 @@ def test_no_decision_rests_on_a_clock() -> None:
             if "datetime.now" in line:
                 assert "isoformat" in line or "encoded_at" in line, (path, line)
             assert "time.time()" not in line, (path, line)
+
+
+class Starved(ShardWorker):
+    """A real worker that has next to no memory left while it codes one image."""
+
+    def _start(self, item: Any, q: float) -> None:
+        if item.task.record.name != POISON:
+            super()._start(item, q)
+            return
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, before[1]))
+        try:
+            super()._start(item, q)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def starved_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
+    sound = make_worker(model, url, config)
+    return Starved(sound.codec.model, sound.store, config)
+
+
+@pytest.mark.usefixtures("ray_pool")
+def test_an_image_for_which_memory_does_not_suffice_is_kept_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = make_photos(tmp_path / "in", 8, 64)
+    with Image.open(photos / POISON) as small:
+        small.resize((2400, 2400)).save(photos / POISON)
+    monkeypatch.setattr("pipeline.compress.make_worker", starved_worker)
+    config = CompressConfig(budget=Budget(kind="q", value=4.0))
+    outcome = Run(str(photos), str(tmp_path / "dst"), config, JsonReporter(io.StringIO())).execute()
+    assert outcome.sealed is not None
+    assert outcome.sealed["failed"] == 1
+    rows = {row["name"]: row for row in Archive(str(tmp_path / "dst")).manifest().to_pylist()}
+    assert rows[POISON]["codec"] == "passthrough"
+    assert "emory" in rows[POISON]["error"]
+    assert all(row["codec"] == "msinn" for name, row in rows.items() if name != POISON)
+    assert verify.fixity(str(tmp_path / "dst")).problems == []
