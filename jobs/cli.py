@@ -6,11 +6,13 @@ import argparse
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
 
 EXIT_USAGE, EXIT_SOME_FAILED, EXIT_BUDGET, EXIT_VERIFY, EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED = 2, 3, 4, 5, 6, 130
 EXIT_PIPE = 141
+_PARTING_S = 20.0
 
 _EPILOG = """exit codes: 0 done; 2 usage; 3 done, some images failed; 4 budget infeasible or missed; 5 verification failed;
 6 infrastructure; 130 interrupted (run the same command again to resume)"""
@@ -34,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         code = command(arguments)
@@ -53,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
+    if "ray" in sys.modules:
+        # Ray's processes got the signal too, and saying goodbye to them can take for ever. What is committed is safe.
+        watchdog = threading.Timer(_PARTING_S, os._exit, (EXIT_INTERRUPTED,))
+        watchdog.daemon = True
+        watchdog.start()
     raise KeyboardInterrupt
 
 
