@@ -174,6 +174,10 @@ class Planner:
         self._added[shard], self._has_coded[shard] = True, len(found.index) > 0
         if self._shards is not None:
             self._shards[shard] = found
+        elif self.config.budget.is_total and len(found.index):
+            # Now that it is at hand: reading every shard again for the first plan would take hours.
+            self._wide.add(self._prepared(found)[1])
+            self._counted[shard] = True
 
     @property
     def budget_bytes(self) -> float | None:
@@ -186,7 +190,9 @@ class Planner:
         return _coded(self._analysis_of(shard), shard)
 
     def _upgrades(self, shard: int) -> tuple[NDArray[np.int64], Upgrades]:
-        held = self._shards[shard] if self._shards is not None else self._recent(shard)
+        return self._prepared(self._shards[shard] if self._shards is not None else self._recent(shard))
+
+    def _prepared(self, held: _Shard) -> tuple[NDArray[np.int64], Upgrades]:
         anchors = np.arange(held.bytes.shape[1], dtype=np.float64)
         stored = held.bytes.astype(np.float64) + _HEADER_AND_MEAN_PADDING
         curves = CurveSet.from_anchors(anchors, stored, held.mse.astype(np.float64), held.pixels, held.original)

@@ -9,7 +9,7 @@ once: histograms of shards add up and subtract, so a plan needs memory for the b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -512,9 +512,3 @@ def q_for_psnr(curves: CurveSet, psnr_db: float) -> Array:
     share = (above - target) / np.maximum(above - below, 1e-12)
     between = curves.q[inner - 1] + share * (curves.q[inner] - curves.q[inner - 1])
     return np.asarray(np.where(j == 0, curves.q[0], np.where(j == len(curves.q), curves.q[-1], between)))
-
-
-def in_chunks(upgrades: Callable[[slice], Upgrades], count: int, size: int = 8192) -> Iterator[Upgrades]:
-    """Upgrades of `count` images, some at a time."""
-    for start in range(0, count, size):
-        yield upgrades(slice(start, min(count, start + size)))

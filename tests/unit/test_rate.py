@@ -15,7 +15,6 @@ from pipeline.rate import (
     SlopeHistogram,
     Upgrades,
     allocate,
-    in_chunks,
     mse_of_psnr,
     q_for_psnr,
     quick_threshold,
@@ -150,7 +149,7 @@ def chunks_of(images: CurveSet, objective: str, order: np.ndarray | None = None,
     def some(part: slice) -> Upgrades:
         return Upgrades.of(images.take(order[part]), objective, ties=ties[order[part]])
 
-    return list(in_chunks(some, len(images), size))
+    return [some(slice(start, min(start + size, len(images)))) for start in range(0, len(images), size)]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
