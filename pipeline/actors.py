@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +34,10 @@ class WorkersError(PipelineError):
     """The Ray instance cannot be reached or cannot run the work."""
 
 
+Trials = Generator["Job", bool, "Job"]
+"""See `Job.split`."""
+
+
 @dataclass
 class Job:
     """One call for some actor.
@@ -42,20 +46,22 @@ class Job:
         key: Names it in messages.
         method: Method of the object that the actor holds.
         args: Its arguments.
-        split: `split(job, run) -> job`: called after the second death; `run(job) -> bool` tries a part in a fresh actor and says if it survived.
-            Returns a job that avoids whatever kills.
+        split: Called with the job after the second death. Yields parts of it to try, is sent whether the worker survived each, and returns a job that
+            avoids whatever kills. The tries take their turn among the other jobs.
         patience_s: How long it may run before the actor counts as hung; more if others took long.
         deaths: Actors lost with it.
         failures: Errors it raised.
+        trials: What this is a try of; its end is an answer, and its result is not wanted.
     """
 
     key: str
     method: str
     args: tuple[Any, ...]
-    split: Callable[[Job, Callable[[Job], bool]], Job] | None = None
+    split: Callable[[Job], Trials] | None = None
     patience_s: float = 3600.0
     deaths: int = 0
     failures: int = 0
+    trials: Trials | None = field(default=None, repr=False)
     started: float = field(default=0.0, repr=False)
 
 
@@ -277,7 +283,6 @@ class Pool:
                     retry = self._collect(reference, job, actor, done, stalled=reference in stalled)
                     if retry is not None:
                         waiting.append(retry)
-                # Collecting may have taken long: isolating what kills workers does.
                 moved = time.monotonic()
             if not running and not self._idle and time.monotonic() - moved > _START_S:
                 raise WorkersError(f"no worker has started within {_START_S / 60:.0f} minutes: the cluster has no room for one, or cannot run it")
@@ -327,59 +332,54 @@ class Pool:
             result = ray.get(reference)
         except self._deadly as error:
             ray.kill(actor)
-            self._again("stall" if stalled else "death", job.key, error)
-            if not getattr(error, "preempted", False):
-                job.deaths += 1
-            again = job
-            if job.deaths >= _DEATHS_BEFORE_ISOLATION:
-                if job.split is None:
-                    raise WorkersError(f"{job.key} killed {job.deaths} workers and cannot be divided further") from error
-                # The dead actor's CPU serves the tries: nobody who waits for room may take it, and its successor is made afterwards.
-                waiting = len(self._starting)
-                for starting in self._starting.values():
-                    ray.kill(starting)
-                self._starting.clear()
-                again = job.split(job, self._survives)
-                for _ in range(waiting):
-                    self._start()
-                again.deaths = 0
             self._start()
-            return again
-        except PipelineError as error:
+            self._again("stall" if stalled else "death", job.key, error)
+            if getattr(error, "preempted", False):
+                return job
+            if job.trials is not None:
+                return _answer(job.trials, survived=False)
+            job.deaths += 1
+            if job.deaths < _DEATHS_BEFORE_ISOLATION:
+                return job
+            if job.split is None:
+                raise WorkersError(f"{job.key} killed {job.deaths} workers and cannot be divided further") from error
+            return _answer(job.split(job), survived=None)
+        except Exception as error:
             self._idle.append(actor)
+            if job.trials is not None:
+                return _answer(job.trials, survived=True)  # an ordinary error is not what kills; the whole job will meet and report it
+            return self._failed(job, error)
+        self._idle.append(actor)
+        if job.trials is not None:
+            return _answer(job.trials, survived=True)
+        self._storms = 0
+        self._durations.append(time.monotonic() - job.started)
+        done(job, result)
+        return None
+
+    def _failed(self, job: Job, error: Exception) -> Job:
+        """What an actor raised: worth another try, or the end."""
+        if isinstance(error, PipelineError):
             job.failures += 1
             # Ray raises a class of its own that has the cause's type, not its attributes.
             if isinstance(error, StorageError) and getattr(error, "cause", error).transient and job.failures < _TASK_RETRIES:
                 self._again("storage", job.key, error)
                 self._slow_down()
                 return job
-            raise
-        except ray.exceptions.RayError as error:
-            self._idle.append(actor)
+        elif isinstance(error, self._ray.exceptions.RayError):
             raise WorkersError(f"{job.key} failed: {str(error).strip().splitlines()[-1]}") from error
-        self._idle.append(actor)
-        self._storms = 0
-        self._durations.append(time.monotonic() - job.started)
-        done(job, result)
-        return None
+        raise error
 
-    def _survives(self, job: Job) -> bool:
-        """Run a part of a deadly job in an actor of its own."""
-        actor = self._new()
-        try:
-            self._ray.get(actor.ready.remote(), timeout=_START_S)
-        except (*self._deadly, self._ray.exceptions.GetTimeoutError) as error:
-            self._ray.kill(actor)
-            raise WorkersError(f"workers do not start any more: {str(error).strip().splitlines()[0]}") from error
-        try:
-            self._ray.get(actor.call.remote(job.method, *job.args), timeout=job.patience_s)
-        except (*self._deadly, self._ray.exceptions.GetTimeoutError):
-            return False
-        except Exception:
-            return True  # an ordinary error is not what kills; the whole job will meet and report it
-        finally:
-            self._ray.kill(actor)
-        return True
+
+def _answer(trials: Trials, *, survived: bool | None) -> Job:
+    """The next try, or the job that all of them lead to; `survived` is None at the start."""
+    try:
+        following = next(trials) if survived is None else trials.send(survived)
+    except StopIteration as end:
+        found: Job = end.value
+        return found
+    following.trials = trials
+    return following
 
 
 class _Holder:

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -199,8 +199,9 @@ class Run:
             size, make_worker, self.model.data, self.store.url, self._work_config(), resources=self.resources, trouble=self.reporter.trouble
         )
         try:
-            self._remake(pool, lost)
+            unmade = self._remake(pool, lost)
             if run is not None and len(committed) == shards and (sealed := Archive(self.store.url).seal()) is not None:
+                _raise_unmade(unmade)
                 return Outcome(sealed, None, sealed.get("budget_bytes"), len(lost), resumed - len(lost), self.scan.warnings)
             planner = self._planner(pool, shards) if planned else None
             if planner is not None:
@@ -215,6 +216,8 @@ class Run:
             self._encode(pool, planner, committed, shards)
         finally:
             pool.close()
+        # Whatever else was left to do is done by now, and is safe.
+        _raise_unmade(unmade)
         records = [committed[i] for i in range(shards)]
         budget_bytes = planner.budget_bytes if planner else None
         extra = {"sealed_at": _now(), "budget": str(self.config.budget), "budget_bytes": budget_bytes, "scan_warnings": self.scan.warnings}
@@ -317,34 +320,60 @@ class Run:
         present = set(self.store.list("shards"))
         return [record for record in committed.values() if record.shard not in present]
 
-    def _remake(self, pool: actors.Pool, lost: list[Commit]) -> None:
+    def _remake(self, pool: actors.Pool, lost: list[Commit]) -> list[str]:
+        """Make lost shards again; returns why some could not be, a sentence each."""
         if not lost:
-            return
+            return []
         self.reporter.warn(f"{len(lost)} committed shards are missing from {self.store.path('shards')}: making them again")
         self.reporter.phase("remake", sum(record.images for record in lost))
         waiting = iter(lost)
+        failures: list[str] = []
+
+        def failed(sentence: str) -> None:
+            failures.append(sentence)
+            self.reporter.warn(sentence)
 
         def following() -> actors.Job | None:
-            record = next(waiting, None)
-            if record is None:
-                return None
-            try:
-                rows = manifest.read(self.store.read(record.manifest), columns=["key", "q", "codec", "error_code"]).to_pylist()
-            except FileNotFoundError as error:
-                raise ManifestError(f"{self.store.path(record.manifest)} is missing too, and with it the rates of shard {record.shard_id}") from error
-            found = {row["key"]: row for row in rows}
-            tasks = []
-            for source in self._records(record.shard_id):
-                row = found[source.key]
-                coded = row["codec"] == "msinn"
-                # What was kept once is kept again, whatever the reason: a poison image must not be touched.
-                tasks.append(
-                    ImageTask(source, row["q"] if coded else PASSTHROUGH_Q, skip_reason=None if coded else row["error_code"] or images.NOT_SMALLER)
-                )
-            task = ShardTask(shard_id=record.shard_id, attempt="remake", images=tuple(tasks))
-            return actors.Job(f"shard {record.shard_id}, again", "remake", (task, record), patience_s=_patience(len(tasks)))
+            for record in waiting:
+                try:
+                    tasks = self._as_made(record)
+                except FileNotFoundError:
+                    place = self.store.path(record.manifest)
+                    failed(f"{self.store.path(record.shard)} is lost and cannot be made again: {place} is missing too, and with it the rates")
+                    continue
+                task = ShardTask(shard_id=record.shard_id, attempt="remake", images=tasks)
+                return actors.Job(f"shard {record.shard_id}, again", "remake", (task, record), patience_s=_patience(len(tasks)))
+            return None
 
-        pool.run(following, lambda job, record: self.reporter.advance(images=record.images), self.reporter.tick)
+        def done(job: actors.Job, failure: str | None) -> None:
+            if failure is not None:
+                failed(failure)
+            self.reporter.advance(images=len(job.args[0].images))
+
+        pool.run(following, done, self.reporter.tick)
+        return failures
+
+    def _as_made(self, record: Commit) -> tuple[ImageTask, ...]:
+        """Tasks that repeat what was done, whatever the reasons: a poison image is not touched again, and what could not be read is not read.
+
+        Raises:
+            FileNotFoundError: The part of the manifest is not there.
+        """
+        rows = manifest.read(self.store.read(record.manifest), columns=["key", "q", "codec", "error_code", "sidecars"]).to_pylist()
+        found = {row["key"]: row for row in rows}
+        tasks = []
+        for source in self._records(record.shard_id):
+            row = found[source.key]
+            names = {side["name"] for side in row["sidecars"]}
+            kept = [i for i, (name, _) in enumerate(source.sidecars) if printable(name) in names]
+            source = replace(source, sidecars=tuple(source.sidecars[i] for i in kept), keep_sidecars=tuple(source.keep_sidecars[i] for i in kept))
+            coded = row["codec"] == "msinn"
+            reason = None if coded else row["error_code"] or images.NOT_SMALLER
+            # An image is in the shard without having been coded, or it is not there at all.
+            if row["codec"] is None:
+                reason = images.UNREADABLE
+            tasks.append(ImageTask(source, row["q"] if coded else PASSTHROUGH_Q, skip_reason=reason))
+        return tuple(tasks)
 
     # ---- analysis ----
 
@@ -411,8 +440,8 @@ class Run:
     def _analysis_job(self, shard: int) -> actors.Job:
         records = [record for record in self._records(shard) if record.index not in self.skip]
 
-        def split(job: actors.Job, survives: Callable[[actors.Job], bool]) -> actors.Job:
-            self._poisoned(self._isolate(records, lambda some: survives(replace(job, args=(some,)))))
+        def split(job: actors.Job) -> actors.Trials:
+            self._poisoned((yield from self._isolate(records, lambda some: replace(job, args=(some,)))))
             return self._analysis_job(shard)
 
         return actors.Job(f"analysis of shard {shard}", "analyse", (records,), split, patience_s=_patience(len(records)))
@@ -428,12 +457,13 @@ class Run:
         return pa.concat_tables([table, pa.Table.from_pylist(rows, schema=table.schema)])
 
     @staticmethod
-    def _isolate(part: list[Any], survives: Callable[[list[Any]], bool]) -> Any | None:
+    def _isolate(part: list[Any], attempt: Callable[[list[Any]], actors.Job]) -> Generator[actors.Job, bool, Any | None]:
         """The element that kills workers, by halving; None if none of them does when tried again."""
         while len(part) > 1:
             half = part[: len(part) // 2]
-            part = part[len(part) // 2 :] if survives(half) else half
-        return None if not part or survives(part) else part[0]
+            survived = yield attempt(half)
+            part = part[len(part) // 2 :] if survived else half
+        return None if not part or (yield attempt(part)) else part[0]
 
     def _poisoned(self, record: SourceRecord | None) -> None:
         if record is None:
@@ -534,13 +564,13 @@ class Run:
             limit_bytes=limit,
         )
 
-        def split(job: actors.Job, survives: Callable[[actors.Job], bool]) -> actors.Job:
+        def split(job: actors.Job) -> actors.Trials:
             suspects = [t for t in task.images if t.skip_reason is None]
 
-            def rehearsed(some: list[ImageTask]) -> bool:
-                return survives(replace(job, method="rehearse", args=(replace(task, images=tuple(some), limit_bytes=None),)))
+            def rehearsal(some: list[ImageTask]) -> actors.Job:
+                return replace(job, method="rehearse", args=(replace(task, images=tuple(some), limit_bytes=None),))
 
-            culprit = self._isolate(suspects, rehearsed)
+            culprit = yield from self._isolate(suspects, rehearsal)
             self._poisoned(culprit.record if culprit is not None else None)
             return self._encode_job(shard, planner, limit)
 
@@ -550,6 +580,12 @@ class Run:
 def _patience(images: int) -> float:
     """Seconds after which a shard's worker counts as hung, before any shard has shown what is usual: an image at the pixel limit takes minutes."""
     return 900.0 + 180.0 * images
+
+
+def _raise_unmade(failures: list[str]) -> None:
+    if failures:
+        more = f" ({len(failures)} shards in all; the others are in the warnings)" if len(failures) > 1 else ""
+        raise ManifestError(failures[0] + more)
 
 
 def _now() -> str:

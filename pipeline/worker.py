@@ -30,7 +30,7 @@ from msinn_core.errors import CodecError
 from pipeline import images, manifest
 from pipeline.archive import END_BYTES, Member, ShardWriter, stored_bytes, verify_members
 from pipeline.commit import Commit, commit, sha256
-from pipeline.errors import ManifestError, SourceError
+from pipeline.errors import SourceError
 from pipeline.rate import PASSTHROUGH_Q, mse_of_psnr
 from pipeline.sources import Fetcher, SourceRecord
 from pipeline.sources.record import printable
@@ -72,7 +72,7 @@ class ImageTask:
         q: Rate index; infinite to keep the file.
         predicted_bytes: Stored bytes that the plan expects, 0 without a plan.
         clamp: `none`, `floor` or `cap`.
-        skip_reason: Keep the file for this reason, whatever q says.
+        skip_reason: Keep the file for this reason, whatever q says; if it is that the file cannot be read, leave it out.
         pixels: Its size, 0 if unknown.
         min_psnr_db: Floor of this image, or None.
         min_q: Least q that the trim or a search may choose; `max_q`: largest.
@@ -218,11 +218,11 @@ class ShardWorker:
             verify_members(path, members)
             return self._publish(task, rows, path, shard_sha256, shard_bytes)
 
-    def remake(self, task: ShardTask, record: Commit) -> Commit:
+    def remake(self, task: ShardTask, record: Commit) -> str | None:
         """Encode a shard again whose object was lost: the same pictures at the same rates are the same bytes, under the same name.
 
-        Raises:
-            ManifestError: They are not, because a source changed.
+        Returns:
+            None, or a sentence why it cannot be done: a source changed or is gone.
         """
         asked = self.config
         # The rates are settled: a quality target would be searched anew, from another start.
@@ -231,7 +231,7 @@ class ShardWorker:
             path = Path(folder) / "shard.tar"
             writer = ShardWriter(path)
             try:
-                self._write(task, self._encode_stream(task, coder), writer)
+                rows, _ = self._write(task, self._encode_stream(task, coder), writer)
             except BaseException:
                 writer.abandon()
                 raise
@@ -239,9 +239,18 @@ class ShardWorker:
                 self.config = asked
             digest, _ = writer.finish()
             if digest != record.shard_sha256:
-                raise ManifestError(f"{self.store.path(record.shard)} is lost and cannot be made again: its sources or the model changed since")
+                names = self._unlike(rows, record)
+                changed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "the model"
+                return f"{self.store.path(record.shard)} is lost and cannot be made again: {changed} changed since, or is gone"
             self.store.publish(path, record.shard)
-        return record
+        return None
+
+    def _unlike(self, rows: list[dict[str, Any]], record: Commit) -> list[str]:
+        """Names of images that are not as the manifest has them."""
+        made = {row["key"]: (row["payload_sha256"], row["sidecars"]) for row in rows}
+        digests = ["key", "name", "payload_sha256", "sidecars"]
+        there = manifest.read(self.store.read(record.manifest), columns=digests).to_pylist()
+        return [row["name"] for row in there if made.get(row["key"], (None, [])) != (row["payload_sha256"], row["sidecars"])]
 
     def _load(self, tasks: list[ImageTask] | tuple[ImageTask, ...], *, with_sidecars: bool = True) -> Iterator[_Item]:
         """Fetch and decode ahead, in order."""
@@ -265,6 +274,8 @@ class ShardWorker:
             except SourceError as error:
                 lost.append(str(error))
         try:
+            if task.skip_reason == images.UNREADABLE:
+                raise SourceError(f"{record.source_uri} is left out, as it was before")
             source = self.fetcher.fetch(record.part)
         except SourceError as error:
             item = _Item(task, None, images.LoadedImage(info=images.ImageInfo()), _ms(started), 0.0, sidecars=sidecars, lost=[*lost, str(error)])

@@ -112,6 +112,38 @@ def test_one_death_costs_one_retry(tmp_path: Path) -> None:
     assert results == {str(i): i * i for i in range(5)}
 
 
+class Squeamish:
+    """Dies of one number, each time."""
+
+    def work(self, numbers: list[int]) -> list[int]:
+        if 5 in numbers:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05 if numbers[0] >= 100 else 3.0)  # long enough for another worker to start in the meantime
+        return numbers
+
+
+@pytest.mark.usefixtures("ray_pool")
+def test_the_others_work_on_while_what_kills_is_searched_for() -> None:
+    pool = actors.Pool(2, Squeamish)
+    found: list[int | None] = []
+
+    def split(job: actors.Job) -> actors.Trials:
+        part = list(job.args[0])
+        while len(part) > 1:
+            survived = yield actors.Job("a part", "work", (part[: len(part) // 2],))
+            part = part[len(part) // 2 :] if survived else part[: len(part) // 2]
+        found.extend(part)
+        return actors.Job("the rest", "work", ([number for number in job.args[0] if number not in part],))
+
+    jobs = iter([actors.Job("deadly", "work", (list(range(8)),), split), *(actors.Job(str(i), "work", ([100 + i],)) for i in range(200))])
+    order: list[str] = []
+    pool.run(lambda: next(jobs, None), lambda job, result: order.append(job.key))
+    pool.close()
+    assert found == [5]
+    assert sorted(order) == sorted([*map(str, range(200)), "the rest"])
+    assert order.index("the rest") > 0, "the others waited"
+
+
 @pytest.mark.usefixtures("ray_pool")
 def test_two_attempts_at_one_shard_make_one_commit(tmp_path: Path) -> None:
     """Both finish; the second sees the first's commit and leaves it."""
@@ -163,14 +195,55 @@ def test_a_lost_shard_is_found_and_made_again_to_the_byte(kind: str, value: floa
     assert {path: path.read_bytes() for path in sorted((destination / "shards").iterdir())} == before
     assert (destination / "MANIFEST.json").read_bytes() == seal
     assert verify.fixity(str(destination)).problems == []
-    # A source that changed cannot give the same bytes: said, not papered over.
-    shards[0].unlink()
-    first = Archive(str(destination)).manifest(["name"]).column("name").to_pylist()[0]
-    other = make_photos(tmp_path / "other", 40, 64) / "photo039.png"
-    original = (photos / first).read_bytes()
-    (photos / first).write_bytes(other.read_bytes()[: len(original)].ljust(len(original), b"\0"))
-    with pytest.raises(ManifestError, match="cannot be made again"):
+
+
+@pytest.mark.usefixtures("ray_pool")
+def test_lost_shards_are_made_again_as_far_as_their_sources_go(tmp_path: Path) -> None:
+    """What could not be read at first is left out again though it is back; a changed source is named, and holds up no other shard."""
+    photos, destination, gone = make_photos(tmp_path / "in", 12, 64), tmp_path / "dst", tmp_path / "gone"
+    gone.mkdir()
+    (photos / "photo000.txt").write_text("a caption")
+    (photos / "photo001.txt").write_text("another")
+    log = io.StringIO()
+
+    def run() -> Outcome:
+        log.truncate(0)
+        return Run(str(photos), str(destination), CompressConfig(budget=Budget(kind="q", value=4.0)), JsonReporter(log)).execute()
+
+    away = ("photo001.txt", "photo005.png")
+    listed = Run(str(photos), str(destination), CompressConfig(budget=Budget(kind="q", value=4.0)), JsonReporter(log))
+    for name in away:
+        (photos / name).rename(gone / name)
+    assert listed.execute().sealed is not None
+    for name in away:
+        (gone / name).rename(photos / name)
+    rows = {row["name"]: row for row in Archive(str(destination)).manifest().to_pylist()}
+    assert {name: row["error_code"] for name, row in rows.items() if row["status"] == "failed"} == {
+        "photo001.png": "sidecar_unreadable",
+        "photo005.png": "source_unreadable",
+    }
+    shards = sorted((destination / "shards").iterdir())
+    before = {path: path.read_bytes() for path in shards}
+    assert len(shards) == 3
+
+    def lose() -> None:
+        for path in shards:
+            path.unlink()
+
+    lose()
+    assert run().redone == 3
+    assert {path: path.read_bytes() for path in shards} == before
+
+    lose()
+    changed = bytearray((photos / "photo002.png").read_bytes())
+    changed[-20:-12] = b"\0" * 8
+    (photos / "photo002.png").write_bytes(changed)
+    next((destination / "manifest").glob("00001-*")).rename(gone / "manifest")
+    with pytest.raises(ManifestError, match=r"cannot be made again: .*2 shards in all"):
         run()
+    assert "photo002.png changed since" in log.getvalue()
+    assert "is missing too, and with it the rates" in log.getvalue()
+    assert [path.exists() for path in shards] == [False, False, True]
 
 
 @pytest.mark.usefixtures("ray_pool")
