@@ -18,6 +18,7 @@ from infra.local.proxy import FaultProxy
 from infra.local.s3 import BUCKET, LocalS3
 from msinn_core.checkpoint import LoadedModel, load_model
 from msinn_core.codec import Codec, Picture
+from tests.matrix import MATRIX, Matrix
 
 PHOTOS = Path(__file__).parents[1] / "infra" / "demo" / "photos"
 
@@ -57,6 +58,12 @@ def ray_pool() -> Iterator[None]:
     actors.connect(None, 2)
     yield
     actors.disconnect()
+
+
+@pytest.fixture
+def matrix(ray_pool: None) -> Matrix:
+    """Where tests of faults say what they cost."""
+    return MATRIX
 
 
 @pytest.fixture(scope="session")
@@ -113,3 +120,10 @@ def make_photos(folder: Path, count: int, size: int = 96) -> Path:
         x, y = (37 * i) % (512 - size), (53 * i) % (512 - size)
         image.crop((x, y, x + size, y + size)).save(folder / f"photo{i:03d}.png")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The fault matrix of this run."""
+    if MATRIX.rows:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(MATRIX.table())

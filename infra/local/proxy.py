@@ -61,7 +61,7 @@ class Fault:
 
 
 class FaultProxy:
-    """Forwards to an upstream server; `faults` may be changed at any time.
+    """Forwards to an upstream server; `faults`, and `watch` that sees each request, may be changed at any time.
 
     Args:
         upstream: Base URL.
@@ -74,6 +74,7 @@ class FaultProxy:
         self.upstream = upstream
         self.faults = faults or []
         self.requests = 0
+        self.watch: Callable[[web.Request], None] = lambda request: None
         self._rng = random.Random(seed)
         self._port = port
         self._loop = asyncio.new_event_loop()
@@ -108,6 +109,7 @@ class FaultProxy:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self.requests += 1
+        self.watch(request)
         fault = next((fault for fault in self.faults if fault.strikes(request, self._rng)), None)
         kind = fault.kind if fault else None
         body = await request.read()

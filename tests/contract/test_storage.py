@@ -7,8 +7,10 @@ import threading
 import uuid
 from pathlib import Path
 
+import fsspec
 import pytest
 import s3fs
+from aiohttp import web
 
 from infra.local.proxy import Fault, FaultProxy
 from pipeline import storage
@@ -172,3 +174,25 @@ def test_missing_keys_are_a_sentence_too(s3: str, monkeypatch: pytest.MonkeyPatc
     assert not caught.value.transient
     with pytest.raises(SourceError, match="cannot list"):
         scan(s3)
+
+
+def test_every_object_is_written_with_the_stores_options(s3: str, s3_proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encryption at rest is asked for whichever way an object is made: in one request, in parts, or only if absent."""
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"s3_additional_kwargs": {"ServerSideEncryption": "AES256"}})
+    s3fs.S3FileSystem.clear_instance_cache()
+    created: dict[str, str | None] = {}
+
+    def watch(request: web.Request) -> None:
+        if request.method in ("PUT", "POST") and "uploadId" not in request.query:
+            created[request.path.rpartition("/")[2]] = request.headers.get("x-amz-server-side-encryption")
+
+    s3_proxy.watch = watch
+    store = Store(s3)
+    large = tmp_path / "large"
+    with open(large, "wb") as file:
+        file.truncate(110 * 2**20)
+    store.publish(large, "large")
+    store.publish_bytes(b"small", "small")
+    assert store.put_if_absent("once", b"once")
+    assert created == {"large": "AES256", "small": "AES256", "once": "AES256"}
+    assert (store.size("large"), store.read("small"), store.read("once")) == (110 * 2**20, b"small", b"once")

@@ -17,19 +17,20 @@ from pathlib import Path
 import pytest
 
 from infra.local.s3 import free_ports
-from pipeline import verify
 from pipeline.commit import Archive
 from tests.conftest import make_photos
+from tests.matrix import Matrix, troubles, until_committed
 
 ROOT = Path(__file__).parents[2]
 
 
 @dataclass
 class Nodes:
-    """A cluster: the head's address, its dashboard, and the processes by node."""
+    """A cluster: the head's address, its dashboard, its port for Prometheus, and the processes by node."""
 
     address: str
     dashboard: str
+    metrics: int
     processes: list[subprocess.Popen[bytes]]
     env: dict[str, str]
 
@@ -41,11 +42,12 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     env.pop("RAY_ADDRESS", None)
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # as in an activated environment: `python` is ours
-    gcs, dashboard, *agents = free_ports(5)
+    gcs, dashboard, metrics, *agents = free_ports(6)
     ray = str(Path(sys.executable).with_name("ray"))
     common = ["--block", "--num-cpus=1", "--object-store-memory=100000000"]
     commands = [[ray, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--dashboard-port={dashboard}", *common]]
-    commands += [[ray, "start", f"--address=127.0.0.1:{gcs}", f"--node-ip-address=127.0.0.{i}", *common] for i in (2, 3)]
+    commands[0] += [f"--metrics-export-port={metrics}"]
+    commands += [[ray, "start", f"--address=127.0.0.1:{gcs}", f"--node-ip-address=127.0.0.{i}", f"--labels=zone=z{i}", *common] for i in (2, 3)]
     processes: list[subprocess.Popen[bytes]] = []
     try:
         # One after the other: nodes of one machine share a session folder, and two that start at once take each other's ports.
@@ -54,7 +56,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
             with open(folder / f"node{i}.log", "wb") as log:
                 processes.append(subprocess.Popen([*command, port], env=env, stdout=log, stderr=log, start_new_session=True))
             _until(lambda: _alive(dashboard) == len(processes))
-        yield Nodes(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", processes, env)
+        yield Nodes(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", metrics, processes, env)
     finally:
         for process in processes:
             _kill(process)
@@ -86,12 +88,6 @@ def msinn(nodes: Nodes, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=nodes.env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def complete(archive: Path, photos: Path) -> None:
-    names = Archive(str(archive)).manifest(["name"]).column("name").to_pylist()
-    assert sorted(names) == sorted(path.name for path in photos.iterdir())
-    assert verify.fixity(str(archive)).problems == []
-
-
 def test_submitted_once_joined_by_the_same_and_refused_to_others(nodes: Nodes, tmp_path: Path) -> None:
     photos, archive = make_photos(tmp_path / "in", 40, 96), tmp_path / "dst"
     command = ["submit", "--address", nodes.dashboard, "--", "compress", str(photos), str(archive), "--bpp", "2.0"]
@@ -111,7 +107,7 @@ def test_submitted_once_joined_by_the_same_and_refused_to_others(nodes: Nodes, t
     _, refused = other.communicate(timeout=120)
     assert other.returncode == 2
     assert "is writing to" in refused
-    complete(archive, photos)
+    assert json.loads((archive / "MANIFEST.json").read_text())["images"] == 40
     # Done is done: once more, under a new id, changes nothing.
     sealed = (archive / "MANIFEST.json").read_bytes()
     third = msinn(nodes, *command)
@@ -120,6 +116,48 @@ def test_submitted_once_joined_by_the_same_and_refused_to_others(nodes: Nodes, t
     assert "submitted" in err
     assert job[1] not in err
     assert (archive / "MANIFEST.json").read_bytes() == sealed
+
+
+def _node_of(pid: int) -> str:
+    """Address of the Ray node that a process was started by."""
+    while pid > 1:
+        command = Path(f"/proc/{pid}/cmdline").read_text()
+        if "raylet" in command and (found := re.search(r"--node_ip_address=([\d.]+)", command)):
+            return found[1]
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return ""
+
+
+def _actors(nodes: Nodes) -> list[int]:
+    """Processes of living actors."""
+    listed = json.load(urllib.request.urlopen(f"{nodes.dashboard}/api/v0/actors?detail=true", timeout=5))
+    return [actor["pid"] for actor in listed["data"]["result"]["result"] if actor["state"] == "ALIVE"]
+
+
+def test_workers_run_where_their_label_is_and_are_counted_for_prometheus(nodes: Nodes, tmp_path: Path) -> None:
+    photos, archive = make_photos(tmp_path / "in", 64, 320), tmp_path / "dst"
+    command = ["compress", str(photos), str(archive), "--q", "5", "--cluster", nodes.address, "--label", "zone=z3", "--memory-per-worker", "200Mi"]
+    run = msinn(nodes, *command)
+    until_committed(archive, 1, time.monotonic())
+    assert {_node_of(pid) for pid in _actors(nodes)} == {"127.0.0.3"}
+    scraped: dict[str, float] = {}
+
+    def counted() -> bool:
+        page = urllib.request.urlopen(f"http://127.0.0.1:{nodes.metrics}/metrics", timeout=5).read().decode()
+        for name, tags, value in re.findall(r"^ray_(msinn_\w+)\{(.*)\} ([\d.e+]+)$", page, re.MULTILINE):
+            scraped[name + "".join(re.findall(r',?((?:status|kind)="\w+")', tags))] = float(value)
+        return 'msinn_images_totalstatus="coded"' in scraped
+
+    _until(counted)
+    _, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
+    assert 0 < scraped['msinn_images_totalstatus="coded"'] <= 64
+    assert scraped["msinn_shards_total"] >= 1
+    assert 0 < scraped["msinn_stored_bytes_total"] < scraped["msinn_source_bytes_total"]
+    nowhere = msinn(nodes, *command[:2], str(tmp_path / "other"), *command[3:-1], "900G")
+    _, err = nowhere.communicate(timeout=60)
+    assert nowhere.returncode == 6
+    assert "has no memory to offer" in err
 
 
 def test_exit_codes_come_back_from_the_cluster(nodes: Nodes, tmp_path: Path) -> None:
@@ -136,12 +174,11 @@ def test_exit_codes_come_back_from_the_cluster(nodes: Nodes, tmp_path: Path) -> 
     assert "no Ray job server at" in err
 
 
-def test_a_preempted_node_is_no_fault_of_its_images(nodes: Nodes, tmp_path: Path) -> None:
+def test_a_preempted_node_is_no_fault_of_its_images(nodes: Nodes, tmp_path: Path, matrix: Matrix) -> None:
     """The notice comes, the node goes: its work is done elsewhere, and nobody is suspected of killing workers."""
     photos, archive = make_photos(tmp_path / "in", 96, 320), tmp_path / "dst"
     run = msinn(nodes, "compress", str(photos), str(archive), "--q", "5", "--cluster", nodes.address)
-    commits = archive / "commits"
-    _until(lambda: commits.exists() and len(list(commits.glob("*.json"))) >= 1, 180)
+    until_committed(archive, 1, time.monotonic())
     listed = json.load(urllib.request.urlopen(f"{nodes.dashboard}/api/v0/nodes", timeout=5))["data"]["result"]["result"]
     node = next(node["node_id"] for node in listed if node["node_ip"] == "127.0.0.2")
     command = [Path(sys.executable).with_name("ray"), "drain-node", f"--address={nodes.address}", f"--node-id={node}"]
@@ -153,20 +190,19 @@ def test_a_preempted_node_is_no_fault_of_its_images(nodes: Nodes, tmp_path: Path
     _, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     assert "kills the worker" not in err
-    complete(archive, photos)
+    matrix.settle("preemption: drain notice, then the kill", "one of 3 nodes, half way", *troubles(err), archive, photos)
 
 
-def test_a_node_that_is_killed_costs_time_and_nothing_else(nodes: Nodes, tmp_path: Path) -> None:
+def test_a_node_that_is_killed_costs_time_and_nothing_else(nodes: Nodes, tmp_path: Path, matrix: Matrix) -> None:
     """Its actors' successors find no room and must not hold up the run."""
     photos, archive = make_photos(tmp_path / "in", 128, 320), tmp_path / "dst"
     run = msinn(nodes, "compress", str(photos), str(archive), "--bpp", "2.0", "--cluster", nodes.address)
-    commits = archive / "commits"
-    _until(lambda: commits.exists() and len(list(commits.glob("*.json"))) >= 1, 180)
+    until_committed(archive, 1, time.monotonic())
     _kill(nodes.processes[2])
     _, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     assert '"event": "trouble"' in err
-    complete(archive, photos)
+    matrix.settle("SIGKILL of a Ray node", "one of 2 left, half way", *troubles(err), archive, photos)
     sealed = Archive(str(archive)).seal()
     assert sealed is not None
     budget = 2.0 * 128 * 320 * 320 / 8

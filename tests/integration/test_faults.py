@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -26,36 +27,34 @@ from pipeline.report import JsonReporter
 from pipeline.storage import Store
 from pipeline.worker import ImageTask, ShardWorker, WorkConfig
 from tests.conftest import make_photos
+from tests.matrix import Matrix, commits, troubles, until_committed
 
 POISON = "photo005.png"
 
 
-def test_a_killed_driver_is_resumed_by_the_same_command(tmp_path: Path) -> None:
+def test_a_killed_driver_is_resumed_by_the_same_command(tmp_path: Path, matrix: Matrix) -> None:
     photos = make_photos(tmp_path / "in", 48, 96)
     destination = tmp_path / "dst"
     command = [sys.executable, "-m", "jobs.cli", "compress", str(photos), str(destination), "--bpp", "2.0", "--workers", "1"]
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
-    commits = destination / "commits"
-    deadline = time.monotonic() + 240
-    while not (commits.exists() and len(list(commits.iterdir())) >= 3):
-        assert first.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until_committed(destination, 3, time.monotonic())
+    assert first.poll() is None, "the run ended before it could be killed"
     # The driver and every Ray process it started, as when a machine goes away.
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    before = {path: path.read_bytes() for path in commits.glob("*.json")}
+    before = {path: path.read_bytes() for path in (destination / "commits").glob("*.json")}
     assert not (destination / "MANIFEST.json").exists()
-    assert subprocess.run([*command[:-2], "--workers", "2"], capture_output=True, check=False).returncode == 0
+    again = time.monotonic()
+    second = subprocess.Popen([*command[:-2], "--workers", "2"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    recovered = until_committed(destination, len(before) + 1, again)
+    assert second.wait(200) == 0
     assert all(path.read_bytes() == data for path, data in before.items())
-    archive = Archive(str(destination))
-    sealed = archive.seal()
+    sealed = Archive(str(destination)).seal()
     assert sealed is not None
     budget = 2.0 * 48 * 96 * 96 / 8
     assert 0.995 * budget < sealed["counted_bytes"] <= budget
-    names = archive.manifest(["name"]).column("name").to_pylist()
-    assert sorted(names) == sorted(path.name for path in photos.iterdir())
-    assert verify.fixity(str(destination)).problems == []
+    done = f"the open shard; {len(before)} of {commits(destination)} kept, to the byte"
+    matrix.settle("SIGKILL of driver and workers", f"after {len(before)} commits, local", done, recovered, destination, photos)
 
 
 class Fragile(ShardWorker):
@@ -74,7 +73,9 @@ def fragile_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
 
 @pytest.mark.usefixtures("ray_pool")
 @pytest.mark.parametrize(("kind", "value"), [("bpp", 6.0), ("q", 4.0)])
-def test_an_image_that_kills_workers_is_isolated_kept_and_named(kind: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_kills_workers_is_isolated_kept_and_named(
+    kind: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, matrix: Matrix
+) -> None:
     photos = make_photos(tmp_path / "in", 8, 64)
     monkeypatch.setattr("pipeline.compress.make_worker", fragile_worker)
     log = io.StringIO()
@@ -86,7 +87,7 @@ def test_an_image_that_kills_workers_is_isolated_kept_and_named(kind: str, value
     assert sum(row["status"] == "failed" for row in rows.values()) == 1
     assert sum(row["status"] == "ok" for row in rows.values()) >= 6
     assert f"{POISON} kills the worker" in log.getvalue()
-    assert verify.fixity(str(tmp_path / "dst")).problems == []
+    matrix.settle("poison image: SIGKILL of each worker that loads it", f"local, --{kind}", *troubles(log.getvalue()), tmp_path / "dst", photos)
 
 
 class Mortal:
@@ -113,18 +114,25 @@ def test_one_death_costs_one_retry(tmp_path: Path) -> None:
 
 
 class Squeamish:
-    """Dies of one number, each time."""
+    """Dies of one number, each time. Parts without it wait until somebody did other work."""
+
+    def __init__(self, marker: str) -> None:
+        self.marker = Path(marker)
 
     def work(self, numbers: list[int]) -> list[int]:
         if 5 in numbers:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.05 if numbers[0] >= 100 else 3.0)  # long enough for another worker to start in the meantime
+        if numbers[0] >= 100:
+            self.marker.touch()
+        deadline = time.monotonic() + 60
+        while not self.marker.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
         return numbers
 
 
 @pytest.mark.usefixtures("ray_pool")
-def test_the_others_work_on_while_what_kills_is_searched_for() -> None:
-    pool = actors.Pool(2, Squeamish)
+def test_the_others_work_on_while_what_kills_is_searched_for(tmp_path: Path) -> None:
+    pool = actors.Pool(2, Squeamish, str(tmp_path / "marker"))
     found: list[int | None] = []
 
     def split(job: actors.Job) -> actors.Trials:
@@ -135,12 +143,12 @@ def test_the_others_work_on_while_what_kills_is_searched_for() -> None:
         found.extend(part)
         return actors.Job("the rest", "work", ([number for number in job.args[0] if number not in part],))
 
-    jobs = iter([actors.Job("deadly", "work", (list(range(8)),), split), *(actors.Job(str(i), "work", ([100 + i],)) for i in range(200))])
+    jobs = iter([actors.Job("deadly", "work", (list(range(8)),), split), *(actors.Job(str(i), "work", ([100 + i],)) for i in range(9))])
     order: list[str] = []
     pool.run(lambda: next(jobs, None), lambda job, result: order.append(job.key))
     pool.close()
     assert found == [5]
-    assert sorted(order) == sorted([*map(str, range(200)), "the rest"])
+    assert sorted(order) == sorted([*map(str, range(9)), "the rest"])
     assert order.index("the rest") > 0, "the others waited"
 
 
@@ -159,15 +167,13 @@ def test_two_attempts_at_one_shard_make_one_commit(tmp_path: Path) -> None:
     assert archive.commits() == [first]
 
 
-def test_two_drivers_on_one_archive_make_one_archive(tmp_path: Path) -> None:
+def test_two_drivers_on_one_archive_make_one_archive(tmp_path: Path, matrix: Matrix) -> None:
     photos = make_photos(tmp_path / "in", 32, 96)
     command = [sys.executable, "-m", "jobs.cli", "compress", str(photos), str(tmp_path / "dst"), "--bpp", "2.0", "--workers", "1"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [driver.communicate(timeout=240)[1] for driver in both]
     assert [driver.returncode for driver in both] == [0, 0], said
-    names = Archive(str(tmp_path / "dst")).manifest(["name"]).column("name").to_pylist()
-    assert sorted(names) == sorted(path.name for path in photos.iterdir())
-    assert verify.fixity(str(tmp_path / "dst")).problems == []
+    matrix.settle("two drivers at once", "one local archive", "shards that both had begun; one commit of each counts", 0.0, tmp_path / "dst", photos)
     sealed = Archive(str(tmp_path / "dst")).seal()
     assert sealed is not None
     assert sealed["counted_bytes"] <= sealed["budget_bytes"]
@@ -175,7 +181,7 @@ def test_two_drivers_on_one_archive_make_one_archive(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ray_pool")
 @pytest.mark.parametrize(("kind", "value"), [("bpp", 3.0), ("psnr", 40.0)])
-def test_a_lost_shard_is_found_and_made_again_to_the_byte(kind: str, value: float, tmp_path: Path) -> None:
+def test_a_lost_shard_is_found_and_made_again_to_the_byte(kind: str, value: float, tmp_path: Path, matrix: Matrix) -> None:
     photos, destination = make_photos(tmp_path / "in", 12, 64), tmp_path / "dst"
     (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
     config = CompressConfig(budget=Budget(kind=kind, value=value))
@@ -190,11 +196,13 @@ def test_a_lost_shard_is_found_and_made_again_to_the_byte(kind: str, value: floa
     shards[0].unlink()
     shards[-1].unlink()
     assert len(verify.fixity(str(destination)).problems) >= 2
+    began = time.monotonic()
     outcome = run()
+    took = time.monotonic() - began
     assert outcome.redone == 2
     assert {path: path.read_bytes() for path in sorted((destination / "shards").iterdir())} == before
     assert (destination / "MANIFEST.json").read_bytes() == seal
-    assert verify.fixity(str(destination)).problems == []
+    matrix.settle(f"2 of {len(shards)} shard objects lost", f"sealed archive, --{kind}", "the 2, to the byte", took, destination, photos)
 
 
 @pytest.mark.usefixtures("ray_pool")
@@ -247,7 +255,7 @@ def test_lost_shards_are_made_again_as_far_as_their_sources_go(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("ray_pool")
-def test_a_full_disk_is_a_sentence_and_the_run_resumes(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_sentence_and_the_run_resumes(tmp_path: Path, matrix: Matrix) -> None:
     """A real full file system where this machine lets us mount one; otherwise the kernel's own answer is given in its place."""
     photos, destination = make_photos(tmp_path / "in", 24, 96), tmp_path / "dst"
     destination.mkdir()
@@ -269,10 +277,12 @@ def test_a_full_disk_is_a_sentence_and_the_run_resumes(tmp_path: Path) -> None:
                 patch.setattr("pipeline.compress.make_worker", full_worker)
                 with pytest.raises(StorageError, match="No space left"):
                     run()
+        before, again = commits(destination), time.monotonic()
         outcome = run()
+        took = time.monotonic() - again
         assert outcome.sealed is not None
-        assert outcome.sealed["images"] == 24
-        assert verify.fixity(str(destination)).problems == []
+        place = "destination, a real 6 MB file system" if mounted else "destination, ENOSPC given by the test"
+        matrix.settle("full disk", place, f"{outcome.redone} shards after room was made; {before} kept", took, destination, photos)
         assert not list(destination.rglob(".tmp-*"))
     finally:
         if mounted:
@@ -329,17 +339,62 @@ def starved_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
 
 
 @pytest.mark.usefixtures("ray_pool")
-def test_an_image_for_which_memory_does_not_suffice_is_kept_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_for_which_memory_does_not_suffice_is_kept_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, matrix: Matrix) -> None:
     photos = make_photos(tmp_path / "in", 8, 64)
     with Image.open(photos / POISON) as small:
         small.resize((2400, 2400)).save(photos / POISON)
     monkeypatch.setattr("pipeline.compress.make_worker", starved_worker)
     config = CompressConfig(budget=Budget(kind="q", value=4.0))
-    outcome = Run(str(photos), str(tmp_path / "dst"), config, JsonReporter(io.StringIO())).execute()
+    log = io.StringIO()
+    outcome = Run(str(photos), str(tmp_path / "dst"), config, JsonReporter(log)).execute()
     assert outcome.sealed is not None
     assert outcome.sealed["failed"] == 1
     rows = {row["name"]: row for row in Archive(str(tmp_path / "dst")).manifest().to_pylist()}
     assert rows[POISON]["codec"] == "passthrough"
     assert "emory" in rows[POISON]["error"]
     assert all(row["codec"] == "msinn" for name, row in rows.items() if name != POISON)
-    assert verify.fixity(str(tmp_path / "dst")).problems == []
+    matrix.settle("out of memory (RLIMIT_AS)", "the network, on one image", *troubles(log.getvalue()), tmp_path / "dst", photos)
+
+
+class Glutton(ShardWorker):
+    """A real worker that takes 4 GiB for one image."""
+
+    def _start(self, item: Any, q: float) -> None:
+        if item.task.record.name == POISON and item.coded:
+            taken = np.ones(2**29)
+            time.sleep(60)
+            del taken
+        super()._start(item, q)
+
+
+def glutton_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
+    sound = make_worker(model, url, config)
+    return Glutton(sound.codec.model, sound.store, config)
+
+
+GLUTTONY = """
+import sys
+from pipeline import compress
+from tests.integration.test_faults import glutton_worker
+from jobs.cli import main
+compress.make_worker = glutton_worker
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_what_ray_kills_for_its_memory_is_isolated(tmp_path: Path, matrix: Matrix) -> None:
+    """Ray's own monitor ends the worker before the machine is out of memory."""
+    photos = make_photos(tmp_path / "in", 8, 64)
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    total, free = (int(next(line for line in lines if line.startswith(name)).split()[1]) for name in ("MemTotal", "MemAvailable"))
+    if free < 6 * 2**20:
+        pytest.fail("this test needs 6 GiB of free memory")
+    limit = {"RAY_memory_usage_threshold": f"{(total - free + 3 * 2**20) / total:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
+    command = [sys.executable, "-c", GLUTTONY, "compress", str(photos), str(tmp_path / "dst"), "--q", "4", "--workers", "1"]
+    root = Path(__file__).parents[2]
+    run = subprocess.run(command, env={**os.environ, **limit}, cwd=root, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 3, run.stderr
+    rows = {row["name"]: row for row in Archive(str(tmp_path / "dst")).manifest().to_pylist()}
+    assert [name for name, row in rows.items() if row["status"] != "ok"] == [POISON]
+    assert rows[POISON]["error_code"] == "crashed_the_worker"
+    matrix.settle("out of memory (killed by Ray's monitor)", "a worker, on one image", *troubles(run.stderr), tmp_path / "dst", photos)
