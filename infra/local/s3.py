@@ -117,12 +117,13 @@ def free_ports(count: int) -> list[int]:
 
 
 def main() -> None:
-    """Run until interrupted."""
+    """Run until interrupted or told to end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="where the data lie")
     server = LocalS3(parser.parse_args().folder)
     print("\n".join(f"export {name}={value}" for name, value in server.environment().items()))
     print(f"# bucket: s3://{BUCKET}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         server.process.wait()
     except KeyboardInterrupt:
