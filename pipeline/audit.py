@@ -35,13 +35,10 @@ def query(table: pa.Table, sql: str) -> pa.Table:
         connection.close()
 
 
-def select(archive: Archive, columns: list[str], where: str | None) -> pa.Table:
-    """Rows of an archive that fulfil an SQL condition (all without one), in archive order. Raises `UsageError` for bad SQL."""
-    if where is None:
-        return archive.manifest(columns)
-    keep = query(archive.manifest(), f"SELECT key FROM manifest WHERE {where}").column("key")
-    rows = archive.manifest(columns)
-    return rows.filter(pc.is_in(rows.column("key"), value_set=keep.combine_chunks()))
+def select(table: pa.Table, where: str) -> pa.Table:
+    """Rows of a manifest that fulfil an SQL condition, in its order. Raises `UsageError` for bad SQL."""
+    keep = query(table, f"SELECT key FROM manifest WHERE {where}").column("key")
+    return table.filter(pc.is_in(table.column("key"), value_set=keep.combine_chunks()))
 
 
 def summary(archive: Archive) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -102,6 +102,20 @@ def commit(store: Store, record: Commit) -> Commit:
         raise CommitUnknownError(f"whether {store.path(name)} was created is unknown: {error}") from error
 
 
+class Books(NamedTuple):
+    """What an archive says of its shards.
+
+    Attributes:
+        commits: The sound ones, by shard number.
+        lost: A sentence for each shard whose commit is lost or damaged.
+        problems: What else is damaged.
+    """
+
+    commits: list[Commit]
+    lost: dict[int, str]
+    problems: list[str]
+
+
 class Archive:
     """Read access to what is committed at a store.
 
@@ -138,22 +152,48 @@ class Archive:
             raise ManifestError(f"{self.store.path(SEAL)} is damaged: {error}") from error
         return sealed
 
+    def books(self) -> Books:
+        """All commits that are sound, and what is wrong with the others. Never raises for damage."""
+        problems: list[str] = []
+        lost: dict[int, str] = {}
+        names = self.store.list("commits")
+
+        def fetch(name: str) -> bytes:
+            try:
+                return self.store.read(name)
+            except FileNotFoundError:
+                return b""
+
+        with ThreadPoolExecutor(8) as pool:
+            blobs = dict(zip(names, pool.map(fetch, names), strict=True))
+        try:
+            sealed = self.seal()
+            expected: dict[str, str] = sealed["commits"] if sealed is not None else {name: sha256(blob) for name, blob in blobs.items()}
+        except (ManifestError, KeyError) as error:
+            problems.append(str(error) if isinstance(error, ManifestError) else f"{self.store.path(SEAL)} is damaged: it names no commits")
+            expected = {name: sha256(blob) for name, blob in blobs.items()}
+        commits = []
+        for name in sorted({*names, *expected}):
+            number = int(name[len("commits/") : -len(".json")]) if name[len("commits/") : -len(".json")].isdigit() else -1
+            if name in expected and sha256(blobs.get(name, b"")) != expected[name]:
+                lost[number] = f"{self.store.path(name)} is {'changed' if name in blobs else 'missing'} since the archive was sealed"
+                continue
+            try:
+                commits.append(Commit.from_bytes(blobs[name], name))
+            except ManifestError as error:
+                lost[number] = str(error)
+        return Books(commits, lost, problems)
+
     def commits(self) -> list[Commit]:
         """All commits, by shard number.
 
         Raises:
             ManifestError: One is damaged, or a sealed archive has lost or changed one.
         """
-        names = self.store.list("commits")
-        with ThreadPoolExecutor(8) as pool:
-            blobs = list(pool.map(self.store.read, names))
-        sealed = self.seal()
-        if sealed is not None:
-            present = {name: sha256(blob) for name, blob in zip(names, blobs, strict=True)}
-            for name, digest in sealed["commits"].items():
-                if present.get(name) != digest:
-                    raise ManifestError(f"{self.store.path(name)} is {'changed' if name in present else 'missing'} since the archive was sealed")
-        return [Commit.from_bytes(blob, name) for name, blob in zip(names, blobs, strict=True)]
+        books = self.books()
+        for problem in (*books.problems, *books.lost.values()):
+            raise ManifestError(problem)
+        return books.commits
 
     def manifest_part(self, record: Commit, columns: list[str] | None = None) -> pa.Table:
         """Rows of one shard, checked against its commit.

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from msinn_core.checkpoint import LoadedModel, parse_model
+from msinn_core.checkpoint import LoadedModel, load_model, parse_model, shipped_models
 from msinn_core.codec import Codec
-from pipeline import actors, images
+from pipeline import actors, images, manifest
 from pipeline.audit import select
-from pipeline.commit import Archive, Commit, commit_name, sha256
+from pipeline.commit import Archive, Books, Commit, commit_name, sha256
 from pipeline.errors import ManifestError, StorageError, UsageError
+from pipeline.salvage import Salvage
 from pipeline.storage import Store
 
 INLINE_IMAGES = 16
@@ -60,12 +62,21 @@ class Decoder:
         """The codec of a model, loaded once. A float model runs on the kind of device that encoded. Raises `ManifestError` or `CheckpointError`."""
         wanted = device
         if (model_sha256, wanted) not in self._codecs:
-            model: LoadedModel = parse_model(self._archive.model_bytes(model_sha256))
+            model = self._model(model_sha256)
             device = device if model.profile == "float" else "cpu"
             # Nothing larger was ever coded into this archive, so a larger header is a forged one.
             limit = int(self._archive.run["config"]["max_pixels"])
             self._codecs[model_sha256, wanted] = Codec(model, device=device, max_pixels=limit)
         return self._codecs[model_sha256, wanted]
+
+    def _model(self, digest: str) -> LoadedModel:
+        try:
+            return parse_model(self._archive.model_bytes(digest))
+        except ManifestError:
+            # The archive lost it; the same file, by its hash, may have come with this msinn.
+            if digest in shipped_models().values():
+                return load_model(digest)
+            raise
 
     def picture(self, row: dict[str, Any], payload: bytes) -> tuple[bytes, str | None]:
         """PNG bytes of a coded row's payload, and a sentence if it is not exactly what was verified when it was encoded.
@@ -78,7 +89,7 @@ class Decoder:
         codec = self.codec(row["model_sha256"], row["encoder"].split()[0])
         picture, _ = codec.decode(payload)
         problem = None
-        if sha256(picture.content()) != row["recon_sha256"]:
+        if row["recon_sha256"] is not None and sha256(picture.content()) != row["recon_sha256"]:
             problem = f"{row['name']}: decodes to other pixels than on the machine that encoded it ({row['encoder']}); " + (
                 "the float profile promises the same pixels only on like machines"
                 if codec.model.profile == "float"
@@ -183,7 +194,7 @@ def restore(url: str, target: str, *, where: str | None = None, overwrite: bool 
 
     Raises:
         UsageError: `target` is not empty, or the condition is not SQL.
-        ManifestError: The archive's books are damaged.
+        ManifestError: There is no archive.
     """
     archive = Archive(url)
     out = Store(target)
@@ -191,20 +202,64 @@ def restore(url: str, target: str, *, where: str | None = None, overwrite: bool 
         raise UsageError(f"{target} is not empty: choose another folder, or say --overwrite")
     if out.local and archive.store.local and f"{os.path.realpath(out.root)}{os.sep}".startswith(f"{os.path.realpath(archive.store.root)}{os.sep}"):
         raise UsageError(f"{target} lies inside the archive: choose a folder outside it")
-    rows = select(archive, COLUMNS, where)
+    rows, problems = rows_left(archive, where)
     if out.local:
         try:
             os.makedirs(out.root, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot create {target}: {error.strerror}") from error
     result = run_over_shards(url, target, rows, workers)
-    result.problems = unfinished(archive) + result.problems
+    result.problems = problems + result.problems
     return result
 
 
-def unfinished(archive: Archive) -> list[str]:
+def rows_left(archive: Archive, where: str | None = None) -> tuple[pa.Table, list[str]]:
+    """All rows, or those that fulfil an SQL condition; where the books are damaged, what can be put together otherwise.
+
+    Returns:
+        A table of `COLUMNS`, in archive order, and a sentence for everything that is lost, damaged or not finished.
+
+    Raises:
+        UsageError: Bad SQL.
+    """
+    books = archive.books()
+    problems = unfinished(archive, books) + books.problems
+    wanted = COLUMNS if where is None else None
+    lost: dict[int, tuple[Commit | None, str]] = {shard: (None, sentence) for shard, sentence in books.lost.items()}
+    tables: dict[int, pa.Table] = {}
+
+    def read(record: Commit) -> pa.Table | str:
+        try:
+            return archive.manifest_part(record, wanted)
+        except (ManifestError, StorageError) as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        for record, part in zip(books.commits, pool.map(read, books.commits), strict=True):
+            if isinstance(part, str):
+                lost[record.shard_id] = (record, part)
+            else:
+                tables[record.shard_id] = part
+    salvage = Salvage(archive)
+    for shard, (commit, sentence) in lost.items():
+        if where is not None:
+            problems.append(f"{sentence}: a condition cannot find its images, but a restore of everything can")
+            continue
+        found, how = salvage.rows(shard, commit)
+        problems.append(f"{sentence}: {how}")
+        tables[shard] = pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS} for row in found], schema=_schema(COLUMNS))
+    schema = _schema(COLUMNS if where is None else manifest.SCHEMA.names)
+    table = pa.concat_tables([tables[shard].replace_schema_metadata(None) for shard in sorted(tables)]) if tables else schema.empty_table()
+    return (select(table, where).select(COLUMNS) if where is not None else table), problems
+
+
+def _schema(columns: list[str]) -> pa.Schema:
+    return pa.schema([manifest.SCHEMA.field(name) for name in columns])
+
+
+def unfinished(archive: Archive, books: Books) -> list[str]:
     """A sentence if the archive does not hold all of its source yet."""
-    missing = set(range(int(archive.run["shards"]))) - {record.shard_id for record in archive.commits()}
+    missing = set(range(int(archive.run["shards"]))) - {record.shard_id for record in books.commits} - set(books.lost)
     if missing:
         return [
             f"{len(missing)} of {archive.run['shards']} shards are not committed, shard {min(missing)} among them: run the same compress to finish"

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.commit import Archive, Commit
 from pipeline.errors import ManifestError, StorageError, UsageError
-from pipeline.restore import COLUMNS, Result, run_over_shards, unfinished
+from pipeline.restore import Result, rows_left, run_over_shards, unfinished
 
 _CHUNK_BYTES = 1 << 22
 
@@ -24,12 +24,13 @@ def fixity(url: str, *, on_shard: Callable[[Commit], None] | None = None) -> Res
         on_shard: Called after each shard.
 
     Raises:
-        ManifestError: There is no archive, or its commits are damaged.
+        ManifestError: There is no archive.
     """
     archive = Archive(url)
     result = Result()
-    records = archive.commits()
-    result.problems += unfinished(archive)
+    books = archive.books()
+    records = books.commits
+    result.problems += [*unfinished(archive, books), *books.problems, *books.lost.values()]
     for check in (archive.model_bytes, lambda: _check_scan(archive)):
         try:
             check()
@@ -113,15 +114,15 @@ def decode(url: str, *, sample: float = 1.0, seed: int = 0, workers: int | None 
 
     Raises:
         UsageError: `sample` out of range.
-        ManifestError: The archive's books are damaged.
+        ManifestError: There is no archive.
     """
     if not 0 < sample <= 1:
         raise UsageError(f"--sample is {sample:.6g}; it takes more than 0 and at most 100 %")
     archive = Archive(url)
-    rows = archive.manifest(COLUMNS)
+    rows, problems = rows_left(archive)
     if sample < 1:
         count = max(1, round(sample * len(rows)))
         rows = rows.take(pa.array(sorted(random.Random(seed).sample(range(len(rows)), count))))
     result = run_over_shards(url, None, rows, workers)
-    result.problems = unfinished(archive) + result.problems
+    result.problems = problems + result.problems
     return result

@@ -270,7 +270,7 @@ class ShardWorker:
         sidecars, lost = [], []
         for (name, part), keep in zip(record.sidecars, record.keep_sidecars, strict=True) if with_sidecars else ():
             try:
-                sidecars.append((printable(name), keep, _member_name(record.key, name), self.fetcher.fetch(part)))
+                sidecars.append((printable(name), keep, member_name(record.key, name), self.fetcher.fetch(part)))
             except SourceError as error:
                 lost.append(str(error))
         try:
@@ -475,7 +475,7 @@ class ShardWorker:
             record = item.task.record
             member = None
             if item.payload is not None:
-                suffix = "msn" if item.coded else _suffix(record.name)
+                suffix = "msn" if item.coded else suffix_of(record.name)
                 member = writer.add(f"{record.key}.{suffix}", item.payload)
                 members.append(member)
             sidecars: list[dict[str, Any]] = []
@@ -622,14 +622,16 @@ def _ms(started: float) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-def _suffix(name: str) -> str:
+def suffix_of(name: str) -> str:
+    """What the member of a file that is kept as it is ends with."""
     base = name.rpartition("/")[2]
     suffix = re.sub(r"[^A-Za-z0-9]", "", base.rpartition(".")[2])[:16] if "." in base else ""
     # `.msn` is what coded pictures are called.
     return suffix.lower() if suffix and suffix.lower() != "msn" else "bin"
 
 
-def _member_name(key: str, name: str) -> str:
+def member_name(key: str, name: str) -> str:
+    """What a sidecar is called in the shard, unless that is taken."""
     base = name.rpartition("/")[2]
     suffix = re.sub(r"[^A-Za-z0-9._-]", "_", base.partition(".")[2])[:60].strip(".")
     return f"{key}.{suffix or 'side'}"

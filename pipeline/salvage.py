@@ -1,0 +1,148 @@
+"""What an archive still gives back when some of its books (commits, parts of the manifest, the listing) are lost or damaged.
+
+Shards are plain tars named after their own hash, and say themselves what they hold; names come from the listing of the scan, if that is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from msinn_core import bitstream
+from pipeline import manifest
+from pipeline.archive import iterate
+from pipeline.commit import Archive, Commit, sha256
+from pipeline.errors import ManifestError, StorageError
+from pipeline.sources.record import SourceRecord, from_table, printable
+from pipeline.worker import member_name, suffix_of
+
+_CHUNK_BYTES = 1 << 22
+
+
+class Salvage:
+    """Rows of shards that a manifest does not give any more.
+
+    Args:
+        archive: With books that are not whole.
+    """
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self._objects: dict[str, list[str]] = {}
+        self._scanned: dict[int, list[SourceRecord]] | None = None
+
+    def rows(self, shard: int, record: Commit | None) -> tuple[list[dict[str, Any]], str]:
+        """Rows as `restore` wants them, with what is known of each image, and half a sentence that says where they come from.
+
+        Args:
+            shard: Its number.
+            record: Its commit, whose part of the manifest is lost; None if the commit is lost.
+        """
+        if record is None:
+            for name in self._named("manifest", shard):
+                data = self._read(name)
+                if data is None or sha256(data)[:12] not in name:
+                    continue
+                rows: list[dict[str, Any]] = manifest.read(data).to_pylist()
+                if rows and rows[0]["shard_key"] in self._named("shards", shard):
+                    return rows, f"its images are restored by {self._archive.store.path(name)}"
+        names = [record.shard] if record is not None else self._named("shards", shard)
+        whole = [name for name in names if self._is_whole(name)]
+        for name in whole or names:
+            rows = self._of_tar(shard, name)
+            if rows:
+                state = "" if name in whole else ", which is damaged"
+                return rows, f"its images are restored by what {self._archive.store.path(name)} says itself{state}"
+        return [], "nothing is left of its images"
+
+    def _named(self, folder: str, shard: int) -> list[str]:
+        if folder not in self._objects:
+            self._objects[folder] = self._archive.store.list(folder)
+        return [name for name in self._objects[folder] if name.startswith(f"{folder}/{shard:05d}-")]
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return self._archive.store.read(name)
+        except (FileNotFoundError, StorageError):
+            return None
+
+    def _is_whole(self, name: str) -> bool:
+        digest = hashlib.sha256()
+        try:
+            with self._archive.store.open(name) as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+        except (OSError, StorageError):
+            return False
+        return digest.hexdigest()[:12] in name
+
+    def _of_tar(self, shard: int, name: str) -> list[dict[str, Any]]:
+        """One row for each image of which the tar holds anything."""
+        members: dict[str, list[tuple[str, int, int, str, bool]]] = {}
+        try:
+            with self._archive.store.open(name) as file:
+                for member, offset, data in iterate(file):
+                    coded = data[: len(bitstream.MAGIC)] == bitstream.MAGIC
+                    members.setdefault(member.partition(".")[0], []).append((member, offset, len(data), sha256(data), coded))
+        except (OSError, StorageError, ManifestError):
+            pass  # what was read before the damage counts
+        records = {record.key: record for record in self._records(shard)}
+        rows = []
+        for key, parts in members.items():
+            record = records.get(key)
+            first, offset, length, digest, magic = parts[0]
+            coded = magic and first == f"{key}.msn"
+            stored = coded or record is None or first == f"{key}.{suffix_of(record.name)}"
+            names = (record.restore_name if coded else record.keep_name) if record else (f"{key}.png" if coded else first)
+            row = {
+                "key": key,
+                "name": printable(record.name) if record else key,
+                "restore_name": names,
+                "member": first if stored else None,
+                "shard_key": name,
+                "offset": offset if stored else None,
+                "length": length if stored else None,
+                "payload_sha256": digest if stored else None,
+                "codec": None if not stored else "msinn" if coded else "passthrough",
+                "model_sha256": self._archive.run["model_sha256"] if coded else None,
+                "encoder": "cpu" if coded else None,
+                "sidecars": self._sidecars(record, key, first if stored else None, parts[1:] if stored else parts),
+            }
+            rows.append(row)
+        return rows
+
+    @staticmethod
+    def _sidecars(record: SourceRecord | None, key: str, payload: str | None, parts: list[tuple[str, int, int, str, bool]]) -> list[dict[str, Any]]:
+        """Members after the payload, in the order in which they were written; one that could not be read then is not among them."""
+        named = list(zip(record.sidecars, record.keep_sidecars, strict=True)) if record else []
+        found: list[dict[str, Any]] = []
+        waiting = iter(parts)
+        part = next(waiting, None)
+        for (name, _), keep in named:
+            taken = {payload, *(side["member"] for side in found)}
+            expected = member_name(key, name)
+            if part is not None and part[0] == (f"{key}.{len(found)}.side" if expected in taken else expected):
+                found.append(
+                    {"name": printable(name), "restore_name": keep, "member": part[0], "offset": part[1], "length": part[2], "sha256": part[3]}
+                )
+                part = next(waiting, None)
+        while part is not None:
+            found.append({"name": part[0], "restore_name": part[0], "member": part[0], "offset": part[1], "length": part[2], "sha256": part[3]})
+            part = next(waiting, None)
+        return found
+
+    def _records(self, shard: int) -> list[SourceRecord]:
+        if self._scanned is None:
+            self._scanned = {}
+            data = self._read(self._archive.run["scan"])
+            try:
+                listed = from_table(pq.read_table(io.BytesIO(data))) if data is not None else []
+            except (pa.ArrowException, OSError, KeyError):
+                listed = []
+            for record, number in listed:
+                self._scanned.setdefault(number, []).append(record)
+        return self._scanned.get(shard, [])

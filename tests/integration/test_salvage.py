@@ -1,0 +1,108 @@
+"""Objects of a sealed archive are lost or damaged: everything that is still there comes back, and what is wrong is said."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import main
+from pipeline import verify
+from pipeline.commit import Archive
+from pipeline.compress import Run
+from pipeline.config import Budget, CompressConfig
+from pipeline.report import JsonReporter
+from tests.conftest import make_photos, png16
+
+
+@pytest.fixture(scope="module")
+def made(ray_pool: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """An archive of 3 shards with every kind of member, and what a restore of it gives."""
+    folder = tmp_path_factory.mktemp("salvage")
+    photos = make_photos(folder / "in", 9, 64)
+    (photos / "photo001.txt").write_text("a caption")
+    (photos / "photo001.json").write_text("{}")
+    (photos / "photo004.msn").write_text("a sidecar that is called as coded pictures are")
+    (photos / "photo005.png").write_bytes(png16(8, 8))
+    (photos / "photo005.txt").write_text("of a file that is kept")
+    (photos / "photo006.png").write_bytes(b"\x89PNG no picture")
+    Run(str(photos), str(folder / "archive"), CompressConfig(budget=Budget(kind="q", value=4.0)), JsonReporter(io.StringIO())).execute()
+    assert len(list((folder / "archive" / "shards").iterdir())) == 3
+    assert main(["restore", str(folder / "archive"), str(folder / "out")]) == 0
+    return folder / "archive", tree(folder / "out")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def of(archive: Path, folder: str, shard: int = 1) -> Path:
+    return next((archive / folder).glob(f"{shard:05d}*"))
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9] + b"\0" * 9)
+
+
+LOSSES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a part of the manifest": (lambda archive: of(archive, "manifest").unlink(), "is missing; commit 1 names it"),
+    "a damaged part of the manifest": (lambda archive: damage(of(archive, "manifest")), "is damaged: its SHA-256"),
+    "a commit": (lambda archive: of(archive, "commits").unlink(), "is missing since the archive was sealed"),
+    "a damaged commit": (lambda archive: of(archive, "commits").write_bytes(b"{"), "is changed since the archive was sealed"),
+    "all commits and the manifest": (
+        lambda archive: [shutil.rmtree(archive / "commits"), shutil.rmtree(archive / "manifest")],
+        "is missing since the archive was sealed",
+    ),
+    "the seal": (lambda archive: (archive / "MANIFEST.json").write_bytes(b"?"), "MANIFEST.json is damaged"),
+    "the model": (lambda archive: shutil.rmtree(archive / "model"), ""),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_everything_comes_back_without(loss: str, made: tuple[Path, dict[str, bytes]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive, expected = tmp_path / "archive", made[1]
+    shutil.copytree(made[0], archive)
+    lose, sentence = LOSSES[loss]
+    lose(archive)
+    assert main(["restore", str(archive), str(tmp_path / "out")]) == (5 if sentence else 0)
+    assert sentence in capsys.readouterr().err
+    assert tree(tmp_path / "out") == expected
+    problems = verify.fixity(str(archive)).problems
+    assert any((sentence or "without it nothing can be decoded") in problem for problem in problems)
+
+
+def test_a_shard_whose_names_are_lost_comes_back_under_its_keys(made: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
+    archive, expected = tmp_path / "archive", made[1]
+    shutil.copytree(made[0], archive)
+    shutil.rmtree(archive / "scan")
+    of(archive, "manifest").unlink()
+    rows = {row["key"]: row["restore_name"] for row in Archive(str(made[0])).manifest().to_pylist()}
+    assert main(["restore", str(archive), str(tmp_path / "out")]) == 5
+    found = tree(tmp_path / "out")
+    assert sorted(found.values()) == sorted(expected.values())
+    assert found["000000004.png"] == expected[rows["000000004"]]
+
+
+def test_a_damaged_shard_without_a_manifest_gives_what_is_left(made: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
+    archive, expected = tmp_path / "archive", made[1]
+    shutil.copytree(made[0], archive)
+    of(archive, "manifest").unlink()
+    shard = of(archive, "shards")
+    data = shard.read_bytes()
+    shard.write_bytes(data[: len(data) // 2])
+    assert main(["restore", str(archive), str(tmp_path / "out")]) == 5
+    found = tree(tmp_path / "out")
+    assert set(found.items()) < set(expected.items())
+    assert len(expected) - 5 <= len(found)
+
+
+def test_a_condition_selects_from_what_has_books(made: tuple[Path, dict[str, bytes]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = tmp_path / "archive"
+    shutil.copytree(made[0], archive)
+    of(archive, "manifest").unlink()
+    assert main(["restore", str(archive), str(tmp_path / "out"), "--where", "status = 'ok'"]) == 5
+    assert "a condition cannot find its images" in capsys.readouterr().err
+    assert 0 < len(tree(tmp_path / "out")) < len(made[1])
