@@ -1,4 +1,4 @@
-"""Verbs that read an archive: `status`, `verify`, `audit`, `restore`, `get`, `inspect`."""
+"""Verbs that read an archive: `status`, `verify`, `audit`, `restore`, `get`, `gc`, `inspect`."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     p.add_argument("-o", "--output", metavar="FILE", help="where to write (default: its name, here; - for standard output)")
     p.add_argument("--original", action="store_true", help="the stored payload itself")
     p.set_defaults(command=_get)
+
+    p = verbs.add_parser("gc", help="what killed attempts left in a sealed archive; nothing is removed without --delete")
+    p.add_argument("archive", metavar="DST")
+    p.add_argument("--delete", action="store_true", help="remove it")
+    p.set_defaults(command=_gc)
 
     p = verbs.add_parser("inspect", help="what a bitstream, model file or shard is")
     p.add_argument("file", metavar="FILE")
@@ -95,6 +100,21 @@ def _verify(arguments: argparse.Namespace) -> int:
         result = verify.fixity(arguments.archive)
         done = f"{result.images} images checked byte for byte"
     return _finish(result.problems, done, "verification failed")
+
+
+def _gc(arguments: argparse.Namespace) -> int:
+    from pipeline import gc
+    from pipeline.commit import Archive
+
+    archive = Archive(arguments.archive)
+    found = gc.orphans(archive)
+    for name, size in sorted(found.items()):
+        print(f"{size:>15,}  {archive.store.path(name)}")
+    if arguments.delete:
+        gc.collect(archive, found)
+    what = "removed" if arguments.delete else "could be removed: say --delete" if found else "to remove"
+    print(f"{len(found)} objects, {sum(found.values()):,} bytes {what}")
+    return 0
 
 
 def _finish(problems: list[str], done: str, verdict: str) -> int:

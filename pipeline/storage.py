@@ -171,6 +171,12 @@ class Store:
         else:
             retry(lambda: self.fs.pipe_file(self.path(name), data), f"write {self.path(name)}")
 
+    def remove(self, name: str) -> None:
+        """Delete an object that nothing names; harmless if it is gone. Raises `StorageError`."""
+        with contextlib.suppress(FileNotFoundError):
+            retry(lambda: self.fs.rm_file(self.path(name)), f"remove {self.path(name)}")
+        self.fs.invalidate_cache()
+
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Create an object unless it exists; atomic, one winner.
 

@@ -26,6 +26,14 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return Store(str(tmp_path / "root") if request.param == "local" else f"memory://{uuid.uuid4().hex}")
 
 
+def test_remove(store: Store) -> None:
+    store.publish_bytes(b"x", "shards/a")
+    store.publish_bytes(b"y", "shards/b")
+    store.remove("shards/a")
+    store.remove("shards/a")
+    assert store.list("shards") == ["shards/b"]
+
+
 def test_publish_read_list(store: Store, tmp_path: Path) -> None:
     assert store.list("shards") == []
     source = tmp_path / "file"

@@ -106,3 +106,27 @@ def test_a_condition_selects_from_what_has_books(made: tuple[Path, dict[str, byt
     assert main(["restore", str(archive), str(tmp_path / "out"), "--where", "status = 'ok'"]) == 5
     assert "a condition cannot find its images" in capsys.readouterr().err
     assert 0 < len(tree(tmp_path / "out")) < len(made[1])
+
+
+def test_only_what_nothing_names_is_removed(made: tuple[Path, dict[str, bytes]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = tmp_path / "archive"
+    shutil.copytree(made[0], archive)
+    before = tree(archive)
+    left = [archive / "shards" / "00001-000000000000.tar", archive / "manifest" / "00002-000000000000.parquet", archive / "shards" / ".tmp-abc"]
+    for path in left:
+        path.write_bytes(b"12345")
+    assert main(["gc", str(archive)]) == 0
+    assert "3 objects, 15 bytes could be removed" in capsys.readouterr().out
+    assert all(path.exists() for path in left)
+    assert main(["gc", str(archive), "--delete"]) == 0
+    assert tree(archive) == before
+    # Where books are damaged, or not finished, an object without a name may be all there is.
+    left[0].write_bytes(b"12345")
+    seal = (archive / "MANIFEST.json").read_bytes()
+    (archive / "MANIFEST.json").unlink()
+    assert main(["gc", str(archive), "--delete"]) == 2
+    (archive / "MANIFEST.json").write_bytes(seal)
+    of(archive, "commits").unlink()
+    assert main(["gc", str(archive), "--delete"]) == 2
+    assert "nothing is removed" in capsys.readouterr().err
+    assert left[0].exists()
