@@ -206,12 +206,17 @@ def _picture(image: Image.Image) -> Picture:
     )
 
 
-def to_png(picture: Picture) -> bytes:
-    """A decoded picture as PNG: exact pixels and alpha, ICC profile, EXIF and XMP included."""
+def to_image(picture: Picture) -> Image.Image:
+    """A decoded picture as Pillow has it: mode L, LA, RGB or RGBA."""
     pixels = picture.pixels
     if picture.alpha is not None:
         planes = [pixels] if pixels.ndim == 2 else [pixels[:, :, c] for c in range(3)]
         pixels = np.stack([*planes, picture.alpha], axis=-1)
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def to_png(picture: Picture) -> bytes:
+    """A decoded picture as PNG: exact pixels and alpha, ICC profile, EXIF and XMP included."""
     options: dict[str, Any] = {"compress_level": 1}
     if picture.icc is not None:
         options["icc_profile"] = picture.icc
@@ -223,5 +228,5 @@ def to_png(picture: Picture) -> bytes:
         chunks.add(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + picture.xmp)
         options["pnginfo"] = chunks
     out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(out, "PNG", **options)
+    to_image(picture).save(out, "PNG", **options)
     return out.getvalue()

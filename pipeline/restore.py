@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from msinn_core.checkpoint import LoadedModel, load_model, parse_model, shipped_models
-from msinn_core.codec import Codec
+from msinn_core.codec import Codec, Picture
 from pipeline import actors, images, manifest
 from pipeline.audit import select
 from pipeline.commit import Archive, Books, Commit, commit_name, sha256
@@ -78,8 +78,8 @@ class Decoder:
                 return load_model(digest)
             raise
 
-    def picture(self, row: dict[str, Any], payload: bytes) -> tuple[bytes, str | None]:
-        """PNG bytes of a coded row's payload, and a sentence if it is not exactly what was verified when it was encoded.
+    def picture(self, row: dict[str, Any], payload: bytes) -> tuple[Picture, str | None]:
+        """The picture of a coded row's payload, and a sentence if it is not exactly what was verified when it was encoded.
 
         Raises:
             ManifestError: The payload is damaged.
@@ -95,7 +95,7 @@ class Decoder:
                 if codec.model.profile == "float"
                 else "its bytes are whole, so this machine computes wrongly: restore on another, and report it"
             )
-        return images.to_png(picture), problem
+        return picture, problem
 
 
 def check_payload(row: dict[str, Any], payload: bytes) -> None:
@@ -132,7 +132,8 @@ class RestoreWorker:
             try:
                 payload = self._read(row, row["offset"], row["length"])
                 if row["codec"] == "msinn":
-                    data, problem = self.decoder.picture(row, payload)
+                    picture, problem = self.decoder.picture(row, payload)
+                    data = images.to_png(picture)
                     result.problems += [problem] if problem else []
                 else:
                     check_payload(row, payload)
@@ -326,8 +327,8 @@ def get(url: str, wanted: str, *, original: bool = False) -> tuple[str, bytes, l
     import torch
 
     torch.set_num_threads(1)
-    data, problem = Decoder(archive).picture(row, payload)
-    return row["restore_name"], data, [problem] if problem else []
+    picture, problem = Decoder(archive).picture(row, payload)
+    return row["restore_name"], images.to_png(picture), [problem] if problem else []
 
 
 def _find(archive: Archive, wanted: str) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""An archive as a PyTorch dataset: any picture at any time, reading its bytes only.
+
+pictures = ArchiveDataset("s3://bucket/archive", where="width >= 256 AND psnr_db > 34", transform=to_tensor)
+loader = torch.utils.data.DataLoader(pictures, batch_size=64, num_workers=8, shuffle=True)
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow.compute as pc
+from PIL import Image
+from torch.utils.data import Dataset
+
+from pipeline import images
+from pipeline.audit import select
+from pipeline.commit import Archive
+from pipeline.errors import ManifestError
+from pipeline.restore import COLUMNS, Decoder, check_payload
+
+
+class ArchiveDataset(Dataset[dict[str, Any]]):
+    """Random access to the images of an archive, in archive order; images of which nothing is stored are left out.
+
+    Works in the processes of a `DataLoader`, forked or spawned: each opens the store and loads the model when it first needs them.
+
+    Args:
+        url: The archive.
+        where: SQL condition over the manifest, e.g. `psnr_db > 34`.
+        transform: Applied to each Pillow image (mode L, LA, RGB or RGBA if it was coded, whatever the file holds if it was kept).
+        sidecars: Whether to read the images' sidecars too.
+
+    Raises:
+        ManifestError: There is no archive, or its books are damaged (`restore` gives back what is left).
+        UsageError: The condition is not SQL.
+    """
+
+    def __init__(self, url: str, *, where: str | None = None, transform: Callable[[Image.Image], Any] | None = None, sidecars: bool = False) -> None:
+        archive = Archive(url)
+        self.url = archive.store.url
+        self.transform = transform
+        self.sidecars = sidecars
+        table = archive.manifest(COLUMNS) if where is None else select(archive.manifest(), where).select(COLUMNS)
+        self._rows = table.filter(pc.is_valid(table.column("codec"))).combine_chunks()
+        self._opened: tuple[int, Archive, Decoder] | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`key`, `name`, `image` (transformed), and `sidecars` (name to bytes) if asked for.
+
+        Raises:
+            IndexError: Out of range.
+            ManifestError: Its bytes are lost or damaged.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{index} of {len(self)} images")
+        row: dict[str, Any] = self._rows.slice(index % len(self), 1).to_pylist()[0]
+        archive, decoder = self._open()
+        payload = _read(archive, row, row["offset"], row["length"])
+        if row["codec"] == "msinn":
+            picture, problem = decoder.picture(row, payload)
+            if problem is not None:
+                raise ManifestError(problem)
+            image = images.to_image(picture)
+        else:
+            check_payload(row, payload)
+            image = Image.open(io.BytesIO(payload))
+        sample: dict[str, Any] = {"key": row["key"], "name": row["name"], "image": image if self.transform is None else self.transform(image)}
+        if self.sidecars:
+            sample["sidecars"] = {side["name"]: _read(archive, row, side["offset"], side["length"]) for side in row["sidecars"]}
+        return sample
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    def _open(self) -> tuple[Archive, Decoder]:
+        # A forked process must not use its parent's connections.
+        if self._opened is None or self._opened[0] != os.getpid():
+            archive = Archive(self.url)
+            self._opened = (os.getpid(), archive, Decoder(archive))
+        return self._opened[1], self._opened[2]
+
+
+def _read(archive: Archive, row: dict[str, Any], offset: int, length: int) -> bytes:
+    try:
+        return archive.store.read_range(row["shard_key"], offset, length)
+    except FileNotFoundError as error:
+        raise ManifestError(f"{row['name']}: {archive.store.path(row['shard_key'])} is missing") from error
