@@ -140,6 +140,10 @@ def test_workers_run_where_their_label_is_and_are_counted_for_prometheus(nodes: 
     run = msinn(nodes, *command)
     until_committed(archive, 1, time.monotonic())
     assert {_node_of(pid) for pid in _actors(nodes)} == {"127.0.0.3"}
+    status = msinn(nodes, "status", str(archive), "--json")  # from the store alone, while it runs
+    out, _ = status.communicate(timeout=60)
+    assert status.returncode == 0
+    assert int(json.loads(out)["images"].partition(" of ")[0]) >= 1
     scraped: dict[str, float] = {}
 
     def counted() -> bool:

@@ -66,6 +66,8 @@ def test_an_archive_is_made_through_a_bad_network(
     hit = ", ".join(f"{fault.happened} x {fault.kind}" for fault in hits)
     matrix.settle(f"a bad network: {hit}", f"{s3_proxy.requests} requests of a run, S3", "requests", time.monotonic() - began, f"{s3}/dst", photos)
     assert "testing" not in out + err  # the keys
+    for path in fs.find(f"{s3}/dst"):
+        assert b"testing" not in fs.cat_file(path), path
     assert len(written) > 20
     assert [path for path, encryption in written if encryption != "AES256"] == []
     restored = msinn("restore", f"{s3}/dst", str(tmp_path / "out"))
