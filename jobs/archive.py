@@ -46,7 +46,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     p.add_argument("--original", action="store_true", help="the stored payload itself")
     p.set_defaults(command=_get)
 
-    p = verbs.add_parser("gc", help="what killed attempts left in a sealed archive; nothing is removed without --delete")
+    p = verbs.add_parser("gc", help="what killed attempts left in a sealed archive on which nobody works; nothing is removed without --delete")
     p.add_argument("archive", metavar="DST")
     p.add_argument("--delete", action="store_true", help="remove it")
     p.set_defaults(command=_gc)

@@ -371,6 +371,23 @@ class Pool:
         raise error
 
 
+def isolate(part: list[Any], attempt: Callable[[list[Any]], Job]) -> Generator[Job, bool, Any | None]:
+    """For `Job.split`: the element that kills workers, by halving; None if none of them does when tried again.
+
+    Args:
+        part: What the job was about.
+        attempt: A job about some of it.
+    """
+    while len(part) > 1:
+        half = part[: len(part) // 2]
+        survived = yield attempt(half)
+        part = part[len(part) // 2 :] if survived else half
+    # Twice, because a worker may also die of what its neighbours do to the machine.
+    if not part or (yield attempt(part)) or (yield attempt(part)):
+        return None
+    return part[0]
+
+
 def _answer(trials: Trials, *, survived: bool | None) -> Job:
     """The next try, or the job that all of them lead to; `survived` is None at the start."""
     try:

@@ -114,6 +114,26 @@ def iterate(file: IO[bytes]) -> Iterator[tuple[str, int, bytes]]:
         raise ManifestError(f"not a readable tar archive: {error}") from error
 
 
+def iterate_damaged(file: IO[bytes]) -> Iterator[tuple[str, int, bytes]]:
+    """As `iterate`, of whatever can be read: after a damaged header it goes on at the next block that is one."""
+    position = 0
+    while True:
+        file.seek(position)
+        block = file.read(BLOCK_BYTES)
+        if len(block) < BLOCK_BYTES:
+            return
+        position += BLOCK_BYTES
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError:
+            continue
+        if info.isreg():
+            data = file.read(info.size) if info.size <= MAX_MEMBER_BYTES else b""
+            if len(data) == info.size:
+                yield info.name, position, data
+                position += -(-info.size // BLOCK_BYTES) * BLOCK_BYTES
+
+
 def iterate_bytes(data: bytes) -> Iterator[tuple[str, int, bytes]]:
     """As `iterate`, over a shard in memory."""
     return iterate(io.BytesIO(data))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from pipeline.storage import Store
 
 ARCHIVE_VERSION = 1
 RUN, SEAL = "run.json", "MANIFEST.json"
+_COMMIT_NAME = re.compile(r"commits/\d+\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,18 +152,20 @@ class Archive:
             return None
         except ValueError as error:
             raise ManifestError(f"{self.store.path(SEAL)} is damaged: {error}") from error
+        if not isinstance(sealed, dict) or not isinstance(sealed.get("commits"), dict) or not all(map(_COMMIT_NAME.fullmatch, sealed["commits"])):
+            raise ManifestError(f"{self.store.path(SEAL)} is damaged: it names no commits")
         return sealed
 
     def books(self) -> Books:
         """All commits that are sound, and what is wrong with the others. Never raises for damage."""
         problems: list[str] = []
         lost: dict[int, str] = {}
-        names = self.store.list("commits")
+        names = [name for name in self.store.list("commits") if _COMMIT_NAME.fullmatch(name)]
 
         def fetch(name: str) -> bytes:
             try:
                 return self.store.read(name)
-            except FileNotFoundError:
+            except (FileNotFoundError, StorageError):
                 return b""
 
         with ThreadPoolExecutor(8) as pool:
@@ -169,12 +173,12 @@ class Archive:
         try:
             sealed = self.seal()
             expected: dict[str, str] = sealed["commits"] if sealed is not None else {name: sha256(blob) for name, blob in blobs.items()}
-        except (ManifestError, KeyError) as error:
-            problems.append(str(error) if isinstance(error, ManifestError) else f"{self.store.path(SEAL)} is damaged: it names no commits")
+        except (ManifestError, StorageError) as error:
+            problems.append(str(error))
             expected = {name: sha256(blob) for name, blob in blobs.items()}
         commits = []
         for name in sorted({*names, *expected}):
-            number = int(name[len("commits/") : -len(".json")]) if name[len("commits/") : -len(".json")].isdigit() else -1
+            number = int(name[len("commits/") : -len(".json")])
             if name in expected and sha256(blobs.get(name, b"")) != expected[name]:
                 lost[number] = f"{self.store.path(name)} is {'changed' if name in blobs else 'missing'} since the archive was sealed"
                 continue

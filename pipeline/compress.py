@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ from pipeline.preferences import Preferences
 from pipeline.rate import PASSTHROUGH_Q
 from pipeline.report import Reporter
 from pipeline.sources import Scan, SourceRecord, scan
-from pipeline.sources.record import printable, to_table
+from pipeline.sources.record import SCAN_SCHEMA, printable, to_table
 from pipeline.storage import Store, content_name
 from pipeline.worker import ImageTask, ShardTask, ShardWorker, WorkConfig
 
@@ -104,7 +104,7 @@ def make_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
     return ShardWorker(parse_model(model), Store(url), config, device=config.device)
 
 
-def shard_plan(records: list[SourceRecord]) -> NDArray[np.int32]:
+def shard_plan(records: Sequence[SourceRecord]) -> NDArray[np.int32]:
     """Shard number of each record: consecutive records, bounded in source bytes and images. Depends on the listing alone."""
     per_shard = min(SHARD_IMAGES, max(SMALL_SHARD_IMAGES, -(-len(records) // SMALL_SET_SHARDS)))
     out = np.empty(len(records), np.int32)
@@ -271,7 +271,7 @@ class Run:
         if existing is None:
             if not self.store.check_put_if_absent():
                 self.reporter.warn(f"{self.store.url} cannot create objects atomically: make sure that only one driver writes there")
-            table = manifest.table_bytes(to_table(self.scan.records, self.shard_ids.tolist()))
+            table = manifest.blocks_bytes(SCAN_SCHEMA, to_table(self.scan.records, self.shard_ids))
             name = content_name("scan", "00000", sha256(table), "parquet")
             self.store.publish_bytes(table, name)
             if self._preferences_data is not None and self.config.preferences_sha256 is not None:
@@ -337,9 +337,8 @@ class Run:
             for record in waiting:
                 try:
                     tasks = self._as_made(record)
-                except FileNotFoundError:
-                    place = self.store.path(record.manifest)
-                    failed(f"{self.store.path(record.shard)} is lost and cannot be made again: {place} is missing too, and with it the rates")
+                except ManifestError as error:
+                    failed(f"{self.store.path(record.shard)} is lost and cannot be made again without its rates: {error}")
                     continue
                 task = ShardTask(shard_id=record.shard_id, attempt="remake", images=tasks)
                 return actors.Job(f"shard {record.shard_id}, again", "remake", (task, record), patience_s=_patience(len(tasks)))
@@ -357,9 +356,9 @@ class Run:
         """Tasks that repeat what was done, whatever the reasons: a poison image is not touched again, and what could not be read is not read.
 
         Raises:
-            FileNotFoundError: The part of the manifest is not there.
+            ManifestError: The part of the manifest is lost or damaged.
         """
-        rows = manifest.read(self.store.read(record.manifest), columns=["key", "q", "codec", "error_code", "sidecars"]).to_pylist()
+        rows = Archive(self.store.url).manifest_part(record, ["key", "q", "codec", "error_code", "sidecars"]).to_pylist()
         found = {row["key"]: row for row in rows}
         tasks = []
         for source in self._records(record.shard_id):
@@ -441,7 +440,7 @@ class Run:
         records = [record for record in self._records(shard) if record.index not in self.skip]
 
         def split(job: actors.Job) -> actors.Trials:
-            self._poisoned((yield from self._isolate(records, lambda some: replace(job, args=(some,)))))
+            self._poisoned((yield from actors.isolate(records, lambda some: replace(job, args=(some,), patience_s=_patience(len(some))))))
             return self._analysis_job(shard)
 
         return actors.Job(f"analysis of shard {shard}", "analyse", (records,), split, patience_s=_patience(len(records)))
@@ -455,15 +454,6 @@ class Run:
             if i in self.skip and i not in present
         ]
         return pa.concat_tables([table, pa.Table.from_pylist(rows, schema=table.schema)])
-
-    @staticmethod
-    def _isolate(part: list[Any], attempt: Callable[[list[Any]], actors.Job]) -> Generator[actors.Job, bool, Any | None]:
-        """The element that kills workers, by halving; None if none of them does when tried again."""
-        while len(part) > 1:
-            half = part[: len(part) // 2]
-            survived = yield attempt(half)
-            part = part[len(part) // 2 :] if survived else half
-        return None if not part or (yield attempt(part)) else part[0]
 
     def _poisoned(self, record: SourceRecord | None) -> None:
         if record is None:
@@ -568,9 +558,10 @@ class Run:
             suspects = [t for t in task.images if t.skip_reason is None]
 
             def rehearsal(some: list[ImageTask]) -> actors.Job:
-                return replace(job, method="rehearse", args=(replace(task, images=tuple(some), limit_bytes=None),))
+                args = (replace(task, images=tuple(some), limit_bytes=None),)
+                return replace(job, method="rehearse", args=args, patience_s=_patience(len(some)))
 
-            culprit = yield from self._isolate(suspects, rehearsal)
+            culprit = yield from actors.isolate(suspects, rehearsal)
             self._poisoned(culprit.record if culprit is not None else None)
             return self._encode_job(shard, planner, limit)
 

@@ -105,8 +105,15 @@ def to_bytes(rows: Iterable[Mapping[str, Any]], schema: pa.Schema = SCHEMA) -> b
 
 def table_bytes(table: pa.Table) -> bytes:
     """A table as a Parquet file."""
+    return blocks_bytes(table.schema, [table])
+
+
+def blocks_bytes(schema: pa.Schema, blocks: Iterable[pa.Table]) -> bytes:
+    """Tables of this schema, one after the other, as a Parquet file with a row group for each."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for block in blocks:
+            writer.write_table(block)
     return sink.getvalue()
 
 

@@ -17,20 +17,21 @@ from torch.utils.data import Dataset
 
 from pipeline import images
 from pipeline.audit import select
-from pipeline.commit import Archive
+from pipeline.commit import Archive, sha256
 from pipeline.errors import ManifestError
 from pipeline.restore import COLUMNS, Decoder, check_payload
 
 
 class ArchiveDataset(Dataset[dict[str, Any]]):
-    """Random access to the images of an archive, in archive order; images of which nothing is stored are left out.
+    """Random access to the images of an archive, in archive order; files that are no readable images, or of which nothing is stored, are left out.
 
     Works in the processes of a `DataLoader`, forked or spawned: each opens the store and loads the model when it first needs them.
 
     Args:
         url: The archive.
         where: SQL condition over the manifest, e.g. `psnr_db > 34`.
-        transform: Applied to each Pillow image (mode L, LA, RGB or RGBA if it was coded, whatever the file holds if it was kept).
+        transform: Applied to each Pillow image: mode L, LA, RGB or RGBA with EXIF and ICC profile in `info` if it was coded, whatever the file
+            holds if it was kept.
         sidecars: Whether to read the images' sidecars too.
 
     Raises:
@@ -44,7 +45,7 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
         self.transform = transform
         self.sidecars = sidecars
         table = archive.manifest(COLUMNS) if where is None else select(archive.manifest(), where).select(COLUMNS)
-        self._rows = table.filter(pc.is_valid(table.column("codec"))).combine_chunks()
+        self._rows = table.filter(pc.and_(pc.is_valid(table.column("codec")), pc.is_valid(table.column("width")))).combine_chunks()
         self._opened: tuple[int, Archive, Decoder] | None = None
 
     def __len__(self) -> int:
@@ -67,12 +68,18 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
             if problem is not None:
                 raise ManifestError(problem)
             image = images.to_image(picture)
+            image.info |= {name: value for name, value in (("exif", picture.exif), ("icc_profile", picture.icc)) if value is not None}
         else:
             check_payload(row, payload)
             image = Image.open(io.BytesIO(payload))
         sample: dict[str, Any] = {"key": row["key"], "name": row["name"], "image": image if self.transform is None else self.transform(image)}
         if self.sidecars:
-            sample["sidecars"] = {side["name"]: _read(archive, row, side["offset"], side["length"]) for side in row["sidecars"]}
+            sample["sidecars"] = {}
+            for side in row["sidecars"]:
+                data = _read(archive, row, side["offset"], side["length"])
+                if sha256(data) != side["sha256"]:
+                    raise ManifestError(f"{side['name']}: its bytes in {row['shard_key']} are damaged")
+                sample["sidecars"][side["name"]] = data
         return sample
 
     def __getstate__(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ from pipeline.errors import ManifestError, StorageError, UsageError
 from pipeline.salvage import Salvage
 from pipeline.storage import Store
 
+_UNEXPLAINED_DEATHS = 5
 INLINE_IMAGES = 16
 """Selections up to this size are restored in this process: starting Ray would take longer."""
 
@@ -57,6 +58,7 @@ class Decoder:
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
         self._codecs: dict[tuple[str, str], Codec] = {}
+        self._missing: dict[str, Exception] = {}
 
     def codec(self, model_sha256: str, device: str) -> Codec:
         """The codec of a model, loaded once. A float model runs on the kind of device that encoded. Raises `ManifestError` or `CheckpointError`."""
@@ -70,12 +72,15 @@ class Decoder:
         return self._codecs[model_sha256, wanted]
 
     def _model(self, digest: str) -> LoadedModel:
+        if digest in self._missing:
+            raise self._missing[digest]
         try:
             return parse_model(self._archive.model_bytes(digest))
-        except ManifestError:
+        except (ManifestError, StorageError) as error:
             # The archive lost it; the same file, by its hash, may have come with this msinn.
             if digest in shipped_models().values():
                 return load_model(digest)
+            self._missing[digest] = error
             raise
 
     def picture(self, row: dict[str, Any], payload: bytes) -> tuple[Picture, str | None]:
@@ -241,17 +246,35 @@ def rows_left(archive: Archive, where: str | None = None) -> tuple[pa.Table, lis
                 lost[record.shard_id] = (record, part)
             else:
                 tables[record.shard_id] = part
-    salvage = Salvage(archive)
-    for shard, (commit, sentence) in lost.items():
-        if where is not None:
-            problems.append(f"{sentence}: a condition cannot find its images, but a restore of everything can")
-            continue
-        found, how = salvage.rows(shard, commit)
-        problems.append(f"{sentence}: {how}")
-        tables[shard] = pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS} for row in found], schema=_schema(COLUMNS))
+    if where is not None:
+        problems += [f"{sentence}: a condition cannot find its images, but a restore of everything can" for _, sentence in lost.values()]
+    else:
+        found = _salvaged(archive, books, lost)
+        problems += [sentence for sentence, _ in found.values()]
+        tables |= {shard: table for shard, (_, table) in found.items()}
     schema = _schema(COLUMNS if where is None else manifest.SCHEMA.names)
     table = pa.concat_tables([tables[shard].replace_schema_metadata(None) for shard in sorted(tables)]) if tables else schema.empty_table()
     return (select(table, where).select(COLUMNS) if where is not None else table), problems
+
+
+def _salvaged(archive: Archive, books: Books, lost: dict[int, tuple[Commit | None, str]]) -> dict[int, tuple[str, pa.Table]]:
+    """For every shard whose books or object are lost a sentence, and the rows that can be had all the same."""
+    salvage = Salvage(archive)
+    wanted = dict(lost)
+    for record in books.commits:
+        if not salvage.present(record.shard):
+            # Another attempt at the shard may have left its own.
+            wanted.setdefault(record.shard_id, (None, f"{archive.store.path(record.shard)} is missing"))
+    committed = {record.shard_id for record in books.commits}
+    for shard in sorted(set(range(int(archive.run["shards"]))) - committed - wanted.keys()):
+        wanted[shard] = (None, f"shard {shard} is not committed")
+    result = {}
+    for shard, (commit, sentence) in wanted.items():
+        rows, how = salvage.rows(shard, commit)
+        if rows or shard in lost:
+            table = pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS} for row in rows], schema=_schema(COLUMNS))
+            result[shard] = (f"{sentence}: {how}", table)
+    return result
 
 
 def _schema(columns: list[str]) -> pa.Schema:
@@ -283,8 +306,25 @@ def run_over_shards(url: str, target: str | None, rows: pa.Table, workers: int |
 
         def following() -> actors.Job | None:
             item = next(waiting, None)
-            return None if item is None else actors.Job(f"shard {item[1][0]['shard_key']}", "restore", (item[1],))
+            return None if item is None else job_of(item[1])
 
+        def job_of(part: list[dict[str, Any]]) -> actors.Job:
+            def split(job: actors.Job) -> actors.Trials:
+                culprit = yield from actors.isolate(part, lambda some: replace(job, args=(some,)))
+                if culprit is not None:
+                    result.problems.append(
+                        f"{culprit['name']} kills the worker that decodes it: `msinn get --original` gives its bytes; more memory may be all it takes"
+                    )
+                elif (deaths := unexplained.get(key, 0) + 1) > _UNEXPLAINED_DEATHS:
+                    raise actors.WorkersError("workers keep dying and no single image explains it: try fewer of them (--workers)")
+                else:
+                    unexplained[key] = deaths
+                return job_of([row for row in part if row is not culprit])
+
+            key = part[0]["shard_key"] if part else ""
+            return actors.Job(f"shard {key}", "restore", (part,), split)
+
+        unexplained: dict[str, int] = {}
         pool.run(following, lambda job, part: result.add(part))
     finally:
         pool.close()

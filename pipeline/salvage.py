@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from typing import Any
 
 import pyarrow as pa
@@ -14,13 +15,14 @@ import pyarrow.parquet as pq
 
 from msinn_core import bitstream
 from pipeline import manifest
-from pipeline.archive import iterate
+from pipeline.archive import iterate_damaged
 from pipeline.commit import Archive, Commit, sha256
-from pipeline.errors import ManifestError, StorageError
+from pipeline.errors import StorageError
 from pipeline.sources.record import SourceRecord, from_table, printable
 from pipeline.worker import member_name, suffix_of
 
 _CHUNK_BYTES = 1 << 22
+_KEY = re.compile(r"\d{9}\.")
 
 
 class Salvage:
@@ -32,8 +34,12 @@ class Salvage:
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
-        self._objects: dict[str, list[str]] = {}
+        self._objects: dict[str, dict[str, None]] = {}
         self._scanned: dict[int, list[SourceRecord]] | None = None
+
+    def present(self, name: str) -> bool:
+        """Whether an object of `shards/` or `manifest/` is there."""
+        return name in self._listed(name.partition("/")[0])
 
     def rows(self, shard: int, record: Commit | None) -> tuple[list[dict[str, Any]], str]:
         """Rows as `restore` wants them, with what is known of each image, and half a sentence that says where they come from.
@@ -42,27 +48,40 @@ class Salvage:
             shard: Its number.
             record: Its commit, whose part of the manifest is lost; None if the commit is lost.
         """
-        if record is None:
-            for name in self._named("manifest", shard):
-                data = self._read(name)
-                if data is None or sha256(data)[:12] not in name:
-                    continue
-                rows: list[dict[str, Any]] = manifest.read(data).to_pylist()
-                if rows and rows[0]["shard_key"] in self._named("shards", shard):
-                    return rows, f"its images are restored by {self._archive.store.path(name)}"
         names = [record.shard] if record is not None else self._named("shards", shard)
         whole = [name for name in names if self._is_whole(name)]
+        if record is None:
+            for name in self._named("manifest", shard):
+                rows = self._of_manifest(name)
+                if rows and rows[0]["shard_key"] in whole:
+                    return rows, f"its images are restored by {self._archive.store.path(name)}"
         for name in whole or names:
             rows = self._of_tar(shard, name)
             if rows:
-                state = "" if name in whole else ", which is damaged"
-                return rows, f"its images are restored by what {self._archive.store.path(name)} says itself{state}"
+                how = f"its images are restored by what {self._archive.store.path(name)} says itself"
+                if name not in whole:
+                    how += ", which is damaged: files that are not coded pictures cannot be proven whole"
+                return rows, how + self._gaps(shard, {row["key"] for row in rows if row["codec"]})
         return [], "nothing is left of its images"
 
+    def _of_manifest(self, name: str) -> list[dict[str, Any]]:
+        data = self._read(name)
+        if data is None or sha256(data)[:12] not in name:
+            return []
+        rows: list[dict[str, Any]] = manifest.read(data).to_pylist()
+        return rows
+
+    def _gaps(self, shard: int, found: set[str]) -> str:
+        gone = [printable(record.name) for record in self._records(shard) if record.key not in found]
+        return f"; not in it: {', '.join(gone)}" if gone else ""
+
     def _named(self, folder: str, shard: int) -> list[str]:
+        return [name for name in self._listed(folder) if name.startswith(f"{folder}/{shard:05d}-")]
+
+    def _listed(self, folder: str) -> dict[str, None]:
         if folder not in self._objects:
-            self._objects[folder] = self._archive.store.list(folder)
-        return [name for name in self._objects[folder] if name.startswith(f"{folder}/{shard:05d}-")]
+            self._objects[folder] = dict.fromkeys(self._archive.store.list(folder))
+        return self._objects[folder]
 
     def _read(self, name: str) -> bytes | None:
         try:
@@ -85,11 +104,12 @@ class Salvage:
         members: dict[str, list[tuple[str, int, int, str, bool]]] = {}
         try:
             with self._archive.store.open(name) as file:
-                for member, offset, data in iterate(file):
+                for member, offset, data in iterate_damaged(file):
                     coded = data[: len(bitstream.MAGIC)] == bitstream.MAGIC
-                    members.setdefault(member.partition(".")[0], []).append((member, offset, len(data), sha256(data), coded))
-        except (OSError, StorageError, ManifestError):
-            pass  # what was read before the damage counts
+                    if _KEY.match(member):
+                        members.setdefault(member.partition(".")[0], []).append((member, offset, len(data), sha256(data), coded))
+        except (OSError, StorageError):
+            pass  # what was read before counts
         records = {record.key: record for record in self._records(shard)}
         rows = []
         for key, parts in members.items():
@@ -97,7 +117,8 @@ class Salvage:
             first, offset, length, digest, magic = parts[0]
             coded = magic and first == f"{key}.msn"
             stored = coded or record is None or first == f"{key}.{suffix_of(record.name)}"
-            names = (record.restore_name if coded else record.keep_name) if record else (f"{key}.png" if coded else first)
+            # Without the listing, a name of its own: another image may be called as this one's key.
+            names = (record.restore_name if coded else record.keep_name) if record else f"salvaged/{f'{key}.png' if coded else first}"
             row = {
                 "key": key,
                 "name": printable(record.name) if record else key,
@@ -131,7 +152,9 @@ class Salvage:
                 )
                 part = next(waiting, None)
         while part is not None:
-            found.append({"name": part[0], "restore_name": part[0], "member": part[0], "offset": part[1], "length": part[2], "sha256": part[3]})
+            found.append(
+                {"name": part[0], "restore_name": f"salvaged/{part[0]}", "member": part[0], "offset": part[1], "length": part[2], "sha256": part[3]}
+            )
             part = next(waiting, None)
         return found
 

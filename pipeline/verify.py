@@ -121,7 +121,7 @@ def decode(url: str, *, sample: float = 1.0, seed: int = 0, workers: int | None 
     archive = Archive(url)
     rows, problems = rows_left(archive)
     if sample < 1:
-        count = max(1, round(sample * len(rows)))
+        count = min(len(rows), max(1, round(sample * len(rows))))
         rows = rows.take(pa.array(sorted(random.Random(seed).sample(range(len(rows)), count))))
     result = run_over_shards(url, None, rows, workers)
     result.problems = problems + result.problems

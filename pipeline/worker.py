@@ -231,7 +231,7 @@ class ShardWorker:
             path = Path(folder) / "shard.tar"
             writer = ShardWriter(path)
             try:
-                rows, _ = self._write(task, self._encode_stream(task, coder), writer)
+                rows, members = self._write(task, self._encode_stream(task, coder), writer)
             except BaseException:
                 writer.abandon()
                 raise
@@ -242,6 +242,7 @@ class ShardWorker:
                 names = self._unlike(rows, record)
                 changed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "the model"
                 return f"{self.store.path(record.shard)} is lost and cannot be made again: {changed} changed since, or is gone"
+            verify_members(path, members)
             self.store.publish(path, record.shard)
         return None
 

@@ -29,7 +29,7 @@ fi
 "$python" "$here/../local/s3.py" --folder "$out/s3" > "$out/s3.env" &
 server=$!
 trap 'kill $server 2> /dev/null; wait $server 2> /dev/null || true' EXIT
-until grep -q bucket "$out/s3.env"; do
+until grep -qs bucket "$out/s3.env"; do
     kill -0 $server
     sleep 0.2
 done

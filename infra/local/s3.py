@@ -49,7 +49,11 @@ class LocalS3:
             env={**os.environ, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET},
             stdout=self._log, stderr=self._log, start_new_session=True,
         )  # fmt: skip
-        self._wait(folder)
+        try:
+            self._wait(folder)
+        except BaseException:
+            self.close()
+            raise
 
     def environment(self, endpoint: str | None = None) -> dict[str, str]:
         """What clients need to reach it, directly or through a proxy."""
@@ -73,7 +77,6 @@ class LocalS3:
             except OSError:
                 pass
             if self.process.poll() is not None or time.monotonic() > deadline:
-                self.close()
                 raise RuntimeError(f"SeaweedFS does not start: see {folder / 'weed.log'}")
             time.sleep(0.1)
         while True:
@@ -88,7 +91,6 @@ class LocalS3:
                 return
             except OSError:
                 if time.monotonic() > deadline:
-                    self.close()
                     raise
                 time.sleep(0.3)
 
@@ -120,10 +122,10 @@ def main() -> None:
     """Run until interrupted or told to end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="where the data lie")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     server = LocalS3(parser.parse_args().folder)
     print("\n".join(f"export {name}={value}" for name, value in server.environment().items()))
     print(f"# bucket: s3://{BUCKET}", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         server.process.wait()
     except KeyboardInterrupt:

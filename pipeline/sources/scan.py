@@ -6,8 +6,9 @@ import glob
 import hashlib
 import os
 import tarfile
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -18,8 +19,10 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
 from pipeline.images import IMAGE_SUFFIXES
-from pipeline.sources.record import CELL, FILE, RANGE, ROW_JSON, Part, SourceRecord, printable, with_restore_names
+from pipeline.sources.record import CELL, FILE, RANGE, ROW_JSON, Listing, Part, SourceRecord, printable, with_restore_names
 from pipeline.storage import from_outside
+
+_TAR_READERS = 8
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content", "data", "picture")
 _NAME_COLUMNS = ("__key__", "key", "id", "filename", "file_name", "path", "name", "url")
@@ -36,7 +39,7 @@ class Scan:
         warnings: What could not be listed, one sentence each.
     """
 
-    records: list[SourceRecord]
+    records: Listing
     digest: str
     source_bytes: int
     warnings: list[str]
@@ -55,23 +58,25 @@ def scan(source: str, *, image_column: str | None = None) -> Scan:
     warnings: list[str] = []
     fs, root, files = _list(source, warnings)
     paths = [path for path, _ in files]
+    found: Iterable[_Found]
     if all(path.endswith(".tar") for path in paths):
-        found = [record for path, size in files for record in _tar_records(fs, path, size, root, warnings)]
+        found = _tars(fs, files, root, warnings)
     elif all(path.endswith(".parquet") for path in paths):
-        found = [record for path, _ in files for record in _parquet_records(fs, path, root, image_column)]
+        found = (record for path, _ in files for record in _parquet_records(fs, path, root, image_column))
     else:
-        found = list(_folder_records(fs, files, root))
-    if not found:
-        raise SourceError(f"{source} holds no files to archive" + (f": {warnings[0]}" if warnings else ""))
+        found = _folder_records(fs, files, root)
     records = with_restore_names(
-        [SourceRecord(index=i, name=name, part=part, sidecars=tuple(sidecars)) for i, (name, part, sidecars) in enumerate(found)]
+        SourceRecord(index=i, name=name, part=part, sidecars=tuple(sidecars)) for i, (name, part, sidecars) in enumerate(found)
     )
-    digest = hashlib.sha256()
+    if not records:
+        raise SourceError(f"{source} holds no files to archive" + (f": {warnings[0]}" if warnings else ""))
+    digest, total = hashlib.sha256(), 0
     for record in records:
+        total += max(0, record.part.length)
         for name, part in ((record.name, record.part), *record.sidecars):
             line = f"{name}\0{part.kind}\0{part.uri}\0{part.group}\0{part.offset}\0{part.length}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
-    return Scan(records, digest.hexdigest(), sum(max(0, r.part.length) for r in records), warnings)
+    return Scan(records, digest.hexdigest(), total, warnings)
 
 
 _Found = tuple[str, Part, list[tuple[str, Part]]]
@@ -160,9 +165,26 @@ def _webdataset_stem(name: str) -> str:
     return f"{folder}/{base.partition('.')[0]}"
 
 
-def _tar_records(fs: Any, path: str, size: int, root: str, warnings: list[str]) -> Iterator[_Found]:
-    """Members of one tar; a damaged tail costs a warning, not what precedes it."""
+def _tars(fs: Any, files: list[tuple[str, int]], root: str, warnings: list[str]) -> Iterator[_Found]:
+    """Members of all tars, in order; several are listed at once, since each is a walk from header to header."""
+    with ThreadPoolExecutor(_TAR_READERS) as pool:
+        waiting: deque[Future[tuple[list[_Found], list[str]]]] = deque()
+        for path, size in files:
+            waiting.append(pool.submit(_tar_records, fs, path, size, root))
+            if len(waiting) > _TAR_READERS:
+                found, said = waiting.popleft().result()
+                warnings += said
+                yield from found
+        while waiting:
+            found, said = waiting.popleft().result()
+            warnings += said
+            yield from found
+
+
+def _tar_records(fs: Any, path: str, size: int, root: str) -> tuple[list[_Found], list[str]]:
+    """Members of one tar, and warnings; a damaged tail costs a warning, not what precedes it."""
     named: list[tuple[str, Part]] = []
+    warnings: list[str] = []
     counts: dict[str, int] = defaultdict(int)
     prefix = os.path.splitext(_relative(path, root, fs))[0]
     try:
@@ -181,7 +203,7 @@ def _tar_records(fs: Any, path: str, size: int, root: str, warnings: list[str]) 
     except (tarfile.TarError, OSError, EOFError) as error:
         warnings.append(f"{printable(path)} cannot be read past member {len(named)}: {error}")
     warnings += [f"{printable(path)}: {count} {what}" for what, count in counts.items() if count]
-    return _group(named, _webdataset_stem)
+    return list(_group(named, _webdataset_stem)), warnings
 
 
 def _parquet_records(fs: Any, path: str, root: str, image_column: str | None) -> Iterator[_Found]:

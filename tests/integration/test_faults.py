@@ -134,9 +134,11 @@ class Squeamish:
 def test_the_others_work_on_while_what_kills_is_searched_for(tmp_path: Path) -> None:
     pool = actors.Pool(2, Squeamish, str(tmp_path / "marker"))
     found: list[int | None] = []
+    searching: list[bool] = []
 
     def split(job: actors.Job) -> actors.Trials:
         part = list(job.args[0])
+        searching.append(True)
         while len(part) > 1:
             survived = yield actors.Job("a part", "work", (part[: len(part) // 2],))
             part = part[len(part) // 2 :] if survived else part[: len(part) // 2]
@@ -145,7 +147,17 @@ def test_the_others_work_on_while_what_kills_is_searched_for(tmp_path: Path) -> 
 
     jobs = iter([actors.Job("deadly", "work", (list(range(8)),), split), *(actors.Job(str(i), "work", ([100 + i],)) for i in range(9))])
     order: list[str] = []
-    pool.run(lambda: next(jobs, None), lambda job, result: order.append(job.key))
+    given: list[str] = []
+
+    def following() -> actors.Job | None:
+        """The deadly one; the others only once the search has begun."""
+        if given and not searching:
+            return None
+        job = next(jobs, None)
+        given.append("one")
+        return job
+
+    pool.run(following, lambda job, result: order.append(job.key))
     pool.close()
     assert found == [5]
     assert sorted(order) == sorted([*map(str, range(9)), "the rest"])
@@ -250,7 +262,7 @@ def test_lost_shards_are_made_again_as_far_as_their_sources_go(tmp_path: Path) -
     with pytest.raises(ManifestError, match=r"cannot be made again: .*2 shards in all"):
         run()
     assert "photo002.png changed since" in log.getvalue()
-    assert "is missing too, and with it the rates" in log.getvalue()
+    assert "cannot be made again without its rates" in log.getvalue()
     assert [path.exists() for path in shards] == [False, False, True]
 
 

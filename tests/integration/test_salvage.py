@@ -7,14 +7,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
-from pipeline import verify
-from pipeline.commit import Archive
+from pipeline import manifest, verify
+from pipeline.commit import Archive, sha256
 from pipeline.compress import Run
 from pipeline.config import Budget, CompressConfig
 from pipeline.report import JsonReporter
+from pipeline.storage import content_name
 from tests.conftest import make_photos, png16
 
 
@@ -47,6 +50,27 @@ def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9] + b"\0" * 9)
 
 
+def another_attempt(archive: Path) -> None:
+    """The same shard with its manifest under other names, as an attempt that came second leaves them."""
+    path, part = of(archive, "shards"), of(archive, "manifest")
+    table = pq.read_table(part)
+    data = path.read_bytes() + bytes(10240)
+    name = content_name("shards", "00001", sha256(data), "tar")
+    (archive / name).write_bytes(data)
+    table = table.set_column(table.schema.get_field_index("shard_key"), "shard_key", pa.array([name] * len(table)))
+    data = manifest.table_bytes(table)
+    (archive / content_name("manifest", "00001", sha256(data), "parquet")).write_bytes(data)
+    path.unlink()
+
+
+def unreadable(archive: Path) -> None:
+    """A bad sector: here a folder in the object's place, which cannot be read as a file either."""
+    path = of(archive, "commits")
+    path.unlink()
+    path.mkdir()
+    (path / "x").touch()
+
+
 LOSSES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a part of the manifest": (lambda archive: of(archive, "manifest").unlink(), "is missing; commit 1 names it"),
     "a damaged part of the manifest": (lambda archive: damage(of(archive, "manifest")), "is damaged: its SHA-256"),
@@ -56,6 +80,12 @@ LOSSES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda archive: [shutil.rmtree(archive / "commits"), shutil.rmtree(archive / "manifest")],
         "is missing since the archive was sealed",
     ),
+    "all books": (
+        lambda archive: [shutil.rmtree(archive / "commits"), shutil.rmtree(archive / "manifest"), (archive / "MANIFEST.json").unlink()],
+        "3 of 3 shards are not committed",
+    ),
+    "a shard, of which another attempt left its own": (another_attempt, "is missing"),
+    "an unreadable commit": (unreadable, "since the archive was sealed"),
     "the seal": (lambda archive: (archive / "MANIFEST.json").write_bytes(b"?"), "MANIFEST.json is damaged"),
     "the model": (lambda archive: shutil.rmtree(archive / "model"), ""),
 }
@@ -83,7 +113,7 @@ def test_a_shard_whose_names_are_lost_comes_back_under_its_keys(made: tuple[Path
     assert main(["restore", str(archive), str(tmp_path / "out")]) == 5
     found = tree(tmp_path / "out")
     assert sorted(found.values()) == sorted(expected.values())
-    assert found["000000004.png"] == expected[rows["000000004"]]
+    assert found["salvaged/000000004.png"] == expected[rows["000000004"]]
 
 
 def test_a_damaged_shard_without_a_manifest_gives_what_is_left(made: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
@@ -97,6 +127,23 @@ def test_a_damaged_shard_without_a_manifest_gives_what_is_left(made: tuple[Path,
     found = tree(tmp_path / "out")
     assert set(found.items()) < set(expected.items())
     assert len(expected) - 5 <= len(found)
+
+
+def test_after_a_damaged_header_the_rest_of_a_shard_comes_back(
+    made: tuple[Path, dict[str, bytes]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = tmp_path / "archive"
+    shutil.copytree(made[0], archive)
+    row = next(row for row in Archive(str(archive)).manifest().to_pylist() if row["key"] == "000000004")
+    of(archive, "manifest").unlink()
+    shard = of(archive, "shards")
+    data = bytearray(shard.read_bytes())
+    data[row["offset"] - 512] ^= 1
+    shard.write_bytes(data)
+    assert main(["restore", str(archive), str(tmp_path / "out")]) == 5
+    gone = {name: content for name, content in made[1].items() if tree(tmp_path / "out").get(name) != content}
+    assert [name for name in gone if name.endswith(".png")] == [row["restore_name"]]
+    assert row["name"] in capsys.readouterr().err
 
 
 def test_a_condition_selects_from_what_has_books(made: tuple[Path, dict[str, bytes]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +167,13 @@ def test_only_what_nothing_names_is_removed(made: tuple[Path, dict[str, bytes]],
     assert all(path.exists() for path in left)
     assert main(["gc", str(archive), "--delete"]) == 0
     assert tree(archive) == before
+    # Where a named shard is lost, another attempt's may be all there is.
+    lost = of(archive, "shards", 0)
+    moved = lost.rename(tmp_path / "lost")
+    left[0].write_bytes(b"12345")
+    assert main(["gc", str(archive), "--delete"]) == 2
+    assert left[0].exists()
+    moved.rename(lost)
     # Where books are damaged, or not finished, an object without a name may be all there is.
     left[0].write_bytes(b"12345")
     seal = (archive / "MANIFEST.json").read_bytes()
