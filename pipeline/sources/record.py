@@ -18,6 +18,9 @@ import pyarrow as pa
 FILE, RANGE, CELL, ROW_JSON = "file", "range", "cell", "row_json"
 """Kinds of `Part`: a whole file, a byte range of one, a Parquet cell, the other columns of a Parquet row as JSON."""
 
+_SAFE = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_. -]{0,98}[A-Za-z0-9_-]/|[A-Za-z0-9_-]/)*[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+"""Most names, which `safe_name` leaves as they are."""
+
 _BLOCK = 4096
 _CACHED_BLOCKS = 4
 
@@ -84,6 +87,8 @@ def printable(text: str) -> str:
 
 def safe_name(name: str) -> str:
     """A relative path that cannot leave its folder: no `..`, no absolute or drive part, no control characters, components of at most 200 bytes."""
+    if _SAFE.fullmatch(name):
+        return name
     parts = []
     for part in re.split(r"[/\\]+", printable(name)):
         clean = re.sub(r"[\x00-\x1f\x7f:]", "_", part).strip()
@@ -173,14 +178,14 @@ def with_restore_names(records: Iterable[SourceRecord]) -> Listing:
 
     def listed() -> Iterator[SourceRecord]:
         # A name that is a folder of another cannot be a file.
-        known = ""
+        known: str | None = None
         for record in records:
             for name in (record.name, *(name for name, _ in record.sidecars)):
-                folder = safe_name(name).rpartition("/")[0]
-                if folder != known:
+                folder = name.rpartition("/")[0]
+                if folder != known or "\\" in name:
                     known = folder
-                    parts = folder.split("/")
-                    taken.update(digest("/".join(parts[: i + 1])) for i in range(len(parts) if folder else 0))
+                    parts = safe_name(name).split("/")
+                    taken.update(digest("/".join(parts[: i + 1])) for i in range(len(parts) - 1))
             yield record
 
     def unique(name: str, index: int, *alternatives: str) -> str:

@@ -65,17 +65,20 @@ def scan(source: str, *, image_column: str | None = None) -> Scan:
         found = (record for path, _ in files for record in _parquet_records(fs, path, root, image_column))
     else:
         found = _folder_records(fs, files, root)
-    records = with_restore_names(
-        SourceRecord(index=i, name=name, part=part, sidecars=tuple(sidecars)) for i, (name, part, sidecars) in enumerate(found)
-    )
+    digest, total = hashlib.sha256(), 0
+
+    def numbered() -> Iterator[SourceRecord]:
+        nonlocal total
+        for i, (name, part, sidecars) in enumerate(found):
+            total += max(0, part.length)
+            for label, place in ((name, part), *sidecars):
+                line = f"{label}\0{place.kind}\0{place.uri}\0{place.group}\0{place.offset}\0{place.length}\n"
+                digest.update(line.encode("utf-8", "surrogateescape"))
+            yield SourceRecord(index=i, name=name, part=part, sidecars=tuple(sidecars))
+
+    records = with_restore_names(numbered())
     if not records:
         raise SourceError(f"{source} holds no files to archive" + (f": {warnings[0]}" if warnings else ""))
-    digest, total = hashlib.sha256(), 0
-    for record in records:
-        total += max(0, record.part.length)
-        for name, part in ((record.name, record.part), *record.sidecars):
-            line = f"{name}\0{part.kind}\0{part.uri}\0{part.group}\0{part.offset}\0{part.length}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
     return Scan(records, digest.hexdigest(), total, warnings)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.errors import SourceError, StorageError
 from pipeline.sources import Fetcher, scan
-from pipeline.sources.record import from_table, safe_name, to_table, with_restore_names
+from pipeline.sources.record import FILE, Listing, Part, SourceRecord, from_table, safe_name, to_table, with_restore_names
 from tests.conftest import encoded
 
 PNG = encoded(Image.new("RGB", (4, 4), (1, 2, 3)), "PNG")
@@ -199,3 +199,24 @@ def test_what_may_pass_is_not_taken_for_what_is_lost(tmp_path: Path, monkeypatch
     with pytest.raises(StorageError, match="503"):
         Fetcher().fetch(part)
     assert len(calls) == 5
+
+
+def test_a_listing_is_the_sequence_it_was_made_of_and_small() -> None:
+    records = [
+        SourceRecord(
+            i, f"a\udcff/{i}.png", Part(FILE, f"s3://bucket/a/{i}.png", i), ((f"{i}.txt", Part(FILE, f"{i}.txt", 3)),), "r", "k", (f"{i}.txt",)
+        )
+        for i in range(10_000)
+    ]
+    listing = Listing(records)
+    assert len(listing) == 10_000
+    assert list(listing) == records
+    for index in (0, 4095, 4096, 9999, -1, -10_000):
+        assert listing[index] == records[index]
+    for part in (slice(4090, 4100), slice(None, 3), slice(5, None, 3000), slice(9_990, 20_000)):
+        assert listing[part] == records[part]
+    for index in (10_000, -10_001):
+        with pytest.raises(IndexError):
+            listing[index]
+    assert sum(map(len, listing._blocks)) < 40 * 8192
+    assert list(Listing()) == []
