@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.commit import Archive
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,6 +33,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     p.add_argument("archive", metavar="DST")
     p.add_argument("sql", nargs="?", metavar="SQL", help='e.g. "SELECT name, psnr_db FROM manifest ORDER BY psnr_db LIMIT 10"')
     p.add_argument("--json", action="store_true", help="JSON lines instead of a table")
+    p.add_argument("--html", metavar="FILE", help="a page with distributions and the worst images to look at")
     p.set_defaults(command=_audit)
 
     p = verbs.add_parser("restore", help="every image back: decoded ones as PNG, the others as they were")
@@ -94,7 +99,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     from pipeline import verify
 
     if arguments.decode:
-        result = verify.decode(arguments.archive, sample=arguments.sample, workers=arguments.workers)
+        with contextlib.redirect_stdout(sys.stderr):  # Ray speaks of lost workers there
+            result = verify.decode(arguments.archive, sample=arguments.sample, workers=arguments.workers)
         done = f"{result.images} images and {result.sidecars} sidecars decoded and compared"
     else:
         result = verify.fixity(arguments.archive)
@@ -134,6 +140,8 @@ def _audit(arguments: argparse.Namespace) -> int:
     from pipeline.errors import UsageError
 
     archive = Archive(arguments.archive)
+    if arguments.html is not None:
+        return _write_page(archive, arguments)
     if arguments.sql is not None and not arguments.sql.strip():
         raise UsageError("the SQL is empty")
     if arguments.sql is None:
@@ -156,6 +164,21 @@ def _audit(arguments: argparse.Namespace) -> int:
     for row in rows:
         shown.add_row(*(_cell(value) for value in row.values()))
     Console(width=None if sys.stdout.isatty() else 200).print(shown)
+    return 0
+
+
+def _write_page(archive: Archive, arguments: argparse.Namespace) -> int:
+    from pipeline.errors import StorageError, UsageError
+    from pipeline.page import page
+
+    if arguments.sql is not None or arguments.json:
+        raise UsageError("--html is a report of its own: without SQL and --json")
+    text = page(archive)
+    try:
+        Path(arguments.html).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {arguments.html}: {error.strerror}") from error
+    print(f"{arguments.html}: {len(text):,} bytes")
     return 0
 
 
@@ -192,7 +215,8 @@ def print_summary(facts: dict[str, Any], sealed: dict[str, Any] | None) -> None:
 def _restore(arguments: argparse.Namespace) -> int:
     from pipeline.restore import restore
 
-    result = restore(arguments.archive, arguments.out, where=arguments.where, overwrite=arguments.overwrite, workers=arguments.workers)
+    with contextlib.redirect_stdout(sys.stderr):  # as above
+        result = restore(arguments.archive, arguments.out, where=arguments.where, overwrite=arguments.overwrite, workers=arguments.workers)
     if not result.images and not result.problems:
         print("no image fulfils the condition" if arguments.where else "the archive holds no image", file=sys.stderr)
     if result.failed_at_source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -125,7 +126,8 @@ def _compress(arguments: argparse.Namespace) -> int:
             resources=resources,
             preferences=preferences,
         )
-        outcome = run.execute(dry_run=arguments.dry_run)
+        with contextlib.redirect_stdout(sys.stderr):  # Ray speaks of lost nodes and workers there
+            outcome = run.execute(dry_run=arguments.dry_run)
     finally:
         reporter.close()
     if arguments.dry_run:
