@@ -17,7 +17,7 @@ from msinn_core import bitstream
 from pipeline import manifest
 from pipeline.archive import iterate_damaged
 from pipeline.commit import Archive, Commit, sha256
-from pipeline.errors import StorageError
+from pipeline.errors import ManifestError, StorageError
 from pipeline.sources.record import SourceRecord, from_table, printable
 from pipeline.worker import member_name, suffix_of
 
@@ -34,12 +34,13 @@ class Salvage:
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
-        self._objects: dict[str, dict[str, None]] = {}
+        self._objects: dict[str, dict[str, list[str]]] = {}
         self._scanned: dict[int, list[SourceRecord]] | None = None
 
     def present(self, name: str) -> bool:
         """Whether an object of `shards/` or `manifest/` is there."""
-        return name in self._listed(name.partition("/")[0])
+        folder, _, base = name.partition("/")
+        return name in self._listed(folder).get(base.partition("-")[0], [])
 
     def rows(self, shard: int, record: Commit | None) -> tuple[list[dict[str, Any]], str]:
         """Rows as `restore` wants them, with what is known of each image, and half a sentence that says where they come from.
@@ -48,9 +49,11 @@ class Salvage:
             shard: Its number.
             record: Its commit, whose part of the manifest is lost; None if the commit is lost.
         """
-        names = [record.shard] if record is not None else self._named("shards", shard)
+        names = self._named("shards", shard)
         whole = [name for name in names if self._is_whole(name)]
-        if record is None:
+        if record is not None and record.shard in whole:
+            whole = [record.shard]
+        else:
             for name in self._named("manifest", shard):
                 rows = self._of_manifest(name)
                 if rows and rows[0]["shard_key"] in whole:
@@ -68,7 +71,10 @@ class Salvage:
         data = self._read(name)
         if data is None or sha256(data)[:12] not in name:
             return []
-        rows: list[dict[str, Any]] = manifest.read(data).to_pylist()
+        try:
+            rows: list[dict[str, Any]] = manifest.read(data).to_pylist()
+        except ManifestError:
+            return []  # of another version
         return rows
 
     def _gaps(self, shard: int, found: set[str]) -> str:
@@ -76,11 +82,15 @@ class Salvage:
         return f"; not in it: {', '.join(gone)}" if gone else ""
 
     def _named(self, folder: str, shard: int) -> list[str]:
-        return [name for name in self._listed(folder) if name.startswith(f"{folder}/{shard:05d}-")]
+        return self._listed(folder).get(f"{shard:05d}", [])
 
-    def _listed(self, folder: str) -> dict[str, None]:
+    def _listed(self, folder: str) -> dict[str, list[str]]:
+        """Names of a folder's objects by the shard's number, as it is written in them."""
         if folder not in self._objects:
-            self._objects[folder] = dict.fromkeys(self._archive.store.list(folder))
+            found: dict[str, list[str]] = {}
+            for name in self._archive.store.list(folder):
+                found.setdefault(name.rpartition("/")[2].partition("-")[0], []).append(name)
+            self._objects[folder] = found
         return self._objects[folder]
 
     def _read(self, name: str) -> bytes | None:
