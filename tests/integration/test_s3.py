@@ -125,7 +125,11 @@ def test_drivers_killed_at_random_steps_lose_nothing(s3: str, s3_proxy: FaultPro
         began = time.monotonic()
         last = msinn(*command)
         _, err = last.communicate(timeout=200)
+        took = time.monotonic() - began
         assert last.returncode == 0, (SEED, rounds, command, story, err)
+        collected = msinn("gc", archive, "--delete")
+        out, err = collected.communicate(timeout=60)
+        assert collected.returncode == 0, (SEED, rounds, command, story, err)
         what = f"SIGKILL of driver and workers: {', '.join(story)}"
-        matrix.settle(what, f"{' '.join(command[3:5])}, S3", "the open shards", time.monotonic() - began, archive, photos)
-        print(f"round {rounds}: {' '.join(command[3:5])}, {', '.join(story)}: resumed, complete")
+        matrix.settle(what, f"{' '.join(command[3:5])}, S3", "the open shards", took, archive, photos)
+        print(f"round {rounds}: {' '.join(command[3:5])}, {', '.join(story)}: resumed, {out.splitlines()[-1]}, complete")
