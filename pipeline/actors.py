@@ -371,6 +371,11 @@ class Pool:
         raise error
 
 
+def patience(images: int) -> float:
+    """Seconds after which a shard's worker counts as hung, before any shard has shown what is usual: an image at the pixel limit takes minutes."""
+    return 900.0 + 180.0 * images
+
+
 def isolate(part: list[Any], attempt: Callable[[list[Any]], Job]) -> Generator[Job, bool, Any | None]:
     """For `Job.split`: the element that kills workers, by halving; None if none of them does when tried again.
 

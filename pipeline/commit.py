@@ -139,6 +139,10 @@ class Archive:
         if self.run.get("archive_version") != ARCHIVE_VERSION:
             raise ManifestError(f"archive version {self.run.get('archive_version')}; this msinn reads version {ARCHIVE_VERSION}")
 
+    def passes(self, error: StorageError) -> bool:
+        """Whether this is an outage and no damage: a local disk that does not read today will not read tomorrow."""
+        return error.transient and not self.store.local
+
     @property
     def sealed(self) -> bool:
         """Whether `MANIFEST.json` is there: the run finished."""
@@ -157,7 +161,7 @@ class Archive:
         return sealed
 
     def books(self) -> Books:
-        """All commits that are sound, and what is wrong with the others. Never raises for damage."""
+        """All commits that are sound, and what is wrong with the others. Raises `StorageError` for what may pass, never for damage."""
         problems: list[str] = []
         lost: dict[int, str] = {}
         names = [name for name in self.store.list("commits") if _COMMIT_NAME.fullmatch(name)]
@@ -165,7 +169,11 @@ class Archive:
         def fetch(name: str) -> bytes:
             try:
                 return self.store.read(name)
-            except (FileNotFoundError, StorageError):
+            except FileNotFoundError:
+                return b""
+            except StorageError as error:
+                if self.passes(error):
+                    raise
                 return b""
 
         with ThreadPoolExecutor(8) as pool:
@@ -174,6 +182,8 @@ class Archive:
             sealed = self.seal()
             expected: dict[str, str] = sealed["commits"] if sealed is not None else {name: sha256(blob) for name, blob in blobs.items()}
         except (ManifestError, StorageError) as error:
+            if isinstance(error, StorageError) and self.passes(error):
+                raise
             problems.append(str(error))
             expected = {name: sha256(blob) for name, blob in blobs.items()}
         commits = []

@@ -232,7 +232,11 @@ class Run:
         drawn = np.sort(np.random.default_rng(0).choice(coded, min(_PACE_IMAGES, len(coded)), replace=False))
         tasks = tuple(ImageTask(self.scan.records[forecast.index[i]], float(forecast.allocation.q[i])) for i in drawn)
         jobs = iter(
-            [actors.Job("a sample of the images", "pace", (ShardTask(shard_id=0, attempt="pace", images=tasks),), patience_s=_patience(len(tasks)))]
+            [
+                actors.Job(
+                    "a sample of the images", "pace", (ShardTask(shard_id=0, attempt="pace", images=tasks),), patience_s=actors.patience(len(tasks))
+                )
+            ]
         )
         measured: list[tuple[int, float]] = []
         pool.run(lambda: next(jobs, None), lambda job, result: measured.append(result), self.reporter.tick)
@@ -341,7 +345,7 @@ class Run:
                     failed(f"{self.store.path(record.shard)} is lost and cannot be made again without its rates: {error}")
                     continue
                 task = ShardTask(shard_id=record.shard_id, attempt="remake", images=tasks)
-                return actors.Job(f"shard {record.shard_id}, again", "remake", (task, record), patience_s=_patience(len(tasks)))
+                return actors.Job(f"shard {record.shard_id}, again", "remake", (task, record), patience_s=actors.patience(len(tasks)))
             return None
 
         def done(job: actors.Job, failure: str | None) -> None:
@@ -440,10 +444,10 @@ class Run:
         records = [record for record in self._records(shard) if record.index not in self.skip]
 
         def split(job: actors.Job) -> actors.Trials:
-            self._poisoned((yield from actors.isolate(records, lambda some: replace(job, args=(some,), patience_s=_patience(len(some))))))
+            self._poisoned((yield from actors.isolate(records, lambda some: replace(job, args=(some,), patience_s=actors.patience(len(some))))))
             return self._analysis_job(shard)
 
-        return actors.Job(f"analysis of shard {shard}", "analyse", (records,), split, patience_s=_patience(len(records)))
+        return actors.Job(f"analysis of shard {shard}", "analyse", (records,), split, patience_s=actors.patience(len(records)))
 
     def _with_skipped(self, table: pa.Table, shard: int) -> pa.Table:
         """Rows for images that no worker survived, so that each record has one."""
@@ -559,18 +563,13 @@ class Run:
 
             def rehearsal(some: list[ImageTask]) -> actors.Job:
                 args = (replace(task, images=tuple(some), limit_bytes=None),)
-                return replace(job, method="rehearse", args=args, patience_s=_patience(len(some)))
+                return replace(job, method="rehearse", args=args, patience_s=actors.patience(len(some)))
 
             culprit = yield from actors.isolate(suspects, rehearsal)
             self._poisoned(culprit.record if culprit is not None else None)
             return self._encode_job(shard, planner, limit)
 
-        return actors.Job(f"shard {shard}", "encode", (task,), split, patience_s=_patience(len(tasks)))
-
-
-def _patience(images: int) -> float:
-    """Seconds after which a shard's worker counts as hung, before any shard has shown what is usual: an image at the pixel limit takes minutes."""
-    return 900.0 + 180.0 * images
+        return actors.Job(f"shard {shard}", "encode", (task,), split, patience_s=actors.patience(len(tasks)))
 
 
 def _raise_unmade(failures: list[str]) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from pipeline.commit import Archive
 from pipeline.errors import UsageError
+from pipeline.salvage import Salvage
 
 
 def orphans(archive: Archive) -> dict[str, int]:
     """Names and bytes of shards, parts of the manifest and unfinished files that do not belong to a sealed archive.
 
     Raises:
-        UsageError: The archive is not sealed, its books are damaged, or an object is missing: then what no commit names may be wanted yet.
+        UsageError: The archive is not sealed, its books are damaged, or an object is missing or damaged: then what no commit names may be wanted yet.
     """
     if not archive.sealed:
         raise UsageError(f"{archive.store.url} is not sealed: what no commit names yet may be about to be committed; finish it by the same compress")
@@ -23,11 +24,11 @@ def orphans(archive: Archive) -> dict[str, int]:
     named = {name: record for record in books.commits for name in (record.shard, record.manifest)}
     present = {name for folder in ("shards", "manifest") for name in archive.store.list(folder)}
     names = sorted(present - named.keys())
+    salvage = Salvage(archive)
     suspects = {_shard_of(name) for name in names}
     for name, record in named.items():
-        whole = name in present and (record.shard_id not in suspects or name != record.shard or archive.store.size(name) == record.shard_bytes)
-        if not whole:
-            raise UsageError(f"{archive.store.path(name)} is missing or cut short: another attempt's may be all that is left, so nothing is removed")
+        if name not in present or (record.shard_id in suspects and not salvage.is_whole(name)):
+            raise UsageError(f"{archive.store.path(name)} is missing or damaged: another attempt's may be all that is left, so nothing is removed")
     found = {name: archive.store.size(name) for name in names}
     if archive.store.local:
         root = Path(archive.store.root)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
 
 from msinn_core.errors import CodecError
@@ -103,6 +104,7 @@ def _worst(archive: Archive) -> list[str]:
     """The images of the lowest PSNR as they decode now, small."""
     table = archive.manifest([*COLUMNS, "status", "psnr_db", "bpp"])
     coded = table.filter(pc.equal(table.column("status"), "ok")).sort_by([("psnr_db", "ascending"), ("key", "ascending")])
+    torch.set_num_threads(1)  # as when encoding: a float model is the same for the same number of threads only
     decoder = Decoder(archive)
     figures = []
     for row in coded.slice(0, WORST).to_pylist():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from msinn_core.checkpoint import LoadedModel, load_model, parse_model, shipped_models
@@ -80,7 +81,8 @@ class Decoder:
             # The archive lost it; the same file, by its hash, may have come with this msinn.
             if digest in shipped_models().values():
                 return load_model(digest)
-            self._missing[digest] = error
+            if not isinstance(error, StorageError) or not self._archive.passes(error):
+                self._missing[digest] = error
             raise
 
     def picture(self, row: dict[str, Any], payload: bytes) -> tuple[Picture, str | None]:
@@ -146,10 +148,16 @@ class RestoreWorker:
                 self._write(row["restore_name"], data)
                 result.images += 1
             except Exception as error:  # whatever one image does, the others come back
+                self._raise_outage(error)
                 text = str(error) or type(error).__name__
                 result.problems.append(text if row["name"] in text else f"{row['name']}: {text}")
             result.add(self._sidecars(row))
         return result
+
+    def _raise_outage(self, error: Exception) -> None:
+        # What may pass is for the pool to try again, not a verdict on an image.
+        if isinstance(error, StorageError) and error.transient and not (self.archive.store.local and (self.target is None or self.target.local)):
+            raise error
 
     def _sidecars(self, row: dict[str, Any]) -> Result:
         result = Result()
@@ -161,6 +169,7 @@ class RestoreWorker:
                 self._write(side["restore_name"], data)
                 result.sidecars += 1
             except Exception as error:  # likewise
+                self._raise_outage(error)
                 text = str(error) or type(error).__name__
                 result.problems.append(text if side["name"] in text else f"{side['name']}: {text}")
         return result
@@ -238,6 +247,8 @@ def rows_left(archive: Archive, where: str | None = None) -> tuple[pa.Table, lis
         try:
             return archive.manifest_part(record, wanted)
         except (ManifestError, StorageError) as error:
+            if isinstance(error, StorageError) and archive.passes(error):
+                raise
             return str(error)
 
     with ThreadPoolExecutor(8) as pool:
@@ -294,23 +305,24 @@ def unfinished(archive: Archive, books: Books) -> list[str]:
 def run_over_shards(url: str, target: str | None, rows: pa.Table, workers: int | None) -> Result:
     """Restore or check rows, shard by shard, in this process or on Ray."""
     result = Result()
-    parts = list(_by_shard(rows))
+    edges = _shard_edges(rows)
+    parts = (rows.slice(start, end - start).to_pylist() for start, end in itertools.pairwise(edges))
     if len(rows) <= INLINE_IMAGES:
         worker = RestoreWorker(url, target)
         for part in parts:
             result.add(worker.restore(part))
         return result
-    pool = actors.Pool(min(actors.connect(None, workers), len(parts)), RestoreWorker, url, target)
+    pool = actors.Pool(min(actors.connect(None, workers), len(edges) - 1), RestoreWorker, url, target)
     try:
-        waiting = iter(enumerate(parts))
+        waiting = parts
 
         def following() -> actors.Job | None:
-            item = next(waiting, None)
-            return None if item is None else job_of(item[1])
+            part = next(waiting, None)
+            return None if part is None else job_of(part)
 
         def job_of(part: list[dict[str, Any]]) -> actors.Job:
             def split(job: actors.Job) -> actors.Trials:
-                culprit = yield from actors.isolate(part, lambda some: replace(job, args=(some,)))
+                culprit = yield from actors.isolate(part, lambda some: replace(job, args=(some,), patience_s=actors.patience(len(some))))
                 if culprit is not None:
                     result.problems.append(
                         f"{culprit['name']} kills the worker that decodes it: `msinn get --original` gives its bytes; more memory may be all it takes"
@@ -322,7 +334,7 @@ def run_over_shards(url: str, target: str | None, rows: pa.Table, workers: int |
                 return job_of([row for row in part if row is not culprit])
 
             key = part[0]["shard_key"] if part else ""
-            return actors.Job(f"shard {key}", "restore", (part,), split)
+            return actors.Job(f"shard {key}", "restore", (part,), split, patience_s=actors.patience(len(part)))
 
         unexplained: dict[str, int] = {}
         pool.run(following, lambda job, part: result.add(part))
@@ -331,11 +343,12 @@ def run_over_shards(url: str, target: str | None, rows: pa.Table, workers: int |
     return result
 
 
-def _by_shard(rows: pa.Table) -> Iterator[list[dict[str, Any]]]:
-    grouped: dict[str, list[dict[str, Any]]] = {}
-    for row in rows.to_pylist():
-        grouped.setdefault(row["shard_key"], []).append(row)
-    yield from grouped.values()
+def _shard_edges(rows: pa.Table) -> list[int]:
+    """Where the rows of each shard begin, and the end: rows lie in archive order."""
+    if not len(rows):
+        return [0]
+    shards = rows.column("shard_key").combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    return [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(rows)]
 
 
 def get(url: str, wanted: str, *, original: bool = False) -> tuple[str, bytes, list[str]]:

@@ -10,7 +10,6 @@ import io
 import re
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from msinn_core import bitstream
@@ -19,6 +18,7 @@ from pipeline.archive import iterate_damaged
 from pipeline.commit import Archive, Commit, sha256
 from pipeline.errors import ManifestError, StorageError
 from pipeline.sources.record import SourceRecord, from_table, printable
+from pipeline.storage import from_outside
 from pipeline.worker import member_name, suffix_of
 
 _CHUNK_BYTES = 1 << 22
@@ -35,7 +35,7 @@ class Salvage:
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
         self._objects: dict[str, dict[str, list[str]]] = {}
-        self._scanned: dict[int, list[SourceRecord]] | None = None
+        self._scan: bytes | None = None
 
     def present(self, name: str) -> bool:
         """Whether an object of `shards/` or `manifest/` is there."""
@@ -50,7 +50,7 @@ class Salvage:
             record: Its commit, whose part of the manifest is lost; None if the commit is lost.
         """
         names = self._named("shards", shard)
-        whole = [name for name in names if self._is_whole(name)]
+        whole = [name for name in names if self.is_whole(name)]
         if record is not None and record.shard in whole:
             whole = [record.shard]
         else:
@@ -64,6 +64,8 @@ class Salvage:
                 how = f"its images are restored by what {self._archive.store.path(name)} says itself"
                 if name not in whole:
                     how += ", which is damaged: files that are not coded pictures cannot be proven whole"
+                if not self._records(shard):
+                    how += "; the listing is lost or damaged too, so they are called by their keys"
                 return rows, how + self._gaps(shard, {row["key"] for row in rows if row["codec"]})
         return [], "nothing is left of its images"
 
@@ -99,13 +101,16 @@ class Salvage:
         except (FileNotFoundError, StorageError):
             return None
 
-    def _is_whole(self, name: str) -> bool:
+    def is_whole(self, name: str) -> bool:
+        """Whether an object has the hash that it is named after."""
         digest = hashlib.sha256()
         try:
             with self._archive.store.open(name) as file:
                 while chunk := file.read(_CHUNK_BYTES):
                     digest.update(chunk)
-        except (OSError, StorageError):
+        except Exception as error:
+            if not from_outside(error) and not isinstance(error, StorageError):
+                raise
             return False
         return digest.hexdigest()[:12] in name
 
@@ -118,8 +123,10 @@ class Salvage:
                     coded = data[: len(bitstream.MAGIC)] == bitstream.MAGIC
                     if _KEY.match(member):
                         members.setdefault(member.partition(".")[0], []).append((member, offset, len(data), sha256(data), coded))
-        except (OSError, StorageError):
-            pass  # what was read before counts
+        except Exception as error:
+            if not from_outside(error) and not isinstance(error, StorageError):
+                raise
+            # What was read before counts.
         records = {record.key: record for record in self._records(shard)}
         rows = []
         for key, parts in members.items():
@@ -169,13 +176,11 @@ class Salvage:
         return found
 
     def _records(self, shard: int) -> list[SourceRecord]:
-        if self._scanned is None:
-            self._scanned = {}
-            data = self._read(self._archive.run["scan"])
-            try:
-                listed = from_table(pq.read_table(io.BytesIO(data))) if data is not None else []
-            except (pa.ArrowException, OSError, KeyError):
-                listed = []
-            for record, number in listed:
-                self._scanned.setdefault(number, []).append(record)
-        return self._scanned.get(shard, [])
+        if self._scan is None:
+            name = self._archive.run["scan"]
+            data = self._read(name)
+            # A damaged listing would give images the names of others.
+            self._scan = data if data is not None and sha256(data)[:12] in name else b""
+        if not self._scan:
+            return []
+        return [record for record, _ in from_table(pq.read_table(io.BytesIO(self._scan), filters=[("shard_id", "=", shard)]))]

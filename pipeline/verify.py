@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.commit import Archive, Commit
 from pipeline.errors import ManifestError, StorageError, UsageError
 from pipeline.restore import Result, rows_left, run_over_shards, unfinished
+from pipeline.storage import from_outside
 
 _CHUNK_BYTES = 1 << 22
 
@@ -34,7 +35,9 @@ def fixity(url: str, *, on_shard: Callable[[Commit], None] | None = None) -> Res
     for check in (archive.model_bytes, lambda: _check_scan(archive)):
         try:
             check()
-        except ManifestError as error:
+        except (ManifestError, StorageError) as error:
+            if isinstance(error, StorageError) and archive.passes(error):
+                raise
             result.problems.append(str(error))
     for record in records:
         result.add(_check_shard(archive, record))
@@ -60,7 +63,9 @@ def _check_shard(archive: Archive, record: Commit) -> Result:
         rows = archive.manifest_part(record, ["name", "offset", "length", "payload_sha256", "sidecars", "codec"]).to_pylist()
         if len(rows) != record.images:
             result.problems.append(f"{archive.store.path(record.manifest)} has {len(rows)} rows; its commit says {record.images}")
-    except ManifestError as error:
+    except (ManifestError, StorageError) as error:
+        if isinstance(error, StorageError) and archive.passes(error):
+            raise
         result.problems.append(str(error))
     digest = hashlib.sha256()
     size = 0
@@ -72,7 +77,9 @@ def _check_shard(archive: Archive, record: Commit) -> Result:
     except FileNotFoundError:
         result.problems.append(f"{archive.store.path(record.shard)} is missing, {record.images} images with it")
         return result
-    except (OSError, StorageError) as error:
+    except Exception as error:
+        if not from_outside(error) and not isinstance(error, StorageError):
+            raise
         result.problems.append(f"{archive.store.path(record.shard)} cannot be read: {error}")
         return result
     if digest.hexdigest() == record.shard_sha256:

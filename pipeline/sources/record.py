@@ -90,10 +90,13 @@ def safe_name(name: str) -> str:
     if _SAFE.fullmatch(name):
         return name
     parts = []
-    for part in re.split(r"[/\\]+", printable(name)):
+    components = re.split(r"[/\\]+", printable(name))
+    for i, part in enumerate(components):
         clean = re.sub(r"[\x00-\x1f\x7f:]", "_", part).strip()
         if clean in ("", "."):
-            continue
+            if i < len(components) - 1:
+                continue
+            clean = "_"  # a file is not called as its folder
         if set(clean) == {"."}:
             clean = "_" * len(clean)
         if len(clean.encode()) > 200:

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from pipeline.errors import SourceError
 from pipeline.images import IMAGE_SUFFIXES
 from pipeline.sources.record import CELL, FILE, RANGE, ROW_JSON, Listing, Part, SourceRecord, printable, with_restore_names
-from pipeline.storage import from_outside
+from pipeline.storage import from_outside, retry
 
 _TAR_READERS = 8
+_TAR_BLOCK_BYTES = 1 << 21
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content", "data", "picture")
 _NAME_COLUMNS = ("__key__", "key", "id", "filename", "file_name", "path", "name", "url")
@@ -149,8 +150,10 @@ def _group(named: Iterable[tuple[str, Part]], stem_of: Any) -> Iterator[_Found]:
     """Join files that share a stem: each image is a record, the first takes the other files along; without an image each file stands alone."""
     for _, group in groupby(sorted(named, key=lambda item: (stem_of(item[0]), item[0])), key=lambda item: stem_of(item[0])):
         members = list(group)
-        images = [item for item in members if _suffix(item[0]) in IMAGE_SUFFIXES]
-        others = [item for item in members if item not in images]
+        images: list[tuple[str, Part]] = []
+        others: list[tuple[str, Part]] = []
+        for item in members:
+            (images if _suffix(item[0]) in IMAGE_SUFFIXES else others).append(item)
         if not images:
             yield from ((name, part, []) for name, part in others)
             continue
@@ -173,7 +176,7 @@ def _tars(fs: Any, files: list[tuple[str, int]], root: str, warnings: list[str])
     with ThreadPoolExecutor(_TAR_READERS) as pool:
         waiting: deque[Future[tuple[list[_Found], list[str]]]] = deque()
         for path, size in files:
-            waiting.append(pool.submit(_tar_records, fs, path, size, root))
+            waiting.append(pool.submit(_listed_tar, fs, path, size, root))
             if len(waiting) > _TAR_READERS:
                 found, said = waiting.popleft().result()
                 warnings += said
@@ -184,6 +187,15 @@ def _tars(fs: Any, files: list[tuple[str, int]], root: str, warnings: list[str])
             yield from found
 
 
+def _listed_tar(fs: Any, path: str, size: int, root: str) -> tuple[list[_Found], list[str]]:
+    """A tar's members. What the store cannot give at the moment is not a damaged tar: it ends the scan, and loses nothing."""
+    try:
+        found: tuple[list[_Found], list[str]] = retry(lambda: _tar_records(fs, path, size, root), f"list {printable(path)}")
+        return found
+    except FileNotFoundError as error:
+        raise SourceError(f"{printable(path)} vanished while it was listed") from error
+
+
 def _tar_records(fs: Any, path: str, size: int, root: str) -> tuple[list[_Found], list[str]]:
     """Members of one tar, and warnings; a damaged tail costs a warning, not what precedes it."""
     named: list[tuple[str, Part]] = []
@@ -191,7 +203,7 @@ def _tar_records(fs: Any, path: str, size: int, root: str) -> tuple[list[_Found]
     counts: dict[str, int] = defaultdict(int)
     prefix = os.path.splitext(_relative(path, root, fs))[0]
     try:
-        with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with fs.open(path, "rb", block_size=_TAR_BLOCK_BYTES) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
                 if not info.isreg():
                     counts["links, folders and devices left out"] += not info.isdir()
@@ -203,7 +215,7 @@ def _tar_records(fs: Any, path: str, size: int, root: str) -> tuple[list[_Found]
                 if info.offset_data + info.size > size:
                     warnings.append(f"{printable(path)} is cut short inside member {printable(info.name)}")
                 named.append((f"{prefix}/{info.name}", part))
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, EOFError) as error:
         warnings.append(f"{printable(path)} cannot be read past member {len(named)}: {error}")
     warnings += [f"{printable(path)}: {count} {what}" for what, count in counts.items() if count]
     return list(_group(named, _webdataset_stem)), warnings
@@ -216,7 +228,7 @@ def _parquet_records(fs: Any, path: str, root: str, image_column: str | None) ->
             file = pq.ParquetFile(opened)
             schema = file.schema_arrow
             column = _image_column(schema, image_column, path)
-            names = next((n for n in _NAME_COLUMNS if n in schema.names and n != column and pa.types.is_string(schema.field(n).type)), None)
+            names = next((n for n in _NAME_COLUMNS if n in schema.names and n != column and _is_text(schema.field(n).type)), None)
             others = [name for name in schema.names if name != column]
             start = 0
             for group in range(file.num_row_groups):
@@ -231,8 +243,14 @@ def _parquet_records(fs: Any, path: str, root: str, image_column: str | None) ->
                     sidecars = [(f"{prefix}/{os.path.splitext(label)[0]}.json", Part(ROW_JSON, path, -1, row, group, column))] if others else []
                     yield f"{prefix}/{label}", part, sidecars
                 start += rows
-    except (pa.ArrowException, OSError) as error:
+    except Exception as error:
+        if not from_outside(error) and not isinstance(error, pa.ArrowException):
+            raise
         raise SourceError(f"cannot read {printable(path)} as Parquet: {error}") from error
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _holds_images(kind: pa.DataType) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import tarfile
 import threading
 import uuid
 from pathlib import Path
@@ -204,3 +206,26 @@ def test_every_object_is_written_with_the_stores_options(s3: str, s3_proxy: Faul
     assert store.put_if_absent("once", b"once")
     assert created == {"large": "AES256", "small": "AES256", "once": "AES256"}
     assert (store.size("large"), store.read("small"), store.read("once")) == (110 * 2**20, b"small", b"once")
+
+
+def test_tars_are_listed_in_full_or_not_at_all(s3: str, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that the store owes is not a damaged tar."""
+    monkeypatch.setattr(storage, "_ATTEMPTS", 3)
+    store = Store(s3)
+    for name in ("a", "b", "c"):
+        data = io.BytesIO()
+        with tarfile.open(fileobj=data, mode="w") as tar:
+            for i in range(5):
+                info = tarfile.TarInfo(f"{i}.png")
+                info.size = 600
+                tar.addfile(info, io.BytesIO(bytes(600)))
+        store.publish_bytes(data.getvalue(), f"in/{name}.tar")
+    s3_proxy.faults = [Fault("cut", method="GET", path="b.tar", times=2)]
+    whole = scan(f"{s3}/in/*.tar")
+    assert [record.name for record in whole.records] == [f"{tar}/{i}.png" for tar in "abc" for i in range(5)]
+    assert whole.warnings == []
+    assert s3_proxy.faults[0].happened == 2
+    s3_proxy.faults = [Fault("503", method="GET", path="b.tar")]
+    with pytest.raises(StorageError, match=r"cannot list .*b.tar") as caught:
+        scan(f"{s3}/in/*.tar")
+    assert caught.value.transient

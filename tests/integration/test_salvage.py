@@ -104,10 +104,17 @@ def test_everything_comes_back_without(loss: str, made: tuple[Path, dict[str, by
     assert any((sentence or "without it nothing can be decoded") in problem for problem in problems)
 
 
-def test_a_shard_whose_names_are_lost_comes_back_under_its_keys(made: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("listing", ["lost", "damaged"])
+def test_a_shard_whose_names_are_lost_comes_back_under_its_keys(listing: str, made: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
     archive, expected = tmp_path / "archive", made[1]
     shutil.copytree(made[0], archive)
-    shutil.rmtree(archive / "scan")
+    if listing == "lost":
+        shutil.rmtree(archive / "scan")
+    else:
+        scanned = next((archive / "scan").iterdir())
+        data = bytearray(scanned.read_bytes())
+        data[len(data) // 3] ^= 1
+        scanned.write_bytes(data)
     of(archive, "manifest").unlink()
     rows = {row["key"]: row["restore_name"] for row in Archive(str(made[0])).manifest().to_pylist()}
     assert main(["restore", str(archive), str(tmp_path / "out")]) == 5

@@ -220,3 +220,12 @@ def test_a_listing_is_the_sequence_it_was_made_of_and_small() -> None:
             listing[index]
     assert sum(map(len, listing._blocks)) < 40 * 8192
     assert list(Listing()) == []
+
+
+def test_a_file_whose_name_is_blank_does_not_take_its_folders_place() -> None:
+    names = ["a/b/ ", "a/b/x.jpg", "a/b/.", "c/..", "c/x.png", " "]
+    records = list(with_restore_names(SourceRecord(i, name, Part(FILE, name, 1)) for i, name in enumerate(names)))
+    files = [name for record in records for name in {record.keep_name, record.restore_name}]
+    assert len({name.casefold() for name in files}) == len(files)
+    folders = {name.rpartition("/")[0] for name in files}
+    assert not folders & set(files)
