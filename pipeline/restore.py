@@ -314,10 +314,9 @@ def run_over_shards(url: str, target: str | None, rows: pa.Table, workers: int |
         return result
     pool = actors.Pool(min(actors.connect(None, workers), len(edges) - 1), RestoreWorker, url, target)
     try:
-        waiting = parts
 
         def following() -> actors.Job | None:
-            part = next(waiting, None)
+            part = next(parts, None)
             return None if part is None else job_of(part)
 
         def job_of(part: list[dict[str, Any]]) -> actors.Job:
