@@ -22,6 +22,7 @@ from pipeline.storage import Store
 
 ARCHIVE_VERSION = 1
 RUN, SEAL = "run.json", "MANIFEST.json"
+STILL = "`msinn restore` still gives back every image that is there"
 _COMMIT_NAME = re.compile(r"commits/\d+\.json")
 
 
@@ -206,7 +207,7 @@ class Archive:
         """
         books = self.books()
         for problem in (*books.problems, *books.lost.values()):
-            raise ManifestError(problem)
+            raise ManifestError(f"{problem}; {STILL}")
         return books.commits
 
     def manifest_part(self, record: Commit, columns: list[str] | None = None) -> pa.Table:
@@ -228,8 +229,11 @@ class Archive:
         records = self.commits()
         if not records:
             return manifest.SCHEMA.empty_table().select(columns or manifest.SCHEMA.names)
-        with ThreadPoolExecutor(8) as pool:
-            return pa.concat_tables(pool.map(lambda r: self.manifest_part(r, columns), records))
+        try:
+            with ThreadPoolExecutor(8) as pool:
+                return pa.concat_tables(pool.map(lambda r: self.manifest_part(r, columns), records))
+        except ManifestError as error:
+            raise ManifestError(f"{error}; {STILL}") from error
 
     def model_bytes(self, model_sha256: str | None = None) -> bytes:
         """The archived model's file, checked.

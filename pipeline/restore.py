@@ -15,7 +15,7 @@ from msinn_core.checkpoint import LoadedModel, load_model, parse_model, shipped_
 from msinn_core.codec import Codec, Picture
 from pipeline import actors, images, manifest
 from pipeline.audit import select
-from pipeline.commit import Archive, Books, Commit, commit_name, sha256
+from pipeline.commit import STILL, Archive, Books, Commit, commit_name, sha256
 from pipeline.errors import ManifestError, StorageError, UsageError
 from pipeline.salvage import Salvage
 from pipeline.storage import Store
@@ -366,7 +366,10 @@ def get(url: str, wanted: str, *, original: bool = False) -> tuple[str, bytes, l
         ManifestError: Damaged.
     """
     archive = Archive(url)
-    row = _find(archive, wanted)
+    try:
+        row = _find(archive, wanted)
+    except ManifestError as error:
+        raise error if STILL in str(error) else ManifestError(f"{error}; {STILL}") from error
     if row["codec"] is None:
         raise UsageError(f"{row['name']} could not be read when the archive was made: nothing is stored of it")
     try:
