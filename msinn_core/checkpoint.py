@@ -32,7 +32,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT_MODEL = "msinn-lite"
 
 # What model files and training checkpoints hold beside the parameters.
-_NOT_PARAMETERS = ("tables.", "calibration.", "raw.", "adam.", "loss.")
+_NOT_PARAMETERS = ("tables.", "calibration.", "raw.", "adam.", "soap.", "loss.")
 
 # Buffers of the research code whose values follow from the shape: never loaded.
 _DERIVED = re.compile(r"(\.mask$|^gaussian_conditional\.|^lower_bound\.)")

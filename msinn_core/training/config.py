@@ -65,6 +65,8 @@ class TrainConfig:
         stages: Crop and batch schedule.
         lambdas: Weight of the MSE (8-bit values squared, over 255**2 pixels) per anchor; the paper's if empty.
         learning_rate: Peak, after `warmup_steps`, before cosine decay to `final_share` of it.
+        optimiser: `adam`, or `soap` for the convolutions (Adam keeps gains, actnorm, biases and 1x1 matrices).
+        soap_rate: Peak of SOAP's learning rate; it follows the same warm-up and decay.
         slow_share: Learning rate of 1x1 flow matrices and actnorm, as a share (all at full rate stalls: ENVIRONMENT).
         ema_decay: Of the averaged parameters, which are the model.
         gradient_clip: Largest gradient norm.
@@ -98,6 +100,8 @@ class TrainConfig:
     max_minutes: float = 0.0
     schedule: str = "steps"
     learning_rate: float = 4e-4
+    optimiser: str = "adam"
+    soap_rate: float = 1e-3
     slow_share: float = 0.2
     warmup_steps: int = 200
     final_share: float = 0.02
@@ -128,11 +132,14 @@ class TrainConfig:
         for key, low, high in (
             ("steps", 1, 1e9), ("learning_rate", 1e-9, 1), ("warmup_steps", 0, 1e9), ("gradient_clip", 1e-6, 1e6), ("ema_decay", 0, 0.999999),
             ("tile", 64, 4096), ("resident_mib", 1, 1e6), ("log_every", 1, 1e6), ("validate_every", 0, 1e9), ("valid_images", 1, 1e4),
-            ("checkpoint_minutes", 0, 1e4), ("max_skips", 1, 1e6), ("max_minutes", 0, 1e6), *((share, 0, 1) for share in shares),
+            ("checkpoint_minutes", 0, 1e4), ("max_skips", 1, 1e6), ("max_minutes", 0, 1e6), ("soap_rate", 1e-9, 1),
+            *((share, 0, 1) for share in shares),
         ):  # fmt: skip
             if not low <= getattr(self, key) <= high:
                 raise ConfigError(f"{key} is {getattr(self, key)!r}; it takes {low:g} to {high:g}")
-        for key, choices in (("init", ("informed", "paper")), ("schedule", ("steps", "time")), ("precision", ("float32", "bf16"))):
+        for key, choices in (
+            ("init", ("informed", "paper")), ("schedule", ("steps", "time")), ("precision", ("float32", "bf16")), ("optimiser", ("adam", "soap")),
+        ):  # fmt: skip
             if getattr(self, key) not in choices:
                 raise ConfigError(f"{key} is {getattr(self, key)!r}; choose {' or '.join(choices)}")
         if self.schedule == "time" and not self.max_minutes:

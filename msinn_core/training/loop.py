@@ -20,10 +20,10 @@ from msinn_core.training.config import TrainConfig
 from msinn_core.training.data import Tiles
 from msinn_core.training.init import extend_anchors, informed
 from msinn_core.training.loss import PEAK, RateDistortion, Sample
+from msinn_core.training.optimisers import Optimisers
 
 FORMAT = "msinn-train-1"
 
-_SLOW = ("permute", "actnorm")
 _EXPLODED = 100.0
 """A gradient this many times its running mean is no gradient: the step is skipped."""
 
@@ -111,10 +111,7 @@ class Trainer:
         self.network.reduce_precision(torch.bfloat16 if config.precision == "bf16" else None)
         self.objective = RateDistortion(self.network.config.lambdas, device)
         self.progress = Progress()
-        slow = [p for name, p in self.network.named_parameters() if any(part in name for part in _SLOW)]
-        fast = [p for name, p in self.network.named_parameters() if not any(part in name for part in _SLOW)]
-        groups = [{"params": fast, "share": 1.0}, {"params": slow, "share": config.slow_share}]
-        self.optimiser = torch.optim.Adam(groups, lr=config.learning_rate, fused=device.type == "cuda")
+        self.optimiser = Optimisers(self.network, config, device)
         self.average = self._parameters()
         self._call: nn.Module = self.network if wrap is None else wrap(self.network)
 
@@ -175,15 +172,14 @@ class Trainer:
         if config.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         anchor = torch.randint(config.anchor_num, (stage.batch,), generator=generator).to(self.device)
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["share"] * config.rate_at(progress.step, self.share)
+        self.optimiser.set_rate(config.rate_at(progress.step, self.share))
         mark("data")
         self.network.train()
         self.network.noise = stage.rate == "noise"
         x_hat, bits = self._call(x, anchor.float())
         loss, sample = self.objective(x, x_hat, bits, anchor)
         mark("forward")
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         mark("backward")
         norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip))
@@ -250,9 +246,7 @@ class Trainer:
         """Everything a continuation needs; it can be imported as a model too."""
         tensors = {f"net.{name}": value for name, value in self.average.items()}
         tensors |= {f"raw.{name}": value for name, value in self.network.state_dict().items()}
-        for name, parameter in self.network.named_parameters():
-            for key, value in self.optimiser.state.get(parameter, {}).items():
-                tensors[f"adam.{key}.{name}"] = value
+        tensors |= self.optimiser.state()
         tensors["loss.means"] = self.objective.means
         return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata=self._metadata())
 
@@ -288,14 +282,5 @@ class Trainer:
         load_parameters(self.network, {name[4:]: value for name, value in tensors.items() if name.startswith("raw.")})
         self.average = {name[4:]: value.to(self.device) for name, value in tensors.items() if name.startswith("net.")}
         self.objective.means = tensors["loss.means"].to(self.device)
-        for name, parameter in self.network.named_parameters():
-            kept = {key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"adam.{key}.{name}" in tensors}
-            if kept:
-                on_device = self.device if self.device.type == "cuda" else torch.device("cpu")
-                self.optimiser.state[parameter] = {
-                    key: value.to(on_device, memory_format=torch.channels_last)
-                    if value.ndim == 4 and self.config.channels_last
-                    else value.to(on_device)
-                    for key, value in kept.items()
-                }
+        self.optimiser.restore(tensors)
         self.progress = progress

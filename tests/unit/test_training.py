@@ -54,6 +54,7 @@ def test_shipped_configurations_are_valid_and_round_trip(name: str) -> None:
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"init": "random"}, "choose informed or paper"),
+        ({"optimiser": "sgd"}, "choose adam or soap"),
         ({"anchor_num": 13}, "anchor_num is 13"),
         ({"preset": "msinn-huge"}, "no preset"),
         ({"stages": ()}, "must rise to 1"),
@@ -183,17 +184,18 @@ def _assert_same(a: bytes, b: bytes) -> None:
     assert [name for name in tensors_a if not torch.equal(tensors_a[name], tensors_b[name])] == []
 
 
-def test_a_resumed_run_repeats_the_curve_exactly(tiles: Tiles) -> None:
-    run = config(stages=(Stage(until=0.5, crop=32, batch=2), Stage(until=1.0, crop=64, batch=1, rate="rounded")))
+@pytest.mark.parametrize("optimiser", ["adam", "soap"])
+def test_a_resumed_run_repeats_the_curve_exactly(tiles: Tiles, optimiser: str) -> None:
+    run = config(optimiser=optimiser, steps=24, stages=(Stage(until=0.5, crop=32, batch=2), Stage(until=1.0, crop=64, batch=1, rate="rounded")))
     straight = Trainer(run, CPU)
     straight.initialise(tiles)
-    losses = _trained(straight, tiles, 6)
+    losses = _trained(straight, tiles, 24)
     first = Trainer(run, CPU)
     first.initialise(tiles)
-    begun = _trained(first, tiles, 3)
+    begun = _trained(first, tiles, 13)
     second = Trainer(run, CPU)
     second.resume(first.state())
-    assert begun + _trained(second, tiles, 3) == losses
+    assert begun + _trained(second, tiles, 11) == losses
     _assert_same(second.state(), straight.state())
     assert losses[-1] < losses[0]
 
