@@ -136,4 +136,4 @@ def _soap(parameters: list[nn.Parameter], rate: float) -> Any:
 
 def _order(value: Tensor) -> list[int]:
     """Dimensions from the outermost in memory to the innermost; those of length 1, whose place means nothing, last."""
-    return sorted(range(value.ndim), key=lambda i: (value.shape[i] == 1, -value.stride(i), i))
+    return sorted(range(value.ndim), key=lambda i: (value.shape[i] == 1, -value.stride()[i], i))
