@@ -304,5 +304,6 @@ def _inspect_bitstream(data: bytes) -> None:
         anchors, rest = (len(stream.streams[2 * k + i]) for i in (0, 1))
         print(f"{name:<11}{anchors:,} + {rest:,} bytes (anchors + rest)")
     names = {bitstream.ICC: "ICC", bitstream.EXIF: "EXIF", bitstream.XMP: "XMP", bitstream.ALPHA: "alpha"}
+    names |= {bitstream.JPEG_SEGMENTS: "JPEG data", bitstream.PNG_CHUNKS: "PNG data"}
     for kind, box in stream.boxes.items():
         print(f"{names[kind]:<11}{len(box):,} bytes")

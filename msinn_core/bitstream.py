@@ -19,16 +19,20 @@ from msinn_core.errors import (
 )
 
 MAGIC = b"\x89MSN"
-VERSION = 1
+VERSION = 2
+"""Newest version. A bitstream without the sections that it added is written as version 1, which older readers know."""
+
 PROFILES = {0: "float", 1: "int"}
 COLOUR_MODES = {1: "grey", 3: "rgb"}
 Q_STEPS = 1024
 """q is stored in steps of 1/1024."""
 
 ICC, EXIF, XMP = 0x01, 0x02, 0x03
+JPEG_SEGMENTS, PNG_CHUNKS = 0x04, 0x05
+_SINCE_2 = {JPEG_SEGMENTS, PNG_CHUNKS}
 STREAM_BASE, NUM_STREAMS = 0x10, 10
 ALPHA = 0x20
-_KNOWN = {ICC, EXIF, XMP, ALPHA, *range(STREAM_BASE, STREAM_BASE + NUM_STREAMS)}
+_KNOWN = {ICC, EXIF, XMP, JPEG_SEGMENTS, PNG_CHUNKS, ALPHA, *range(STREAM_BASE, STREAM_BASE + NUM_STREAMS)}
 _DEFLATED = 0x80
 MAX_BOX_BYTES = 1 << 26
 MAX_SIDE = 65535
@@ -49,7 +53,7 @@ class Bitstream:
         width: Pixels, 1 to 65535; so is `height`.
         q: Rate index, a multiple of 1/1024.
         streams: Ten symbol streams: steps k = 0..4, anchors then the rest.
-        boxes: Metadata and alpha by kind (`ICC`, `EXIF`, `XMP`, `ALPHA`), as given to the encoder.
+        boxes: Metadata and alpha by kind (`ICC`, `EXIF`, `XMP`, `JPEG_SEGMENTS`, `PNG_CHUNKS`, `ALPHA`), as given to the encoder.
     """
 
     profile: str
@@ -60,6 +64,11 @@ class Bitstream:
     q: float
     streams: tuple[bytes, ...]
     boxes: Mapping[int, bytes] = field(default_factory=dict)
+
+    @property
+    def version(self) -> int:
+        """Version that it is written as: the oldest that has all its sections."""
+        return 2 if _SINCE_2 & self.boxes.keys() else 1
 
     def to_bytes(self) -> bytes:
         """Serialise; `parse` of the result gives an equal value.
@@ -82,7 +91,7 @@ class Bitstream:
         payload = b"".join(data for _, data in sections)
         profile = next(number for number, name in PROFILES.items() if name == self.profile)
         colour = next(number for number, name in COLOUR_MODES.items() if name == self.colour)
-        header = _FIXED.pack(MAGIC, VERSION, 0, profile, colour, self.model_id, self.width, self.height, round(self.q * Q_STEPS), len(sections))
+        header = _FIXED.pack(MAGIC, self.version, 0, profile, colour, self.model_id, self.width, self.height, round(self.q * Q_STEPS), len(sections))
         header += b"".join(_ENTRY.pack(kind, len(data)) for kind, data in sections)
         header += struct.pack("<I", google_crc32c.value(payload))
         return header + struct.pack("<I", google_crc32c.value(header)) + payload
@@ -127,8 +136,9 @@ def parse(data: bytes | memoryview) -> Bitstream:
     if data[:4] != MAGIC:
         raise BadMagicError("these bytes are not an msinn bitstream")
     _need(data, 5)
-    if data[4] != VERSION:
-        raise UnsupportedVersionError(f"bitstream version {data[4]}; this reader knows version {VERSION}: use a newer msinn")
+    version = data[4]
+    if not 1 <= version <= VERSION:
+        raise UnsupportedVersionError(f"bitstream version {version}; this reader knows versions 1 to {VERSION}: use a newer msinn")
     _need(data, _FIXED.size)
     _, _, flags, profile, colour, model_id, width, height, q_steps, count = _FIXED.unpack_from(data)
     table_end = _FIXED.size + count * _ENTRY.size
@@ -143,8 +153,9 @@ def parse(data: bytes | memoryview) -> Bitstream:
         raise BitstreamError(f"the bitstream declares {width} x {height} pixels; sides are 1 to {MAX_SIDE}")
     entries = [_ENTRY.unpack_from(data, _FIXED.size + i * _ENTRY.size) for i in range(count)]
     kinds = [kind & ~_DEFLATED for kind, _ in entries]
-    if unknown := [kind for kind in kinds if kind not in _KNOWN]:
-        raise UnsupportedVersionError(f"section kind {unknown[0]:#x} is unknown to this reader")
+    known = _KNOWN if version >= 2 else _KNOWN - _SINCE_2
+    if unknown := [kind for kind in kinds if kind not in known]:
+        raise UnsupportedVersionError(f"section kind {unknown[0]:#x} is unknown to this reader in version {version}")
     if kinds != sorted(set(kinds)) or sum(STREAM_BASE <= kind < ALPHA for kind in kinds) != NUM_STREAMS:
         raise BitstreamError("the section table is out of order or incomplete")
     end = start + sum(length for _, length in entries)

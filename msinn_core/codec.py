@@ -48,6 +48,8 @@ class Picture:
         pixels: uint8 `[H, W, 3]` (RGB) or `[H, W]` (grey).
         alpha: uint8 `[H, W]`, kept losslessly, or None.
         icc: ICC profile; `exif` and `xmp` likewise: bytes or None.
+        jpeg_segments: Further APPn and COM segments of a JPEG source, verbatim, one after the other; or None.
+        png_chunks: Further chunks of a PNG source (or of what other formats say in its terms), verbatim; or None.
     """
 
     pixels: NDArray[np.uint8]
@@ -55,6 +57,8 @@ class Picture:
     icc: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
+    jpeg_segments: bytes | None = None
+    png_chunks: bytes | None = None
 
     def __post_init__(self) -> None:
         shape = self.pixels.shape
@@ -62,6 +66,17 @@ class Picture:
             raise ConfigError(f"pixels are uint8 [H, W] or [H, W, 3], not {self.pixels.dtype} {list(shape)}")
         if self.alpha is not None and (self.alpha.dtype != np.uint8 or self.alpha.shape != shape[:2]):
             raise ConfigError("alpha is uint8 of the picture's height and width")
+
+    def metadata(self) -> dict[int, bytes]:
+        """What travels with the pixels, by kind of section."""
+        boxes = {
+            bitstream.ICC: self.icc,
+            bitstream.EXIF: self.exif,
+            bitstream.XMP: self.xmp,
+            bitstream.JPEG_SEGMENTS: self.jpeg_segments,
+            bitstream.PNG_CHUNKS: self.png_chunks,
+        }
+        return {kind: data for kind, data in boxes.items() if data is not None}
 
     def content(self) -> bytes:
         """Bytes whose SHA-256 names the decoded picture: pixels row by row, then alpha if there is any."""
@@ -214,8 +229,10 @@ class Codec:
             array = ((array.sum(axis=2, dtype=np.uint16) + 1) // 3).astype(np.uint8)
         boxes = stream.boxes
         alpha = _read_alpha(boxes[bitstream.ALPHA], stream) if bitstream.ALPHA in boxes else None
-        picture = Picture(pixels=array, alpha=alpha, icc=boxes.get(bitstream.ICC), exif=boxes.get(bitstream.EXIF), xmp=boxes.get(bitstream.XMP))
-        return picture, symbols
+        return Picture(
+            pixels=array, alpha=alpha, icc=boxes.get(bitstream.ICC), exif=boxes.get(bitstream.EXIF), xmp=boxes.get(bitstream.XMP),
+            jpeg_segments=boxes.get(bitstream.JPEG_SEGMENTS), png_chunks=boxes.get(bitstream.PNG_CHUNKS),
+        ), symbols  # fmt: skip
 
     def analyse(self, picture: Picture, *, sampled: bool = False) -> Curves:
         """Predicted bytes and MSE of a picture at every anchor.
@@ -266,10 +283,10 @@ class Codec:
 
 
 def _boxes(picture: Picture) -> dict[int, bytes]:
-    boxes = {bitstream.ICC: picture.icc, bitstream.EXIF: picture.exif, bitstream.XMP: picture.xmp}
+    boxes = picture.metadata()
     if picture.alpha is not None:
         boxes[bitstream.ALPHA] = _write_alpha(picture.alpha)
-    return {kind: data for kind, data in boxes.items() if data is not None}
+    return boxes
 
 
 def _write_alpha(alpha: NDArray[np.uint8]) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from msinn_core.codec import Picture
+from pipeline.metadata import Carried, carried, insert_chunks, restored_chunks
 
 # Our own limit is checked on the header, before any pixel is decoded, so Pillow's warning has nothing to add.
 Image.MAX_IMAGE_PIXELS = None
@@ -44,6 +45,8 @@ UNSUPPORTED = "unsupported_format"
 TRAILING = "data_after_the_image"
 NOT_SMALLER = "not_smaller"
 METADATA_LIMIT = "metadata_limit"
+UNCARRIED = "metadata_not_carried"
+SECOND_IMAGE = "second_image"
 CRASHED = "crashed_the_worker"
 UNREADABLE = "source_unreadable"
 SIDECAR = "sidecar_unreadable"
@@ -66,6 +69,18 @@ class ImageInfo:
     bit_depth: int | None = None
     orientation: int | None = None
 
+    def __post_init__(self) -> None:
+        # A header may claim anything; the columns of analysis and manifest hold 32 and 8 bits.
+        for name, most in (("width", 2**31 - 1), ("height", 2**31 - 1), ("channels", 127), ("bit_depth", 127), ("orientation", 8)):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= most:
+                object.__setattr__(self, name, None)
+
+    @property
+    def pixels(self) -> int | None:
+        """Width times height."""
+        return None if self.width is None or self.height is None else self.width * self.height
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedImage:
@@ -75,6 +90,7 @@ class LoadedImage:
     picture: Picture | None = None
     reason: str | None = None
     message: str | None = None
+    carried: Carried = field(default_factory=Carried)
 
 
 def load(data: bytes, *, max_pixels: int, name: str = "") -> LoadedImage:
@@ -105,7 +121,12 @@ def load(data: bytes, *, max_pixels: int, name: str = "") -> LoadedImage:
                 if not _ends_cleanly(image, data):
                     return LoadedImage(info=info, reason=TRAILING, message="the file goes on after the end of the image")
                 info = replace(info, orientation=_orientation(image))
-                picture = _picture(image)
+                found = carried(image, data)
+                if found.second_image is not None:
+                    return LoadedImage(info=info, reason=SECOND_IMAGE, message=found.second_image, carried=found)
+                if found.uncarried is not None:
+                    return LoadedImage(info=info, reason=UNCARRIED, message=found.uncarried, carried=found)
+                picture = _picture(image, found)
     except UnidentifiedImageError:
         suffix = name.rpartition(".")[2].lower()
         if suffix in _DECODED_SUFFIXES:
@@ -116,9 +137,9 @@ def load(data: bytes, *, max_pixels: int, name: str = "") -> LoadedImage:
     except Exception as error:
         # Image decoders raise every kind of exception for hostile bytes; each means that this file is kept as it is.
         return LoadedImage(info=info, reason=BROKEN, message=f"{type(error).__name__}: {error}"[:300])
-    if sum(len(box) for box in (picture.icc, picture.exif, picture.xmp) if box) > MAX_METADATA_BYTES:
-        return LoadedImage(info=info, reason=METADATA_LIMIT, message=f"more than {MAX_METADATA_BYTES} bytes of metadata")
-    return LoadedImage(info=info, picture=picture)
+    if sum(map(len, picture.metadata().values())) > MAX_METADATA_BYTES:
+        return LoadedImage(info=info, reason=METADATA_LIMIT, message=f"more than {MAX_METADATA_BYTES} bytes of metadata", carried=found)
+    return LoadedImage(info=info, picture=picture, carried=found)
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -188,21 +209,21 @@ def _ends_cleanly(image: Image.Image, data: bytes) -> bool:
     return end is None or data.rstrip(b"\0").endswith(end)
 
 
-def _picture(image: Image.Image) -> Picture:
-    info: dict[Any, Any] = image.info
+def _picture(image: Image.Image, found: Carried) -> Picture:
     alpha = None
     if image.mode == "P":
         image = image.convert("RGB")
     elif image.mode in ("RGBA", "LA"):
         alpha = np.asarray(image.getchannel("A"))
         image = image.convert("RGB" if image.mode == "RGBA" else "L")
-    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
     return Picture(
         pixels=np.asarray(image),
         alpha=alpha,
-        icc=info.get("icc_profile") or None,
-        exif=info.get("exif") or None,
-        xmp=xmp.encode("utf-8", "surrogateescape") if isinstance(xmp, str) else xmp or None,
+        icc=found.icc,
+        exif=found.exif,
+        xmp=found.xmp,
+        jpeg_segments=found.segments,
+        png_chunks=found.chunks,
     )
 
 
@@ -216,7 +237,7 @@ def to_image(picture: Picture) -> Image.Image:
 
 
 def to_png(picture: Picture) -> bytes:
-    """A decoded picture as PNG: exact pixels and alpha, ICC profile, EXIF and XMP included."""
+    """A decoded picture as PNG: exact pixels and alpha, and all metadata that a PNG can hold (`metadata.restored_chunks`)."""
     options: dict[str, Any] = {"compress_level": 1}
     if picture.icc is not None:
         options["icc_profile"] = picture.icc
@@ -229,4 +250,4 @@ def to_png(picture: Picture) -> bytes:
         options["pnginfo"] = chunks
     out = io.BytesIO()
     to_image(picture).save(out, "PNG", **options)
-    return out.getvalue()
+    return insert_chunks(out.getvalue(), restored_chunks(picture.jpeg_segments, picture.png_chunks))

@@ -411,7 +411,7 @@ class ShardWorker:
             item.reason, item.message = images.CODEC_FAILED, f"does not decode: {error}"[:300]
             return False
         same = all(np.array_equal(a, b) for a, b in zip(symbols, item.symbols.symbols, strict=True))
-        kept = (decoded.icc, decoded.exif, decoded.xmp) == (original.icc, original.exif, original.xmp)
+        kept = decoded.metadata() == original.metadata()
         alpha = original.alpha is None if decoded.alpha is None else original.alpha is not None and np.array_equal(decoded.alpha, original.alpha)
         if not (same and kept and alpha):
             item.reason, item.message = images.CODEC_FAILED, "the decoder returns other symbols or metadata than were encoded"
@@ -534,7 +534,7 @@ class ShardWorker:
             "sidecars": sidecars,
             "codec": None if member is None else "msinn" if coded else "passthrough",
             "model_sha256": self.codec.model.sha256 if coded else None,
-            "bitstream_version": bitstream.VERSION if coded else None,
+            "bitstream_version": item.data[4] if coded and item.data else None,
             "q": item.symbols.q if coded and item.symbols else None,
             "lambda": task.multiplier if coded and task.plan_rev else None,
             "plan_rev": task.plan_rev if task.plan_rev else None,

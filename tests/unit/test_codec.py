@@ -145,8 +145,8 @@ def test_imported_models_code_too(model: LoadedModel, tile: Picture) -> None:
 
 def test_unknown_version_names_itself(codec: Codec, tile: Picture) -> None:
     data = bytearray(codec.encode(tile, 2.0))
-    data[4] = 2
-    with pytest.raises(UnsupportedVersionError, match="version 2"):
+    data[4] = 3
+    with pytest.raises(UnsupportedVersionError, match="version 3"):
         codec.decode(bytes(data))
 
 
