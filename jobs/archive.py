@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
+import itertools
 import json
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.commit import Archive
+    from pipeline.commit import Archive, Commit
+    from pipeline.report import Reporter
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,15 +36,17 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     p = verbs.add_parser("audit", help="quality and size: percentiles, the worst images, or any SQL over the view `manifest`")
     p.add_argument("archive", metavar="DST")
     p.add_argument("sql", nargs="?", metavar="SQL", help='e.g. "SELECT name, psnr_db FROM manifest ORDER BY psnr_db LIMIT 10"')
-    p.add_argument("--json", action="store_true", help="JSON lines instead of a table")
+    shape = p.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="JSON lines instead of a table")
+    shape.add_argument("--csv", action="store_true", help="CSV instead of a table")
     p.add_argument("--html", metavar="FILE", help="a page with distributions and the worst images to look at")
     p.set_defaults(command=_audit)
 
     p = verbs.add_parser("restore", help="every image back: decoded ones as PNG, the others as they were")
     p.add_argument("archive", metavar="DST")
-    p.add_argument("out", metavar="OUT", help="empty folder, or URL")
+    p.add_argument("out", metavar="OUT", help="folder or URL; the same command again goes on after an interrupt")
     p.add_argument("--where", metavar="SQL", help='only rows of the manifest that fulfil a condition, e.g. "psnr_db < 32"')
-    p.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
+    p.add_argument("--overwrite", action="store_true", help="replace files of other content that are there")
     p.add_argument("--workers", type=int, metavar="N")
     p.set_defaults(command=_restore)
 
@@ -48,7 +54,9 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     p.add_argument("archive", metavar="DST")
     p.add_argument("key", metavar="KEY")
     p.add_argument("-o", "--output", metavar="FILE", help="where to write (default: its name, here; - for standard output)")
-    p.add_argument("--original", action="store_true", help="the stored payload itself")
+    what = p.add_mutually_exclusive_group()
+    what.add_argument("--original", action="store_true", help="the stored payload itself")
+    what.add_argument("--metadata", action="store_true", help="list what the image carries beside its pixels; with -o FOLDER write it there")
     p.set_defaults(command=_get)
 
     p = verbs.add_parser("gc", help="what killed attempts left in a sealed archive on which nobody works; nothing is removed without --delete")
@@ -74,16 +82,18 @@ def _status(arguments: argparse.Namespace) -> int:
     archive = Archive(arguments.archive)
     records = archive.commits()
     run = archive.run
+    pace = {} if archive.sealed else _pace(archive, records)
     facts = {
-        "state": "sealed" if archive.sealed else "unfinished",
+        "state": "sealed" if archive.sealed else pace.pop("state"),
         "source": run["source"],
         "budget": f"--{run['config']['budget']['kind']} {run['config']['budget']['value']:g}",
         "model": f"{run['model_name']} {run['model_sha256'][:12]}",
         "shards": f"{len(records)} of {run['shards']}",
         "images": f"{sum(r.images for r in records)} of {run['images']}",
-        "passthrough": sum(r.passthrough for r in records),
+        "kept": sum(r.kept for r in records),
         "failed": sum(r.failed for r in records),
         "counted_bytes": sum(r.counted_bytes for r in records),
+        **pace,
     }
     if arguments.json:
         print(json.dumps(facts))
@@ -95,15 +105,57 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _pace(archive: Archive, records: list[Commit]) -> dict[str, Any]:
+    """What the times of the objects say of a run that is not finished."""
+    from pipeline.commit import commit_name
+
+    now = time.time()
+    written = archive.store.ages("commits")
+    signs = [*written.values(), *archive.store.ages("plan").values(), *archive.store.ages("analyse").values()]
+    age = now - max(signs) if signs else None
+    times = sorted(written.values())
+    images = {commit_name(record.shard_id): record.images for record in records}
+    facts: dict[str, Any] = {"state": "unfinished"}
+    usual = 0.0
+    if len(times) > 1 and times[-1] > times[0]:
+        usual = max(b - a for a, b in itertools.pairwise(times))
+        recent = [name for name, when in written.items() if when > times[max(0, len(times) - 50)]]
+        rate = sum(images.get(name, 0) for name in recent) / (times[-1] - times[max(0, len(times) - 50)])
+        facts["images_per_s"] = round(rate, 2)
+        left = int(archive.run["images"]) - sum(images.values())
+        facts["seconds_left"] = round(left / rate) if rate else None
+    if age is not None:
+        facts["last_sign_s"] = round(age)
+        facts["last_commit_s"] = round(now - times[-1]) if times else None
+        running = age < max(600.0, 3 * usual)
+        facts["state"] = (
+            f"running, as far as the store can tell (last written {age:.0f} s ago)"
+            if running
+            else f"stopped, or slow (nothing written for {age:.0f} s)"
+        )
+    return facts
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     from pipeline import verify
+    from pipeline.commit import Archive
+    from pipeline.report import reporter_for
 
+    reporter = reporter_for(sys.stderr, quiet=arguments.quiet, verbose=arguments.verbose)
+    try:
+        return _verified(arguments, verify, reporter, Archive(arguments.archive))
+    finally:
+        reporter.close()
+
+
+def _verified(arguments: argparse.Namespace, verify: Any, reporter: Reporter, archive: Archive) -> int:
     if arguments.decode:
         with contextlib.redirect_stdout(sys.stderr):  # Ray speaks of lost workers there
-            result = verify.decode(arguments.archive, sample=arguments.sample, workers=arguments.workers)
+            result = verify.decode(arguments.archive, sample=arguments.sample, workers=arguments.workers, reporter=reporter)
         done = f"{result.images} images and {result.sidecars} sidecars decoded and compared"
     else:
-        result = verify.fixity(arguments.archive)
+        reporter.phase("verify", int(archive.run["images"]))
+        result = verify.fixity(arguments.archive, on_shard=lambda record: reporter.advance(images=record.images))
         done = f"{result.images} images checked byte for byte"
     return _finish(result.problems, done, "verification failed")
 
@@ -142,6 +194,8 @@ def _audit(arguments: argparse.Namespace) -> int:
     archive = Archive(arguments.archive)
     if arguments.html is not None:
         return _write_page(archive, arguments)
+    if arguments.csv and arguments.sql is None:
+        raise UsageError('--csv is for the rows of a query: give SQL, such as "SELECT * FROM manifest"')
     if arguments.sql is not None and not arguments.sql.strip():
         raise UsageError("the SQL is empty")
     if arguments.sql is None:
@@ -157,14 +211,37 @@ def _audit(arguments: argparse.Namespace) -> int:
         for row in rows:
             print(json.dumps(row, default=str))
         return 0
+    if arguments.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(table.column_names)
+        writer.writerows(
+            [value if value is None or isinstance(value, str | int | float) else json.dumps(value, default=str) for value in row.values()]
+            for row in rows
+        )
+        return 0
+    _print_rows(table.column_names, rows)
+    return 0
+
+
+def _print_rows(names: list[str], rows: list[dict[str, Any]]) -> None:
+    """A table where it fits, otherwise a block of lines for each row."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    shown = Table(*table.column_names)
-    for row in rows:
-        shown.add_row(*(_cell(value) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 200).print(shown)
-    return 0
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    cells = [[_cell(value) for value in row.values()] for row in rows]
+    widest = [max([len(name), *(len(line[i]) for line in cells)]) for i, name in enumerate(names)]
+    if sum(widest) + 3 * len(names) + 1 > console.width and len(names) > 1:
+        for number, line in enumerate(cells):
+            print(f"-[ row {number} ]" + "-" * 20)
+            for name, cell in zip(names, line, strict=True):
+                print(f"{name:<{max(map(len, names))}}  {cell}")
+        return
+    shown = Table(*map(Text, names))
+    for line in cells:
+        shown.add_row(*map(Text, line))
+    console.print(shown)
 
 
 def _write_page(archive: Archive, arguments: argparse.Namespace) -> int:
@@ -182,6 +259,10 @@ def _write_page(archive: Archive, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _db(value: float | None) -> str:
+    return "lossless" if value is None else f"{value:.2f} dB"
+
+
 def _cell(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
@@ -189,7 +270,7 @@ def _cell(value: Any) -> str:
 def print_summary(facts: dict[str, Any], sealed: dict[str, Any] | None) -> None:
     """Totals, percentiles, worst images and reasons, as text."""
     totals, marks = facts["totals"], facts["percentiles"]
-    print(f"images      {totals['images']:,}: {totals['coded']:,} coded, {totals['passthrough']:,} kept as they are, {totals['failed']:,} failed")
+    print(f"images      {totals['images']:,}: {totals['coded']:,} coded, {totals['kept']:,} kept as they are, {totals['failed']:,} failed")
     if sealed is None:
         print("            the archive is unfinished, these are the committed images only: run the same msinn compress to finish it")
     # What the budget bounds, ends of shards included; before the seal only the members are known.
@@ -201,22 +282,35 @@ def print_summary(facts: dict[str, Any], sealed: dict[str, Any] | None) -> None:
         counted, budget = sealed["counted_bytes"], sealed["budget_bytes"]
         print(f"budget      {counted:,} of {budget:,.0f} bytes ({100 * counted / budget - 100:+.3f} %)")
     if totals["coded"]:
-        print(f"PSNR        mean {totals['mean_psnr_db']:.2f} dB, pooled {totals['pooled_psnr_db'] or 100:.2f} dB, every image decoded and measured")
-        print("            " + "  ".join(f"p{mark} {marks[f'psnr_db_{mark}']:.2f}" for mark in (0, 1, 5, 50, 95, 99, 100)))
+        if totals["mean_psnr_db"] is not None:
+            pooled = f", pooled {totals['pooled_psnr_db']:.2f} dB" if totals["pooled_psnr_db"] is not None else ""
+            print(
+                f"PSNR        mean {totals['mean_psnr_db']:.2f} dB{pooled}, every image decoded and measured (kept files, which lose nothing, aside)"
+            )
+            print("            " + "  ".join(f"p{mark} {marks[f'psnr_db_{mark}']:.2f}" for mark in (0, 1, 5, 50, 95, 99, 100)))
         print("bpp         " + "  ".join(f"p{mark} {marks[f'bpp_{mark}']:.3f}" for mark in (0, 1, 5, 50, 95, 99, 100)))
         print(
             "worst       "
-            + "\n            ".join(f"{row['psnr_db']:.2f} dB  {row['bpp']:.3f} bpp  {row['key']}  {row['name']}" for row in facts["worst"])
+            + "\n            ".join(f"{_db(row['psnr_db'])}  {row['bpp']:.3f} bpp  {row['key']}  {row['name']}" for row in facts["worst"])
         )
     for row in facts["reasons"]:
         print(f"{row['status']:<12}{row['images']:,} x {row['error_code']}, for example {row['example']}")
 
 
 def _restore(arguments: argparse.Namespace) -> int:
+    from pipeline.report import reporter_for
     from pipeline.restore import restore
 
     with contextlib.redirect_stdout(sys.stderr):  # as above
-        result = restore(arguments.archive, arguments.out, where=arguments.where, overwrite=arguments.overwrite, workers=arguments.workers)
+        reporter = reporter_for(sys.stderr, quiet=arguments.quiet, verbose=arguments.verbose)
+        try:
+            result = restore(
+                arguments.archive, arguments.out, where=arguments.where, overwrite=arguments.overwrite, workers=arguments.workers, reporter=reporter
+            )
+        finally:
+            reporter.close()
+    if result.skipped:
+        print(f"{result.skipped} images were there already, whole and equal", file=sys.stderr)
     if not result.images and not result.problems:
         print("no image fulfils the condition" if arguments.where else "the archive holds no image", file=sys.stderr)
     if result.failed_at_source:
@@ -232,11 +326,16 @@ def _get(arguments: argparse.Namespace) -> int:
     from pipeline.errors import UsageError
     from pipeline.restore import get
 
+    if arguments.metadata:
+        return _get_metadata(arguments)
     name, data, problems = get(arguments.archive, arguments.key, original=arguments.original)
     output = arguments.output or Path(name).name
     if output == "-":
         sys.stdout.buffer.write(data)
     else:
+        png, suffix = data.startswith(b"\x89PNG"), Path(output).suffix.lower()
+        if png and not arguments.original and suffix != ".png" and arguments.output is not None:
+            raise UsageError(f"the decoded picture is a PNG, and {output} is not called one: name it {Path(output).with_suffix('.png')}")
         if arguments.output is None and Path(output).exists():
             raise UsageError(f"{output} exists: name another file with -o")
         try:
@@ -246,6 +345,32 @@ def _get(arguments: argparse.Namespace) -> int:
         kind = " of PNG" if data.startswith(b"\x89PNG") else ""
         print(f"{output}: {len(data):,} bytes{kind}", file=sys.stderr)
     return _finish_quiet(problems)
+
+
+def _get_metadata(arguments: argparse.Namespace) -> int:
+    from pipeline.errors import UsageError
+    from pipeline.metadata import jpeg_segments, png_chunks, segment_name
+    from pipeline.restore import metadata_of
+
+    found = metadata_of(arguments.archive, arguments.key)
+    for name, data in found.items():
+        print(f"{len(data):>10,}  {name}")
+        if name == "jpeg-segments.bin":
+            for marker, content in jpeg_segments(data):
+                print(f"{len(content):>14,}  {segment_name(marker, content)}")
+        if name == "png-chunks.bin":
+            for kind, content, _ in png_chunks(data):
+                print(f"{len(content):>14,}  {kind.decode('latin-1')}")
+    if not found:
+        print("the image carries nothing beside its pixels", file=sys.stderr)
+    if arguments.output is not None:
+        try:
+            Path(arguments.output).mkdir(parents=True, exist_ok=True)
+            for name, data in found.items():
+                Path(arguments.output, name).write_bytes(data)
+        except OSError as error:
+            raise UsageError(f"cannot write to {arguments.output}: {error.strerror}") from error
+    return 0
 
 
 def _finish_quiet(problems: list[str]) -> int:
@@ -258,8 +383,8 @@ def _finish_quiet(problems: list[str]) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from msinn_core.bitstream import MAGIC
-    from msinn_core.errors import BitstreamError
-    from pipeline.errors import SourceError
+    from msinn_core.errors import BadMagicError, BitstreamError
+    from pipeline.errors import SourceError, UsageError
 
     path = Path(arguments.file)
     try:
@@ -276,6 +401,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
     else:
         try:
             _inspect_bitstream(data)
+        except BadMagicError as error:
+            raise UsageError(f"{path} is no msinn bitstream, model (.safetensors) or shard (.tar)") from error
         except BitstreamError as error:
             raise type(error)(f"{path}: {error}") from error
     return 0

@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from types import FrameType
 
 EXIT_USAGE, EXIT_SOME_FAILED, EXIT_BUDGET, EXIT_VERIFY, EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED = 2, 3, 4, 5, 6, 130
@@ -23,11 +25,24 @@ def parser() -> argparse.ArgumentParser:
     from jobs import archive, bench, compress, eval, models, submit, train
 
     top = argparse.ArgumentParser(prog="msinn", description="Archive an image dataset to a byte budget with a learned codec.", epilog=_EPILOG)
-    top.add_argument("--debug", action="store_true", help="show tracebacks")
+    top.add_argument("--debug", action="store_true", help="show tracebacks (exit codes stay the same)")
+    top.add_argument("-q", "--quiet", action="store_true", help="no progress, warnings alone")
+    top.add_argument("-v", "--verbose", action="store_true", help="on a terminal: a line for each shard")
+    top.add_argument("--version", action="version", version=f"msinn {version('msinn')}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for module in (compress, submit, archive, models, train, eval, bench):
         module.add_verbs(verbs)
+    p = verbs.add_parser("completion", help="print a completion script: msinn completion bash > ~/.local/share/bash-completion/completions/msinn")
+    p.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    p.set_defaults(command=_completion)
     return top
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    import shtab
+
+    print(shtab.complete(parser(), arguments.shell))
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_PIPE
     except Exception as error:
         if arguments.debug:
-            raise
+            traceback.print_exc()
         return _explain(error)
 
 

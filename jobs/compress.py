@@ -51,6 +51,10 @@ def _add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--max-pixels", type=int, default=32_000_000, metavar="N", help="larger images are kept as they are (default: 32000000)")
     p.add_argument("--count-sidecars", action="store_true", help="sidecars count towards the budget")
     p.add_argument("--ms-ssim", action="store_true", help="measure MS-SSIM too (slower)")
+    p.add_argument("--include", action="append", default=[], metavar="GLOB", help="only files whose relative name (or its last part) fits; repeat")
+    p.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="not these; repeat")
+    p.add_argument("--all-files", action="store_true", help="also .git, .DS_Store, __MACOSX, Thumbs.db and the like")
+    p.add_argument("--follow-links", action="store_true", help="also links that lead out of SRC")
     p.add_argument("--image-column", metavar="NAME", help="Parquet column that holds the images")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the network runs; the archive decodes anywhere (default: cpu)")
     p.add_argument(
@@ -113,8 +117,12 @@ def _compress(arguments: argparse.Namespace) -> int:
         ms_ssim=arguments.ms_ssim,
         image_column=arguments.image_column,
         device=arguments.device,
+        include=tuple(arguments.include),
+        exclude=tuple(arguments.exclude),
+        all_files=arguments.all_files,
+        follow_links=arguments.follow_links,
     )
-    reporter = reporter_for(sys.stderr)
+    reporter = reporter_for(sys.stderr, quiet=arguments.quiet, verbose=arguments.verbose)
     try:
         run = Run(
             arguments.source,
@@ -182,7 +190,7 @@ def _summarise(destination: str, outcome: Outcome, as_json: bool) -> int:
         over = sealed["counted_bytes"] - (outcome.budget_bytes or 0)
         print(f"msinn: the archive is complete but {over:,.0f} bytes over its budget of {outcome.budget_bytes:,.0f}", file=sys.stderr)
         return EXIT_BUDGET
-    if sealed["failed"] or sealed["scan_warnings"]:
+    if sealed["failed"] or sealed.get("troubled") or sealed["scan_warnings"]:
         return EXIT_SOME_FAILED
     return 0
 
@@ -190,9 +198,7 @@ def _summarise(destination: str, outcome: Outcome, as_json: bool) -> int:
 def _print_plan(plan: Plan | None, arguments: argparse.Namespace) -> None:
     import numpy as np
 
-    if plan is None:
-        print("a fixed q needs no plan: every image is coded at it")
-        return
+    assert plan is not None
     allocation, planner = plan.forecast.allocation, plan.planner
     psnr = 10 * np.log10(255.0**2 / np.maximum(allocation.mse, 255.0**2 * 1e-10))
     facts: dict[str, Any] = {

@@ -6,12 +6,15 @@ never enter the object store.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
 import os
 import random
+import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -109,19 +112,21 @@ def connect(address: str | None, workers: int | None, resources: Resources | Non
     import ray
 
     try:
-        if not ray.is_initialized():
-            if address is None:
-                count = workers or os.cpu_count() or 1
-                ray.init(
-                    address="local",
-                    num_cpus=count,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    object_store_memory=128 * 2**20,
-                )
-            else:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=_environment())
+        # Ray puts the driver's folder first on its workers' path: a folder called `pipeline` there would be imported in place of ours.
+        with tempfile.TemporaryDirectory(prefix="msinn-") as empty, _working_in(empty):
+            if not ray.is_initialized():
+                if address is None:
+                    count = workers or os.cpu_count() or 1
+                    ray.init(
+                        address="local",
+                        num_cpus=count,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        object_store_memory=128 * 2**20,
+                    )
+                else:
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=_environment())
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = address or "this machine"
         raise WorkersError(f"cannot use Ray at {where}: {str(error).splitlines()[0]}") from error
@@ -134,6 +139,19 @@ def connect(address: str | None, workers: int | None, resources: Resources | Non
         hint = "" if address is None else "; with --workers N the run waits for nodes to join"
         raise WorkersError(f"Ray at {address or 'this machine'} has no {kind} to offer{hint}")
     return max(1, min(workers or fitting, fitting))
+
+
+@contextlib.contextmanager
+def _working_in(folder: str) -> Iterator[None]:
+    try:
+        before: str | None = os.getcwd()
+    except FileNotFoundError:
+        before = None
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before or "/")
 
 
 def packages() -> list[str]:
@@ -159,6 +177,15 @@ def disconnect() -> None:
     import ray
 
     ray.shutdown()
+
+
+def _home() -> str:
+    """Which code this is: digests of the files of our packages, wherever they lie."""
+    digest = hashlib.sha256()
+    for folder in packages():
+        for path in sorted(Path(folder).rglob("*.py")):
+            digest.update(str(path.relative_to(folder)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 class Counters:
@@ -211,6 +238,7 @@ class Pool:
         self._deadly = (errors.RayActorError, errors.OutOfMemoryError, errors.NodeDiedError, errors.WorkerCrashedError)
         self._holder = ray.remote(_Holder).options(max_restarts=0, **(resources or Resources()).options())
         self._shared = [ray.put(arg) for arg in args]
+        self._home = _home()
         self._factory = factory
         self._idle: deque[Any] = deque()
         self._starting: dict[Any, Any] = {}
@@ -223,7 +251,7 @@ class Pool:
             self._start()
 
     def _new(self) -> Any:
-        return self._holder.remote(self._factory, *self._shared)
+        return self._holder.remote(self._home, self._factory, *self._shared)
 
     def _start(self) -> None:
         actor = self._new()
@@ -407,7 +435,9 @@ def _answer(trials: Trials, *, survived: bool | None) -> Job:
 class _Holder:
     """Runs inside Ray: builds the object once, calls its methods."""
 
-    def __init__(self, factory: Callable[..., Any], *args: Any) -> None:
+    def __init__(self, home: str, factory: Callable[..., Any], *args: Any) -> None:
+        if (found := _home()) != home:
+            raise WorkersError(f"a worker runs the code at {found}, the driver that at {home}: something comes before it on the workers' path")
         self._held = factory(*args)
 
     def ready(self) -> bool:

@@ -30,7 +30,8 @@ def query(table: pa.Table, sql: str) -> pa.Table:
         result: pa.Table = relation.to_arrow_table() if relation is not None else pa.table({})
         return result
     except duckdb.Error as error:
-        raise UsageError(f"the SQL does not work: {str(error).splitlines()[0]}") from error
+        hints = [line.strip() for line in str(error).splitlines() if line.strip() and set(line.strip()) != {"^"} and not line.startswith("LINE ")]
+        raise UsageError(f"the SQL does not work: {' '.join(hints)[:600]}") from error
     finally:
         connection.close()
 
@@ -50,25 +51,25 @@ def summary(archive: Archive) -> dict[str, Any]:
     table = archive.manifest()
     totals = query(
         table,
-        """SELECT count(*) AS images, count(*) FILTER (status = 'ok') AS coded, count(*) FILTER (status = 'passthrough') AS passthrough,
+        """SELECT count(*) AS images, count(*) FILTER (status = 'coded') AS coded, count(*) FILTER (status = 'kept') AS kept,
         count(*) FILTER (status = 'failed') AS failed, coalesce(sum(source_bytes), 0)::BIGINT AS source_bytes,
         coalesce(sum(stored_bytes), 0)::BIGINT AS stored_bytes,
-        coalesce(sum(width::BIGINT * height), 0)::BIGINT AS pixels,
-        8.0 * sum(stored_bytes) / nullif(sum(width::BIGINT * height), 0) AS bpp,
-        avg(psnr_db) FILTER (status = 'ok') AS mean_psnr_db,
-        10 * log10(65025 / nullif(sum(mse * width * height) / nullif(sum(width::BIGINT * height) FILTER (mse IS NOT NULL), 0), 0)) AS pooled_psnr_db,
-        coalesce(bool_and(decode_verified) FILTER (status = 'ok'), true) AS all_verified FROM manifest""",
+        coalesce(sum(pixels), 0)::BIGINT AS pixels,
+        8.0 * sum(stored_bytes) / nullif(sum(pixels), 0) AS bpp,
+        avg(psnr_db) AS mean_psnr_db,
+        10 * log10(65025 / nullif(sum(mse * pixels) / nullif(sum(pixels) FILTER (mse IS NOT NULL), 0), 0)) AS pooled_psnr_db,
+        coalesce(bool_and(decode_verified) FILTER (codec = 'msinn'), true) AS all_verified FROM manifest""",
     ).to_pylist()[0]
     marks = [0.0, 0.01, 0.05, 0.5, 0.95, 0.99, 1.0]
     wanted = [
-        f"quantile_cont({column}, {mark}) FILTER (status = 'ok') AS {column}_{round(mark * 100)}" for column in ("psnr_db", "bpp") for mark in marks
+        f"quantile_cont({column}, {mark}) FILTER (codec = 'msinn') AS {column}_{round(mark * 100)}" for column in ("psnr_db", "bpp") for mark in marks
     ]
     percentiles = query(table, f"SELECT {', '.join(wanted)} FROM manifest").to_pylist()[0]
     worst = query(
-        table, f"SELECT key, name, psnr_db, bpp, q, clamp FROM manifest WHERE status = 'ok' ORDER BY psnr_db, key LIMIT {_WORST}"
+        table, f"SELECT key, name, psnr_db, bpp, q, clamp FROM manifest WHERE codec = 'msinn' ORDER BY psnr_db, key LIMIT {_WORST}"
     ).to_pylist()
     reasons = query(
         table,
-        "SELECT error_code, status, count(*) AS images, min(name) AS example FROM manifest WHERE status <> 'ok' GROUP BY ALL ORDER BY images DESC",
+        "SELECT error_code, status, count(*) AS images, min(name) AS example FROM manifest WHERE status <> 'coded' GROUP BY ALL ORDER BY images DESC",
     ).to_pylist()
     return {"totals": totals, "percentiles": percentiles, "worst": worst, "reasons": reasons}

@@ -20,7 +20,9 @@ from pipeline import manifest
 from pipeline.errors import CommitConflictError, CommitUnknownError, ManifestError, PipelineError, StorageError
 from pipeline.storage import Store
 
-ARCHIVE_VERSION = 1
+ARCHIVE_VERSION = 2
+"""Version 1 called kept files `passthrough` and counted those that looked wrong as failed."""
+
 RUN, SEAL = "run.json", "MANIFEST.json"
 STILL = "`msinn restore` still gives back every image that is there"
 _COMMIT_NAME = re.compile(r"commits/\d+\.json")
@@ -36,7 +38,9 @@ class Commit:
         shard: Object name, with its SHA-256 and size; likewise `manifest`.
         counted_bytes: Bytes that count towards the budget.
         predicted_bytes: What the plan expected of the coded images; `coded_bytes` is what they took.
-        images: Rows; `coded`, `passthrough` and `failed` by status.
+        images: Rows; `coded`, `kept` and `failed` by status.
+        troubled: Kept files that somebody should look at: broken, over a limit, or what killed a worker.
+        pixels: Of images that decode.
         plan_rev: Plan revision in force.
     """
 
@@ -52,23 +56,30 @@ class Commit:
     coded_bytes: int
     images: int
     coded: int
-    passthrough: int
+    kept: int
     failed: int
     pixels: int
     source_bytes: int
     squared_error: float
     plan_rev: int
+    troubled: int = 0
+    written: bytes | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def to_bytes(self) -> bytes:
-        """JSON with sorted keys."""
-        return json_bytes(dataclasses.asdict(self))
+        """JSON with sorted keys; of a commit that was read, the bytes that were."""
+        if self.written is not None:
+            return self.written
+        return json_bytes({key: value for key, value in dataclasses.asdict(self).items() if key != "written"})
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Commit:
         """Parse. Raises `ManifestError` naming the object."""
         try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError) as error:
+            values = json.loads(data)
+            if "passthrough" in values:
+                values["kept"] = values.pop("passthrough")
+            return cls(**values, written=data)
+        except (ValueError, TypeError, AttributeError) as error:
             raise ManifestError(f"{name} is damaged: {error}") from error
 
 
@@ -137,8 +148,9 @@ class Archive:
             raise MissingArchiveError(f"{url} is not an msinn archive: it has no {RUN}") from error
         except ValueError as error:
             raise ManifestError(f"{self.store.path(RUN)} is damaged: {error}") from error
-        if self.run.get("archive_version") != ARCHIVE_VERSION:
-            raise ManifestError(f"archive version {self.run.get('archive_version')}; this msinn reads version {ARCHIVE_VERSION}")
+        version = self.run.get("archive_version") if isinstance(self.run, dict) else None
+        if version not in (1, ARCHIVE_VERSION):
+            raise ManifestError(f"archive version {version}; this msinn reads versions 1 and {ARCHIVE_VERSION}: use a newer msinn")
 
     def passes(self, error: StorageError) -> bool:
         """Whether this is an outage and no damage: a local disk that does not read today will not read tomorrow."""
@@ -159,6 +171,8 @@ class Archive:
             raise ManifestError(f"{self.store.path(SEAL)} is damaged: {error}") from error
         if not isinstance(sealed, dict) or not isinstance(sealed.get("commits"), dict) or not all(map(_COMMIT_NAME.fullmatch, sealed["commits"])):
             raise ManifestError(f"{self.store.path(SEAL)} is damaged: it names no commits")
+        if "passthrough" in sealed:
+            sealed["kept"] = sealed.pop("passthrough")
         return sealed
 
     def books(self) -> Books:
@@ -270,7 +284,8 @@ def seal(store: Store, run: dict[str, Any], records: list[Commit], extra: dict[s
         "shards": len(records),
         "images": sum(r.images for r in records),
         "coded": sum(r.coded for r in records),
-        "passthrough": sum(r.passthrough for r in records),
+        "kept": sum(r.kept for r in records),
+        "troubled": sum(r.troubled for r in records),
         "failed": sum(r.failed for r in records),
         "pixels": sum(r.pixels for r in records),
         "source_bytes": sum(r.source_bytes for r in records),

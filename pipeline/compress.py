@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 from msinn_core.checkpoint import LoadedModel, load_model, parse_model
 from msinn_core.errors import CheckpointError
 from pipeline import actors, images, manifest
-from pipeline.commit import ARCHIVE_VERSION, RUN, Archive, Commit, MissingArchiveError, json_bytes, seal, sha256
+from pipeline.commit import ARCHIVE_VERSION, RUN, SEAL, Archive, Commit, MissingArchiveError, json_bytes, seal, sha256
 from pipeline.config import CompressConfig
 from pipeline.errors import ManifestError, StorageError, UsageError
 from pipeline.plan import Choice, Forecast, Planner
 from pipeline.preferences import Preferences
 from pipeline.rate import PASSTHROUGH_Q
 from pipeline.report import Reporter
-from pipeline.sources import Scan, SourceRecord, scan
-from pipeline.sources.record import SCAN_SCHEMA, printable, to_table
+from pipeline.sources import Scan, Selection, SourceRecord, scan
+from pipeline.sources.record import SCAN_SCHEMA, from_table, printable, to_table
 from pipeline.storage import Store, content_name
 from pipeline.worker import ImageTask, ShardTask, ShardWorker, WorkConfig
 
@@ -160,7 +160,9 @@ class Run:
             )
         if config.budget.kind == "q" and config.budget.value > self.model.config.q_max:
             raise UsageError(f"--q is {config.budget.value:g}; model {self.model.name} takes 0 to {self.model.config.q_max:g}")
-        self.scan: Scan = scan(source, image_column=config.image_column)
+        _refuse_foreign(self.store)
+        selection = Selection(include=config.include, exclude=config.exclude, all_files=config.all_files, follow_links=config.follow_links)
+        self.scan: Scan = scan(source, image_column=config.image_column, selection=selection)
         self.shard_ids = shard_plan(self.scan.records)
         self._first = np.searchsorted(self.shard_ids, np.arange(int(self.shard_ids[-1]) + 2))
         self._preferences_data = preferences
@@ -182,37 +184,41 @@ class Run:
             BudgetInfeasibleError: The budget cannot be met; nothing was encoded.
             PipelineError: Anything else that ends a run.
         """
-        run = None if dry_run else self._open()
-        committed = {} if dry_run else {record.shard_id: record for record in Archive(self.store.url).commits()}
+        begun = None if dry_run else self._begun()
+        committed = {} if begun is None else {record.shard_id: record for record in Archive(self.store.url).commits()}
         resumed = len(committed)
         shards = int(self.shard_ids.max()) + 1
-        planned = self.config.budget.kind != "q"
-        lost = self._lost(committed) if run is not None else []
-        if run is not None and not lost and len(committed) == shards and (sealed := Archive(self.store.url).seal()) is not None:
+        planned = dry_run or self.config.budget.kind != "q"
+        lost = self._lost(committed) if begun is not None else []
+        if begun is not None and not lost and len(committed) == shards and (sealed := Archive(self.store.url).seal()) is not None:
             budget = sealed.get("budget_bytes")
             return Outcome(sealed, None, budget, 0, resumed, self.scan.warnings)
         self.reporter.begin(images=len(self.scan.records), shards=shards, source_bytes=self.scan.source_bytes, resumed=resumed)
         for warning in self.scan.warnings:
             self.reporter.warn(warning)
+        for note in self.scan.notes:
+            self.reporter.note(note)
         size = actors.connect(self.cluster, self.workers, self.resources)
         pool = actors.Pool(
             size, make_worker, self.model.data, self.store.url, self._work_config(), resources=self.resources, trouble=self.reporter.trouble
         )
         try:
             unmade = self._remake(pool, lost)
-            if run is not None and len(committed) == shards and (sealed := Archive(self.store.url).seal()) is not None:
+            if begun is not None and len(committed) == shards and (sealed := Archive(self.store.url).seal()) is not None:
                 _raise_unmade(unmade)
                 return Outcome(sealed, None, sealed.get("budget_bytes"), len(lost), resumed - len(lost), self.scan.warnings)
             planner = self._planner(pool, shards) if planned else None
             if planner is not None:
                 planner.solve(committed.values())
                 self.reporter.planned(planner.predicted_total() + sum(r.counted_bytes for r in committed.values()), planner.budget_bytes)
-            if dry_run or run is None:
+            if dry_run:
                 plan = None
                 if planner is not None:
                     forecast = planner.forecast()
                     plan = Plan(forecast, planner, self._pace(pool, forecast), size)
                 return Outcome(None, plan, planner.budget_bytes if planner else None, 0, 0, self.scan.warnings)
+            # Nothing binds the destination before it is known that the budget can be met.
+            run = begun if begun is not None else self._open()
             self._encode(pool, planner, committed, shards)
         finally:
             pool.close()
@@ -220,7 +226,13 @@ class Run:
         _raise_unmade(unmade)
         records = [committed[i] for i in range(shards)]
         budget_bytes = planner.budget_bytes if planner else None
-        extra = {"sealed_at": _now(), "budget": str(self.config.budget), "budget_bytes": budget_bytes, "scan_warnings": self.scan.warnings}
+        extra = {
+            "sealed_at": _now(),
+            "budget": str(self.config.budget),
+            "budget_bytes": budget_bytes,
+            "scan_warnings": self.scan.warnings,
+            "scan_notes": self.scan.notes,
+        }
         sealed = seal(self.store, run, records, extra)
         return Outcome(sealed, None, budget_bytes, shards - resumed, resumed, self.scan.warnings)
 
@@ -259,20 +271,28 @@ class Run:
         # A quality target is searched from the prediction: a better one saves more encodes than it costs.
         return len(self.scan.records) > SAMPLED_ABOVE and self.config.budget.is_total
 
-    def _open(self) -> dict[str, Any]:
-        """Create the archive, or check that the one there is of the same run."""
-        identity = {
+    def _identity(self) -> dict[str, Any]:
+        return {
             "archive_version": ARCHIVE_VERSION,
             "source": self.source,
             "scan_digest": self.scan.digest,
             "config": self.config.to_json(),
             "model_sha256": self.model.sha256,
         }
+
+    def _begun(self) -> dict[str, Any] | None:
+        """The run that began the archive, after a check that this one goes on with it; None if there is none yet."""
         try:
             existing = Archive(self.store.url).run
         except MissingArchiveError:
-            existing = None
-        if existing is None:
+            return None
+        self._compare(existing, self._identity())
+        return existing
+
+    def _open(self) -> dict[str, Any]:
+        """Create the archive; or go on with that of another driver who was first."""
+        identity = self._identity()
+        while (existing := self._begun()) is None:
             if not self.store.check_put_if_absent():
                 self.reporter.warn(f"{self.store.url} cannot create objects atomically: make sure that only one driver writes there")
             table = manifest.blocks_bytes(SCAN_SCHEMA, to_table(self.scan.records, self.shard_ids))
@@ -292,8 +312,6 @@ class Run:
             }
             if self.store.put_if_absent(RUN, json_bytes(created)):
                 return created
-            existing = Archive(self.store.url).run
-        self._compare(existing, identity)
         return existing
 
     def _compare(self, existing: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -310,10 +328,45 @@ class Run:
                 f"resume with --model {self.store.path('model/' + existing['model_sha256'] + '.safetensors')}"
             )
         if existing["scan_digest"] != identity["scan_digest"]:
+            self._explain_difference(existing)
+
+    def _explain_difference(self, existing: dict[str, Any]) -> None:
+        """The source lists otherwise than when the archive was begun. Where it only lies elsewhere the run goes on with it.
+
+        Raises:
+            UsageError: Files were added, removed or changed in size: which.
+        """
+        advice = "bring them back to resume, or choose another destination"
+        try:
+            table = pq.read_table(io.BytesIO(self.store.read(existing["scan"])))
+            theirs = {record.name: record for record, _ in from_table(table)}
+        except (pa.ArrowException, FileNotFoundError, KeyError) as error:
             raise UsageError(
-                f"{self.source} lists {len(self.scan.records)} images that are not the {existing['images']} which {self.store.url} was begun with: "
-                "files were added, removed or changed in size; restore them to resume, or choose another destination"
+                f"{self.source} lists {len(self.scan.records)} images that are not the {existing['images']} which {self.store.url} was begun with "
+                f"(its listing is lost: {error}); {advice}"
+            ) from error
+        mine = {record.name: record for record in self.scan.records}
+        sizes = {name: (r.part.length, tuple((side, p.length) for side, p in r.sidecars)) for name, r in mine.items()}
+        added, gone = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
+        changed = [
+            name for name, r in theirs.items() if name in sizes and sizes[name] != (r.part.length, tuple((s, p.length) for s, p in r.sidecars))
+        ]
+        if not (added or gone or changed) and [*mine] == [*theirs]:
+            self.reporter.note(
+                f"the source has moved from {existing['source']} to {self.source}: the same names and sizes, so the run goes on with it"
             )
+            self.scan = replace(self.scan, digest=existing["scan_digest"])
+            return
+        found = [
+            f"{len(names)} {what}, for example {printable(names[0])}"
+            for what, names in (("were added", added), ("are gone", gone), ("changed in size or in their sidecars", changed))
+            if names
+        ]
+        place = f"; it was listed at {existing['source']} then" if existing["source"] != self.source else ""
+        raise UsageError(
+            f"{self.source} is not as it was when {self.store.url} was begun with {existing['images']} images: "
+            f"{'; '.join(found) or 'the same files are in another order'}{place}: {advice}"
+        )
 
     # ---- repair ----
 
@@ -381,7 +434,7 @@ class Run:
     # ---- analysis ----
 
     def _planner(self, pool: actors.Pool, shards: int) -> Planner:
-        parameters = f"{self.scan.digest} {self.model.sha256} {self.config.max_pixels} {self.config.count_sidecars}"
+        parameters = f"v2 {self.scan.digest} {self.model.sha256} {self.config.max_pixels} {self.config.count_sidecars}"
         if self._sampled_analysis:
             parameters += " sampled"
         folder = f"analyse/{sha256(parameters.encode())[:12]}"
@@ -514,7 +567,7 @@ class Run:
             running.discard(record.shard_id)
             committed[record.shard_id] = record
             self.reporter.committed(record)
-            for status in ("coded", "passthrough", "failed"):
+            for status in ("coded", "kept", "failed"):
                 counters.add("images", getattr(record, status), status=status)
             counters.add("shards", 1)
             counters.add("source_bytes", record.source_bytes)
@@ -589,6 +642,18 @@ def _refuse_nested(source: str, store: Store) -> None:
     root, inside = os.path.realpath(source), os.path.realpath(store.root)
     if os.path.isdir(root) and (inside + os.sep).startswith(root.rstrip(os.sep) + os.sep):
         raise UsageError(f"{store.url} lies inside {source}: choose a destination outside the source")
+
+
+_OURS = frozenset({RUN, SEAL, "scan", "analyse", "plan", "shards", "manifest", "commits", "model", "capabilities"})
+
+
+def _refuse_foreign(store: Store) -> None:
+    """A folder full of other files is no place for an archive."""
+    foreign: list[str] = sorted(set(store.top()) - _OURS)
+    if foreign and not store.exists(RUN):
+        raise UsageError(
+            f"{store.url} holds other things ({', '.join(map(printable, foreign[:3]))}) and no archive: choose an empty or new destination"
+        )
 
 
 def _model(which: str, store: Store) -> LoadedModel:

@@ -75,6 +75,7 @@ class CompressConfig:
         count_sidecars: Whether sidecars count towards the budget.
         ms_ssim: Whether MS-SSIM is measured too.
         image_column: Parquet column of the images.
+        include: Globs of names that are archived; all if empty. `exclude`, `all_files`, `follow_links`: see `sources.Selection`.
         device: `cpu` (the compiled integer kernel) or `cuda` (its layers in float64 on the GPU). Archives are the same in what they promise.
 
     Raises:
@@ -96,6 +97,10 @@ class CompressConfig:
     ms_ssim: bool = False
     image_column: str | None = None
     device: str = "cpu"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    all_files: bool = False
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -131,6 +136,7 @@ class CompressConfig:
     def from_json(cls, data: dict[str, Any]) -> CompressConfig:
         """Parse what `to_json` gave. Raises `UsageError` for foreign keys or values."""
         try:
-            return cls(**{**data, "budget": Budget(**data["budget"])})
+            globs = {name: tuple(data.get(name, ())) for name in ("include", "exclude")}
+            return cls(**{**data, **globs, "budget": Budget(**data["budget"])})
         except (TypeError, KeyError) as error:
             raise UsageError(f"run.json was written by another version of msinn: {error}") from error

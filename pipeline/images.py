@@ -52,8 +52,15 @@ UNREADABLE = "source_unreadable"
 SIDECAR = "sidecar_unreadable"
 CODEC_FAILED = "codec_failed"
 
-FAILURES = frozenset({BROKEN, PIXEL_LIMIT, CRASHED, UNREADABLE, SIDECAR, CODEC_FAILED})
-"""Reasons that count as a failure of that image (exit code 3); the others are ordinary pass-through."""
+MISSING = frozenset({UNREADABLE, SIDECAR})
+"""Reasons why something of an image is not in the archive: its status is `failed`."""
+
+UNDECODABLE = frozenset({BROKEN, PIXEL_LIMIT, CRASHED, CODEC_FAILED})
+"""Reasons to look at a file that is kept, byte for byte: exit code 3, though nothing is missing. Its pixels, of which nothing is known for sure,
+buy no bytes."""
+
+FAILURES = MISSING | UNDECODABLE
+"""Everything that ends a run with exit code 3."""
 
 MAX_METADATA_BYTES = 1 << 24
 

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ManifestError
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
+"""Version 1 had other words (`ok`, `passthrough`), 100 dB for untouched files, and no mtime, pixels, metadata; it is read as version 2."""
 
 
 def _field(name: str, kind: pa.DataType, about: str, *, nullable: bool = True) -> pa.Field:
@@ -28,14 +29,22 @@ SCHEMA = pa.schema(
         _field("source_bytes", pa.int64(), "bytes of the source file"),
         _field("source_sha256", pa.string(), "of the source file"),
         _field("source_format", pa.string(), "as the decoder named it"),
+        _field("mtime", pa.timestamp("us", "UTC"), "modification time of the source file"),
         _field("width", pa.int32(), "pixels"),
         _field("height", pa.int32(), "pixels"),
+        _field("pixels", pa.int64(), "width x height where the image decodes: what --bpp counts; null if it does not"),
         _field("channels", pa.int8(), "samples per pixel in the source"),
         _field("bit_depth", pa.int8(), "bits per sample in the source"),
         _field("orientation", pa.int8(), "EXIF orientation 1..8"),
         _field("icc", pa.int32(), "bytes of the ICC profile"),
         _field("exif", pa.int32(), "bytes of EXIF"),
         _field("xmp", pa.int32(), "bytes of XMP"),
+        _field(
+            "metadata",
+            pa.list_(pa.struct([("kind", pa.string()), ("bytes", pa.int64())])),
+            "what the file holds beside its pixels, all of it stored",
+        ),
+        _field("metadata_lost", pa.string(), "what was left behind although the image is coded; null: nothing"),
         _field("shard_id", pa.int32(), "number of the shard", nullable=False),
         _field("shard_key", pa.string(), "object name of the shard", nullable=False),
         _field("offset", pa.int64(), "first byte of the payload in the shard"),
@@ -53,14 +62,15 @@ SCHEMA = pa.schema(
                         ("offset", pa.int64()),
                         ("length", pa.int64()),
                         ("sha256", pa.string()),
+                        ("mtime", pa.timestamp("us", "UTC")),
                     ]
                 )
             ),
             "files kept untouched beside the image",
         ),
-        _field("codec", pa.string(), "msinn, passthrough, or null if nothing is stored"),
+        _field("codec", pa.string(), "msinn, kept (the file itself), or null if nothing is stored"),
         _field("model_sha256", pa.string(), "model that decodes the payload"),
-        _field("bitstream_version", pa.int8(), "version of FORMAT.md"),
+        _field("bitstream_version", pa.int8(), "1 or 2: see FORMAT.md"),
         _field("q", pa.float64(), "rate index"),
         _field("lambda", pa.float64(), "objective per byte at which the plan stopped"),
         _field("plan_rev", pa.int32(), "revision of the plan that chose q"),
@@ -68,14 +78,20 @@ SCHEMA = pa.schema(
         _field("bpp", pa.float64(), "8 x payload bytes / pixels"),
         _field("bpp_stored", pa.float64(), "8 x stored bytes / pixels"),
         _field("predicted_bytes", pa.float64(), "stored bytes that the plan expected"),
-        _field("mse", pa.float64(), "of the decoded pixels, in 8-bit code values; 0 for untouched files"),
-        _field("psnr_db", pa.float64(), "peak 255; 100 for untouched files"),
+        _field("mse", pa.float64(), "of the decoded pixels, in 8-bit code values; 0 for kept files"),
+        _field("psnr_db", pa.float64(), "peak 255; null where nothing was lost (lossless)"),
+        _field("lossless", pa.bool_(), "the file itself is stored", nullable=False),
         _field("ms_ssim", pa.float64(), "of the decoded pixels; null unless asked for"),
         _field("decode_verified", pa.bool_(), "decoded from its bytes before the shard was committed", nullable=False),
         _field("recon_sha256", pa.string(), "of the decoded samples, alpha after colour"),
         _field("encoder", pa.string(), "device and versions"),
-        _field("status", pa.string(), "ok, passthrough or failed", nullable=False),
-        _field("error_code", pa.string(), "why it is not coded"),
+        _field(
+            "status",
+            pa.string(),
+            "coded (nothing lost but what the rate took), kept (the file itself), failed (something is missing)",
+            nullable=False,
+        ),
+        _field("error_code", pa.string(), "why it is kept or what is missing"),
         _field("error", pa.string(), "the same in words"),
         _field("attempt", pa.string(), "attempt that wrote the shard", nullable=False),
         _field("fetch_ms", pa.float32(), "milliseconds"),
@@ -118,16 +134,55 @@ def blocks_bytes(schema: pa.Schema, blocks: Iterable[pa.Table]) -> bytes:
 
 
 def read(data: bytes, *, columns: list[str] | None = None) -> pa.Table:
-    """A manifest part.
+    """A manifest part, in the words of the present schema.
+
+    Args:
+        data: Parquet.
+        columns: Those wanted; all if not given.
 
     Raises:
         ManifestError: Not Parquet, or of another schema version.
     """
     try:
-        table = pq.read_table(io.BytesIO(data), columns=columns)
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(io.BytesIO(data))
+        version = (file.schema_arrow.metadata or {}).get(b"msinn.manifest", b"?").decode()
+        if version == "1":
+            table = _of_version_1(file.read())
+            return table.select(columns) if columns is not None else table
+        if version == SCHEMA_VERSION:
+            return file.read(columns=columns)
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise ManifestError(f"not a readable Parquet file: {error}") from error
-    version = (table.schema.metadata or {}).get(b"msinn.manifest", b"?").decode()
-    if version != SCHEMA_VERSION:
-        raise ManifestError(f"manifest schema version {version}; this msinn reads version {SCHEMA_VERSION}: use another version")
-    return table
+    raise ManifestError(f"manifest schema version {version}; this msinn reads versions 1 and {SCHEMA_VERSION}: use another version")
+
+
+def _of_version_1(table: pa.Table) -> pa.Table:
+    rows = table.to_pylist()
+    for row in rows:
+        kept = row["codec"] == "passthrough"
+        missing = row["codec"] is None or row["error_code"] == "sidecar_unreadable"
+        decodes = row["status"] != "failed" and row["width"] and row["height"]
+        row |= {
+            "codec": "kept" if kept else row["codec"],
+            "status": "failed" if missing else "kept" if kept else "coded",
+            "psnr_db": None if kept else row["psnr_db"],
+            "lossless": kept,
+            "pixels": row["width"] * row["height"] if decodes else None,
+        }
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def page() -> str:
+    """The schema as a Markdown page, `MANIFEST.md`."""
+    lines = [
+        f"# The manifest, schema version {SCHEMA_VERSION}",
+        "One row for every source image, whatever became of it: `manifest/*.parquet` in the archive,",
+        "the view `manifest` of `msinn audit` and `restore --where`.",
+        "",
+        "| column | type | what it says |",
+        "| --- | --- | --- |",
+    ]
+    for field in SCHEMA:
+        kind = str(field.type).replace("|", "\\|")
+        lines.append(f"| `{field.name}` | {kind} | {field.metadata[b'about'].decode()} |")
+    return "\n".join(lines) + "\n"

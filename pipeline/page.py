@@ -38,8 +38,8 @@ def page(archive: Archive) -> str:
     """
     facts = summary(archive)
     totals, sealed = facts["totals"], archive.seal()
-    table = archive.manifest(["status", "psnr_db", "bpp"])
-    coded = table.filter(pc.equal(table.column("status"), "ok"))
+    table = archive.manifest(["codec", "psnr_db", "bpp"])
+    coded = table.filter(pc.equal(table.column("codec"), "msinn"))
     psnr, bpp = (np.asarray(coded.column(name).combine_chunks().drop_null(), np.float64) for name in ("psnr_db", "bpp"))
     stored = sealed["counted_bytes"] if sealed else totals["stored_bytes"]
     lines: list[tuple[str, str]] = [
@@ -47,14 +47,15 @@ def page(archive: Archive) -> str:
         ("source", escape(str(archive.run["source"]))),
         ("asked for", escape(f"--{archive.run['config']['budget']['kind']} {archive.run['config']['budget']['value']:g}")),
         ("model", escape(f"{archive.run['model_name']} {archive.run['model_sha256'][:12]}")),
-        ("images", f"{totals['images']:,}: {totals['coded']:,} coded, {totals['passthrough']:,} kept as they are, {totals['failed']:,} failed"),
+        ("images", f"{totals['images']:,}: {totals['coded']:,} coded, {totals['kept']:,} kept as they are, {totals['failed']:,} failed"),
         ("bytes", f"{totals['source_bytes']:,} → {stored:,}" + (f" (ratio {totals['source_bytes'] / stored:.2f})" if stored else "")),
     ]
     if sealed and sealed.get("budget_bytes"):
         lines.append(("budget", f"{stored:,} of {sealed['budget_bytes']:,.0f} bytes"))
     if totals["coded"]:
         pooled = totals["pooled_psnr_db"]
-        text = f"mean {totals['mean_psnr_db']:.2f} dB, pooled {pooled:.2f} dB" if pooled is not None else f"mean {totals['mean_psnr_db']:.2f} dB"
+        mean = totals["mean_psnr_db"]
+        text = "nothing lost" if mean is None else f"mean {mean:.2f} dB" + (f", pooled {pooled:.2f} dB" if pooled is not None else "")
         lines.append(("PSNR", text + ", of decoded pixels"))
     parts = [
         f"<!doctype html><meta charset=utf-8><title>{escape(archive.store.url)}</title><style>{_STYLE}</style>",
@@ -78,6 +79,8 @@ def page(archive: Archive) -> str:
 
 def _histogram(values: NDArray[np.float64], label: str) -> str:
     """Counts over equal bins, as SVG with its range written below."""
+    if not len(values):
+        return ""
     counts, edges = np.histogram(values, bins=_BINS)
     width = _WIDTH / _BINS
     heights = _HEIGHT * counts / max(1, int(counts.max()))
@@ -94,16 +97,20 @@ def _histogram(values: NDArray[np.float64], label: str) -> str:
 def _percentiles(marks: dict[str, Any]) -> str:
     at = (0, 1, 5, 50, 95, 99, 100)
     rows = "".join(
-        f"<tr><th>{label}" + "".join(f"<td class=n>{marks[f'{name}_{mark}']:{style}}" for mark in at)
+        f"<tr><th>{label}" + "".join(f"<td class=n>{value:{style}}" for value in (marks[f"{name}_{mark}"] for mark in at) if value is not None)
         for label, name, style in (("PSNR, dB", "psnr_db", ".2f"), ("bits per pixel", "bpp", ".3f"))
     )
     return "<table><tr><th>" + "".join(f"<th>p{mark}" for mark in at) + rows + "</table>"
 
 
+def _db(value: float | None) -> str:
+    return "lossless" if value is None else f"{value:.2f} dB"
+
+
 def _worst(archive: Archive) -> list[str]:
     """The images of the lowest PSNR as they decode now, small."""
     table = archive.manifest([*COLUMNS, "status", "psnr_db", "bpp"])
-    coded = table.filter(pc.equal(table.column("status"), "ok")).sort_by([("psnr_db", "ascending"), ("key", "ascending")])
+    coded = table.filter(pc.equal(table.column("codec"), "msinn")).sort_by([("psnr_db", "ascending"), ("key", "ascending")])
     torch.set_num_threads(1)  # as when encoding: a float model is the same for the same number of threads only
     decoder = Decoder(archive)
     figures = []
@@ -120,6 +127,7 @@ def _worst(archive: Archive) -> list[str]:
         except (PipelineError, CodecError, FileNotFoundError) as error:
             shown = f"<p class=bad>{escape(str(error))}"
         figures.append(
-            f"<figure>{shown}<figcaption>{row['psnr_db']:.2f} dB, {row['bpp']:.3f} bpp<br>{row['key']} {escape(row['name'])}</figcaption></figure>"
+            f"<figure>{shown}<figcaption>{_db(row['psnr_db'])}, {row['bpp']:.3f} bpp<br>"
+            f"{escape(row['key'])} {escape(row['name'])}</figcaption></figure>"
         )
     return figures

@@ -142,6 +142,8 @@ class Planner:
         self.total_pixels = self.total_source_bytes = self.num_coded = 0
         # Bytes of each shard that no rate changes: its end, the files kept as they are, counted sidecars.
         self.fixed = np.full(self.num_shards, float(END_BYTES))
+        self.num_kept = self.kept_bytes = self.num_unreadable_pixels = 0
+        self._kept_examples: list[tuple[float, int]] = []
         self.factor = 1.0
         self.threshold = np.inf
         self.revision = 0
@@ -168,6 +170,11 @@ class Planner:
         size = np.array([stored_bytes(int(value)) if value else 0 for value in source], np.float64)
         coded = np.isin(index, found.index)
         self.fixed[shard] += float(np.where(coded, 0.0, size).sum() + _numbers(analysis, "sidecar_bytes").sum())
+        kept = ~coded & (source > 0)
+        self.num_kept += int(kept.sum())
+        self.kept_bytes += int(size[kept].sum())
+        self.num_unreadable_pixels += int((failed & (source > 0)).sum())
+        self._kept_examples = sorted([*self._kept_examples, *zip(size[kept].tolist(), index[kept].tolist(), strict=True)], reverse=True)[:3]
         self.total_pixels += int(pixels.sum())
         self.total_source_bytes += int(source.sum())
         self.num_coded += len(found.index)
@@ -258,11 +265,15 @@ class Planner:
         if self.config.budget.is_total:
             return upgrades.at(self.threshold)
         curves = upgrades.curves
-        q = q_for_psnr(curves, self.config.budget.value)
+        if self.config.budget.kind == "q":
+            q = np.full(len(curves), self.config.budget.value)
+        else:
+            q = q_for_psnr(curves, self.config.budget.value)
         nearest = np.abs(q[:, None] - curves.q).argmin(axis=1)
         rows = np.arange(len(curves))
         clamped = np.where(q == curves.q[-1], "cap", "none").astype("U5")
-        return Allocation(q, curves.stored[rows, nearest], curves.mse[rows, nearest], clamped, 0.0)
+        # An image that coding would not shrink is kept.
+        return Allocation(q, np.minimum(curves.stored[rows, nearest], curves.original), curves.mse[rows, nearest], clamped, 0.0)
 
     def choices(self, shard: int) -> dict[int, Choice]:
         """The present choices of a shard's images, by number."""
@@ -403,7 +414,17 @@ class Planner:
         budget = self.config.budget
         scale = {"bpp": 8 / max(self.total_pixels, 1), "bytes": 1.0, "ratio": 1.0}[budget.kind]
         least_value = self.total_source_bytes / least if budget.kind == "ratio" else least * scale
-        suspects = f"the most expensive images are {', '.join(blame)}" if blame else "all of it files that are kept as they are"
+        parts = []
+        if self.num_kept:
+            largest = ", ".join(self.name(i) for _, i in self._kept_examples)
+            parts.append(f"{self.num_kept} files, {self.kept_bytes / 1e6:,.2f} MB, are kept as they are and cannot be made smaller: {largest}")
+        if self.num_unreadable_pixels:
+            parts.append(
+                f"the bytes of {self.num_unreadable_pixels} of them count and their pixels do not, since they are broken or over --max-pixels"
+            )
+        if blame:
+            parts.append(f"the most expensive images are {', '.join(blame)}")
+        suspects = "; ".join(parts)
         return infeasible(
             least,
             budget_bytes,

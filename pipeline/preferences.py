@@ -59,6 +59,8 @@ class Preferences:
         used = [column for column in table.column_names if column in known]
         if len(set(table.column_names)) < len(table.column_names):
             raise UsageError(f"{where} has some columns twice")
+        if odd := [column for column in table.column_names if column not in (*known, "name")]:
+            raise UsageError(f"{where} has a column {odd[0]!r} that means nothing here; it takes `name` and any of {', '.join(known)}")
         if "name" not in table.column_names or not used:
             raise UsageError(f"{where} has columns {', '.join(table.column_names)}; it needs `name` and some of {', '.join(known)}")
         try:

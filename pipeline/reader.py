@@ -14,12 +14,24 @@ from typing import Any
 import pyarrow.compute as pc
 from PIL import Image
 from torch.utils.data import Dataset
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from pipeline import images
 from pipeline.audit import select
 from pipeline.commit import Archive, sha256
 from pipeline.errors import ManifestError
 from pipeline.restore import COLUMNS, Decoder, check_payload
+
+
+class Sidecars(dict[str, bytes]):
+    """Sidecars of one image by name. A `DataLoader` makes a list of them, one for each image of a batch."""
+
+
+def _collate_sidecars(batch: list[Sidecars], *, collate_fn_map: Any = None) -> list[Sidecars]:
+    return batch
+
+
+default_collate_fn_map[Sidecars] = _collate_sidecars
 
 
 class ArchiveDataset(Dataset[dict[str, Any]]):
@@ -45,7 +57,7 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
         self.transform = transform
         self.sidecars = sidecars
         table = archive.manifest(COLUMNS) if where is None else select(archive.manifest(), where).select(COLUMNS)
-        self._rows = table.filter(pc.and_(pc.is_valid(table.column("codec")), pc.is_valid(table.column("width")))).combine_chunks()
+        self._rows = table.filter(pc.and_(pc.is_valid(table.column("codec")), pc.is_valid(table.column("pixels")))).combine_chunks()
         self._opened: tuple[int, Archive, Decoder] | None = None
 
     def __len__(self) -> int:
@@ -74,7 +86,7 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
             image = Image.open(io.BytesIO(payload))
         sample: dict[str, Any] = {"key": row["key"], "name": row["name"], "image": image if self.transform is None else self.transform(image)}
         if self.sidecars:
-            sample["sidecars"] = {}
+            sample["sidecars"] = Sidecars()
             for side in row["sidecars"]:
                 data = _read(archive, row, side["offset"], side["length"])
                 if sha256(data) != side["sha256"]:

@@ -33,6 +33,9 @@ class Reporter(Protocol):
     def warn(self, message: str) -> None:
         """Something the user should know."""
 
+    def note(self, message: str) -> None:
+        """Something that is as it was asked for, and worth saying once."""
+
     def trouble(self, kind: str, job: str, reason: str) -> None:
         """Work is done again: `kind` is `death` (of a worker), `stall`, `storage` (the store failed) or `start` (a worker did not start)."""
 
@@ -85,7 +88,7 @@ class JsonReporter:
         self._state["done"] += record.images
         self._state["counted_bytes"] += record.counted_bytes
         self._say(
-            "commit", shard=record.shard_id, images=record.images, passthrough=record.passthrough, failed=record.failed,
+            "commit", shard=record.shard_id, images=record.images, kept=record.kept, failed=record.failed,
             counted_bytes=record.counted_bytes, predicted_bytes=round(record.predicted_bytes), attempt=record.attempt,
         )  # fmt: skip
 
@@ -97,6 +100,9 @@ class JsonReporter:
 
     def warn(self, message: str) -> None:
         self._say("warning", message=message)
+
+    def note(self, message: str) -> None:
+        self._say("note", message=message)
 
     def trouble(self, kind: str, job: str, reason: str) -> None:
         self._say("trouble", kind=kind, job=job, reason=reason)
@@ -111,10 +117,11 @@ class JsonReporter:
 class RichReporter:
     """Live progress on a terminal: images, images/s, bytes against budget, time left."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, verbose: bool = False) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+        self._verbose = verbose
         self._console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description:8}"),
@@ -153,11 +160,16 @@ class RichReporter:
         self._source += record.source_bytes
         rate = self._source / 1e6 / max(time.monotonic() - self._began, 1e-3)
         against = f" of {self._budget / 1e6:,.2f}" if self._budget is not None else ""
+        if self._verbose:
+            self._console.print(f"shard {record.shard_id}: {record.images} images, {record.counted_bytes:,} bytes", highlight=False, markup=False)
         self._progress.update(self._task, note=f"{self._bytes / 1e6:,.2f}{against} MB, {rate:.2f} MB/s read")
         self._progress.advance(self._task, record.images)
 
     def warn(self, message: str) -> None:
         self._console.print(f"warning: {message}", style="yellow", highlight=False, markup=False)
+
+    def note(self, message: str) -> None:
+        self._console.print(f"note: {message}", highlight=False, markup=False)
 
     def trouble(self, kind: str, job: str, reason: str) -> None:
         self.warn(f"{job} is tried again ({kind}): {reason}")
@@ -169,6 +181,45 @@ class RichReporter:
         self._progress.stop()
 
 
-def reporter_for(stream: TextIO) -> Reporter:
-    """The live display if `stream` is a terminal, JSON lines otherwise."""
-    return RichReporter() if stream.isatty() else JsonReporter(stream)
+class QuietReporter:
+    """Warnings alone, a line each."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def begin(self, *, images: int, shards: int, source_bytes: int, resumed: int) -> None:
+        pass
+
+    def phase(self, name: str, images: int) -> None:
+        pass
+
+    def advance(self, *, images: int) -> None:
+        pass
+
+    def planned(self, predicted_bytes: float, budget_bytes: float | None) -> None:
+        pass
+
+    def committed(self, record: Commit) -> None:
+        pass
+
+    def warn(self, message: str) -> None:
+        print(f"warning: {message}", file=self._stream, flush=True)
+
+    def note(self, message: str) -> None:
+        pass
+
+    def trouble(self, kind: str, job: str, reason: str) -> None:
+        pass
+
+    def tick(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def reporter_for(stream: TextIO, *, quiet: bool = False, verbose: bool = False) -> Reporter:
+    """The live display if `stream` is a terminal, JSON lines otherwise; warnings alone if it shall be quiet."""
+    if quiet:
+        return QuietReporter(stream)
+    return RichReporter(verbose=verbose) if stream.isatty() else JsonReporter(stream)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
+from msinn_core import bitstream
 from msinn_core.checkpoint import LoadedModel, load_model, parse_model, shipped_models
 from msinn_core.codec import Codec, Picture
 from pipeline import actors, images, manifest
 from pipeline.audit import select
 from pipeline.commit import STILL, Archive, Books, Commit, commit_name, sha256
 from pipeline.errors import ManifestError, StorageError, UsageError
+from pipeline.report import Reporter
 from pipeline.salvage import Salvage
+from pipeline.sources.record import printable
 from pipeline.storage import Store
 
 _UNEXPLAINED_DEATHS = 5
@@ -33,10 +41,12 @@ class Result:
         images: Images written (or checked).
         sidecars: Sidecars written.
         failed_at_source: Rows of which nothing was ever stored.
+        skipped: Images among them that were there already, whole and equal.
         problems: One sentence for each image or object that is damaged or differs.
     """
 
     images: int = 0
+    skipped: int = 0
     sidecars: int = 0
     failed_at_source: int = 0
     problems: list[str] = field(default_factory=list)
@@ -44,6 +54,7 @@ class Result:
     def add(self, other: Result) -> None:
         """Sum up."""
         self.images += other.images
+        self.skipped += other.skipped
         self.sidecars += other.sidecars
         self.failed_at_source += other.failed_at_source
         self.problems += other.problems
@@ -117,9 +128,10 @@ class RestoreWorker:
     Args:
         url: The archive.
         target: Where files go; None only checks.
+        overwrite: Replace files of other content that are there; otherwise they stay, and are a problem.
     """
 
-    def __init__(self, url: str, target: str | None) -> None:
+    def __init__(self, url: str, target: str | None, overwrite: bool = False) -> None:
         import torch
 
         # As when encoding: a float model is the same for the same number of threads only.
@@ -127,6 +139,7 @@ class RestoreWorker:
         self.archive = Archive(url)
         self.decoder = Decoder(self.archive)
         self.target = Store(target) if target is not None else None
+        self.overwrite = overwrite
 
     def restore(self, rows: list[dict[str, Any]]) -> Result:
         """Write the images and sidecars of these rows of one shard; damaged ones are named, the others come back all the same."""
@@ -137,6 +150,11 @@ class RestoreWorker:
                 result.add(self._sidecars(row))
                 continue
             try:
+                if self._is_there(row["restore_name"], lambda data, row=row: _equals(row, data)):  # type: ignore[misc]
+                    result.images += 1
+                    result.skipped += 1
+                    result.add(self._sidecars(row))
+                    continue
                 payload = self._read(row, row["offset"], row["length"])
                 if row["codec"] == "msinn":
                     picture, problem = self.decoder.picture(row, payload)
@@ -145,7 +163,7 @@ class RestoreWorker:
                 else:
                     check_payload(row, payload)
                     data = payload
-                self._write(row["restore_name"], data)
+                self._write(row["restore_name"], data, row["mtime"])
                 result.images += 1
             except Exception as error:  # whatever one image does, the others come back
                 self._raise_outage(error)
@@ -163,10 +181,13 @@ class RestoreWorker:
         result = Result()
         for side in row["sidecars"] or []:
             try:
+                if self._is_there(side["restore_name"], lambda data, side=side: sha256(data) == side["sha256"]):  # type: ignore[misc]
+                    result.sidecars += 1
+                    continue
                 data = self._read(row, side["offset"], side["length"])
                 if sha256(data) != side["sha256"]:
                     raise ManifestError(f"{side['name']}: its bytes in {row['shard_key']} are damaged")
-                self._write(side["restore_name"], data)
+                self._write(side["restore_name"], data, side.get("mtime"))
                 result.sidecars += 1
             except Exception as error:  # likewise
                 self._raise_outage(error)
@@ -180,52 +201,137 @@ class RestoreWorker:
         except FileNotFoundError as error:
             raise ManifestError(f"{row['name']}: {self.archive.store.path(row['shard_key'])} is missing") from error
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _is_there(self, name: str, equal: Callable[[bytes], bool]) -> bool:
+        """Whether an earlier restore wrote this file, whole.
+
+        Raises:
+            ManifestError: Something else is there, and was not to be overwritten.
+        """
+        if self.target is None or self.overwrite:
+            return False
+        self._confine(name)
+        try:
+            there = self.target.read(name)
+        except (FileNotFoundError, StorageError) as error:
+            if isinstance(error, FileNotFoundError) or isinstance(error.__cause__, NotADirectoryError):
+                return False
+            raise
+        if equal(there):
+            return True
+        raise ManifestError(f"{self.target.path(name)} is there with other content and stays as it is: --overwrite replaces it")
+
+    def _write(self, name: str, data: bytes, mtime: datetime | None = None) -> None:
         if self.target is None:
             return
+        self._confine(name)
+        self.target.publish_bytes(data, name, mtime=mtime)
+
+    def _confine(self, name: str) -> None:
+        assert self.target is not None
+        if name.startswith("/") or ".." in name.split("/") or "://" in name or "::" in name.partition("/")[0]:
+            raise ManifestError(f"{name!r} would be written outside {self.target.url}: the manifest is not to be trusted")
         if self.target.local:
             root = os.path.realpath(self.target.root)
             place = os.path.realpath(os.path.join(root, name))
             if not place.startswith(root.rstrip(os.sep) + os.sep):
                 raise ManifestError(f"{name!r} would be written outside {root}: the manifest is not to be trusted")
-        self.target.publish_bytes(data, name)
+
+
+def _equals(row: dict[str, Any], data: bytes) -> bool:
+    """Whether a restored file holds what a row says: the kept file's bytes, or a PNG of the very pixels that were measured."""
+    if row["codec"] != "msinn":
+        return bool(sha256(data) == row["payload_sha256"])
+    if row["recon_sha256"] is None:
+        return False
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.width * image.height != row["width"] * row["height"]:
+                return False
+            array = np.asarray(image)
+    except Exception:  # whatever is there, it is not that picture
+        return False
+    planes = array if image.mode in ("L", "RGB") else array[..., :-1]
+    alpha = b"" if image.mode in ("L", "RGB") else np.ascontiguousarray(array[..., -1]).tobytes()
+    planes = planes[..., 0] if image.mode == "LA" else planes
+    return image.mode in ("L", "LA", "RGB", "RGBA") and bool(sha256(np.ascontiguousarray(planes).tobytes() + alpha) == row["recon_sha256"])
 
 
 COLUMNS = [
     "key", "name", "restore_name", "shard_key", "offset", "length", "payload_sha256", "codec", "model_sha256", "recon_sha256", "sidecars",
-    "encoder", "width", "height",
+    "encoder", "width", "height", "mtime", "lossless", "status", "pixels",
 ]  # fmt: skip
 
 
-def restore(url: str, target: str, *, where: str | None = None, overwrite: bool = False, workers: int | None = None) -> Result:
+def restore(
+    url: str, target: str, *, where: str | None = None, overwrite: bool = False, workers: int | None = None, reporter: Reporter | None = None
+) -> Result:
     """Write every image (decoded ones as PNG, the others as they were) and every sidecar under `target`.
 
     Args:
         url: The archive.
-        target: Folder or URL; empty, unless `overwrite`.
+        target: Folder or URL. Files that an earlier, interrupted restore left there, whole, are not written again; other files are never touched.
         where: SQL condition over the manifest, e.g. `psnr_db < 32`.
         overwrite: Replace what is there.
         workers: Parallel decoders.
+        reporter: Told about progress.
 
     Raises:
-        UsageError: `target` is not empty, or the condition is not SQL.
+        UsageError: `target` holds files that are not of this restore, or the condition is not SQL.
         ManifestError: There is no archive.
     """
     archive = Archive(url)
     out = Store(target)
-    if not overwrite and out.local and os.path.isdir(out.root) and os.listdir(out.root):
-        raise UsageError(f"{target} is not empty: choose another folder, or say --overwrite")
     if out.local and archive.store.local and f"{os.path.realpath(out.root)}{os.sep}".startswith(f"{os.path.realpath(archive.store.root)}{os.sep}"):
         raise UsageError(f"{target} lies inside the archive: choose a folder outside it")
     rows, problems = rows_left(archive, where)
+    names_map = _names_map(rows)
+    if not overwrite:
+        _refuse_others(out, rows, {names_map})
     if out.local:
         try:
             os.makedirs(out.root, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot create {target}: {error.strerror}") from error
-    result = run_over_shards(url, target, rows, workers)
+    result = run_over_shards(url, target, rows, workers, overwrite=overwrite, reporter=reporter)
+    if len(rows):
+        out.publish_bytes(names_table(rows), names_map)
     result.problems = problems + result.problems
     return result
+
+
+NAMES = "msinn-names.csv"
+"""What a restore writes beside the images: which file holds which original."""
+
+
+def _names_map(rows: pa.Table) -> str:
+    taken = set(rows.column("restore_name").to_pylist())
+    return next(name for name in (NAMES, *(f"msinn-names~{i}.csv" for i in range(len(taken) + 1))) if name not in taken)
+
+
+def names_table(rows: pa.Table) -> bytes:
+    """CSV of all rows: `name` (original), `restored_as`, `lossless` (the file itself), `status`, `sidecar_of` (empty for images)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("name", "restored_as", "lossless", "status", "sidecar_of"))
+    for row in rows.select(["name", "restore_name", "codec", "status", "sidecars", "lossless"]).to_pylist():
+        writer.writerow((row["name"], row["restore_name"] if row["codec"] else "", str(bool(row["lossless"])).lower(), row["status"], ""))
+        for side in row["sidecars"] or []:
+            writer.writerow((side["name"], side["restore_name"], "true", "kept", row["name"]))
+    return text.getvalue().encode("utf-8", "replace")
+
+
+def _refuse_others(out: Store, rows: pa.Table, own: set[str]) -> None:
+    """A folder with files that this restore does not write is somebody else's."""
+    found = out.list("") if out.local is False or os.path.isdir(out.root) else []
+    if not found:
+        return
+    for row in rows.select(["restore_name", "sidecars"]).to_pylist():
+        own |= {row["restore_name"], *(side["restore_name"] for side in row["sidecars"] or [])}
+    others = [name for name in found if name.lstrip("/") not in own]
+    if others:
+        raise UsageError(
+            f"{out.url} is not empty and holds other files, {printable(others[0])} for example: choose another folder, or say --overwrite"
+        )
 
 
 def rows_left(archive: Archive, where: str | None = None) -> tuple[pa.Table, list[str]]:
@@ -302,17 +408,27 @@ def unfinished(archive: Archive, books: Books) -> list[str]:
     return [] if archive.sealed else ["the archive is not sealed: run the same compress to finish"]
 
 
-def run_over_shards(url: str, target: str | None, rows: pa.Table, workers: int | None) -> Result:
+def run_over_shards(
+    url: str, target: str | None, rows: pa.Table, workers: int | None, *, overwrite: bool = False, reporter: Reporter | None = None
+) -> Result:
     """Restore or check rows, shard by shard, in this process or on Ray."""
     result = Result()
+    if reporter is not None:
+        reporter.phase("restore" if target is not None else "decode", len(rows))
+
+    def done(part: Result) -> None:
+        result.add(part)
+        if reporter is not None:
+            reporter.advance(images=part.images)
+
     edges = _shard_edges(rows)
     parts = (rows.slice(start, end - start).to_pylist() for start, end in itertools.pairwise(edges))
     if len(rows) <= INLINE_IMAGES:
-        worker = RestoreWorker(url, target)
+        worker = RestoreWorker(url, target, overwrite)
         for part in parts:
-            result.add(worker.restore(part))
+            done(worker.restore(part))
         return result
-    pool = actors.Pool(min(actors.connect(None, workers), len(edges) - 1), RestoreWorker, url, target)
+    pool = actors.Pool(min(actors.connect(None, workers), len(edges) - 1), RestoreWorker, url, target, overwrite)
     try:
 
         def following() -> actors.Job | None:
@@ -336,7 +452,7 @@ def run_over_shards(url: str, target: str | None, rows: pa.Table, workers: int |
             return actors.Job(f"shard {key}", "restore", (part,), split, patience_s=actors.patience(len(part)))
 
         unexplained: dict[str, int] = {}
-        pool.run(following, lambda job, part: result.add(part))
+        pool.run(following, lambda job, part: done(part), reporter.tick if reporter is not None else None)
     finally:
         pool.close()
     return result
@@ -348,6 +464,34 @@ def _shard_edges(rows: pa.Table) -> list[int]:
         return [0]
     shards = rows.column("shard_key").combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     return [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(rows)]
+
+
+def metadata_of(url: str, wanted: str) -> dict[str, bytes]:
+    """What a coded image carries beside its pixels, by file name: `exif.bin`, `profile.icc`, `packet.xmp`, `jpeg-segments.bin`, `png-chunks.bin`.
+
+    Raises:
+        UsageError: No such image, or the file itself is kept.
+        ManifestError: Damaged.
+    """
+    archive = Archive(url)
+    row = _find(archive, wanted)
+    if row["codec"] != "msinn":
+        raise UsageError(f"{row['name']} is kept as the file it was: `msinn get` gives it whole, with all its metadata")
+    try:
+        payload = archive.store.read_range(row["shard_key"], row["offset"], row["length"])
+    except FileNotFoundError as error:
+        raise ManifestError(f"{archive.store.path(row['shard_key'])} is missing") from error
+    check_payload(row, payload)
+    return {_METADATA_FILES[kind]: data for kind, data in bitstream.parse(payload).boxes.items() if kind in _METADATA_FILES}
+
+
+_METADATA_FILES = {
+    bitstream.EXIF: "exif.bin",
+    bitstream.ICC: "profile.icc",
+    bitstream.XMP: "packet.xmp",
+    bitstream.JPEG_SEGMENTS: "jpeg-segments.bin",
+    bitstream.PNG_CHUNKS: "png-chunks.bin",
+}
 
 
 def get(url: str, wanted: str, *, original: bool = False) -> tuple[str, bytes, list[str]]:

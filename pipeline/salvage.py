@@ -145,7 +145,7 @@ class Salvage:
                 "offset": offset if stored else None,
                 "length": length if stored else None,
                 "payload_sha256": digest if stored else None,
-                "codec": None if not stored else "msinn" if coded else "passthrough",
+                "codec": None if not stored else "msinn" if coded else "kept",
                 "model_sha256": self._archive.run["model_sha256"] if coded else None,
                 "encoder": "cpu" if coded else None,
                 "sidecars": self._sidecars(record, key, first if stored else None, parts[1:] if stored else parts),

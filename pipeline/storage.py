@@ -13,6 +13,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from random import random
 from typing import IO, Any
@@ -21,6 +22,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import LocationError, StorageError
+
+Names = list[str]
 
 _ATTEMPTS = 5
 _PROBE = "capabilities/put-if-absent.json"
@@ -103,10 +106,10 @@ class Store:
         """Full path of an object, for messages and libraries that open paths."""
         return f"{self.root.rstrip('/')}/{name}"
 
-    def list(self, folder: str) -> list[str]:
+    def list(self, folder: str) -> Names:
         """Names of the objects under `folder/`, sorted; empty if there are none."""
 
-        def action() -> list[str]:
+        def action() -> Names:
             self.fs.invalidate_cache()
             try:
                 found = self.fs.find(self.path(folder))
@@ -116,7 +119,42 @@ class Store:
             names = [path[path.index(prefix) + len(prefix) :] if prefix in path else path for path in found]
             return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith(".tmp-"))
 
-        result: list[str] = retry(action, f"list {self.path(folder)}")
+        result: Names = retry(action, f"list {self.path(folder)}")
+        return result
+
+    def top(self) -> Names:
+        """Names directly under the root, files and folders; empty if there is nothing."""
+
+        def action() -> Names:
+            self.fs.invalidate_cache()
+            try:
+                found = self.fs.ls(self.root, detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            names = [path.rstrip("/").rpartition("/")[2] for path in found]
+            return sorted(name for name in names if name and not name.startswith(".tmp-"))
+
+        result: Names = retry(action, f"list {self.url}")
+        return result
+
+    def ages(self, folder: str) -> dict[str, float]:
+        """Names of the objects under `folder/` and when they were written, in seconds since 1970, where the store says it."""
+
+        def action() -> dict[str, float]:
+            self.fs.invalidate_cache()
+            try:
+                found = self.fs.find(self.path(folder), detail=True)
+            except FileNotFoundError:
+                return {}
+            times = {}
+            for path, info in found.items():
+                value = next((info[key] for key in ("mtime", "LastModified", "last_modified", "updated") if info.get(key) is not None), None)
+                with contextlib.suppress(TypeError, ValueError):
+                    when = datetime.fromisoformat(value) if isinstance(value, str) else value
+                    times[f"{folder}/{path.rpartition('/')[2]}"] = when.timestamp() if isinstance(when, datetime) else float(when)  # type: ignore[arg-type]
+            return times
+
+        result: dict[str, float] = retry(action, f"list {self.path(folder)}")
         return result
 
     def read(self, name: str) -> bytes:
@@ -164,10 +202,17 @@ class Store:
             if self.size(name) != source.stat().st_size:
                 raise StorageError(f"{self.path(name)} has {self.size(name)} bytes after writing {source.stat().st_size}")
 
-    def publish_bytes(self, data: bytes, name: str) -> None:
-        """As `publish`, from memory; for content-named objects only."""
+    def publish_bytes(self, data: bytes, name: str, *, mtime: datetime | None = None) -> None:
+        """As `publish`, from memory; for content-named objects and restored files. `mtime` is set where files have one of their own."""
         if self.local:
-            self._place(lambda temporary: temporary.write_bytes(data), name, replace=True)
+
+            def write(temporary: Path) -> None:
+                temporary.write_bytes(data)
+                if mtime is not None:
+                    with contextlib.suppress(OSError, OverflowError):  # a time that this file system does not have
+                        os.utime(temporary, (mtime.timestamp(), mtime.timestamp()))
+
+            self._place(write, name, replace=True)
         else:
             retry(lambda: self.fs.pipe_file(self.path(name), data), f"write {self.path(name)}")
 

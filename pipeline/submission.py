@@ -48,7 +48,7 @@ class Cluster:
         try:
             self._client = JobSubmissionClient(address)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise WorkersError(f"no Ray job server at {address}: {str(error).strip().splitlines()[0]}") from error
+            raise WorkersError(f"no Ray job server at {address}: {_advice(error)}") from error
 
     def submit(
         self, arguments: Sequence[str], destination: str, *, python: str = "python", pip: Sequence[str] = (), env: dict[str, str] | None = None
@@ -85,7 +85,7 @@ class Cluster:
             runtime_env["pip"] = list(pip)
         try:
             found = self._client.submit_job(
-                entrypoint=f"{shlex.quote(python)} -m jobs.cli {command}",
+                entrypoint=f"{shlex.quote(python)} -P -m jobs.cli {command}",
                 submission_id=f"msinn-{hashlib.sha256(destination.encode()).hexdigest()[:8]}-{uuid.uuid4().hex[:8]}",
                 runtime_env=runtime_env,
                 metadata={_DESTINATION: destination, _COMMAND: command},
@@ -129,6 +129,14 @@ class Cluster:
             return list(self._client.list_jobs())
         except (RuntimeError, ConnectionError, OSError) as error:
             raise WorkersError(f"the Ray job server at {self.address} does not answer: {str(error).strip().splitlines()[0]}") from error
+
+
+def _advice(error: Exception) -> str:
+    """The first line of what Ray says, and what to do."""
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if any(word in str(error).lower() for word in ("token", "unauthorized", "401", "403", "forbidden")):
+        return f"it wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's ({said})"
+    return f"give its address, such as http://head-node:8265, with --address or RAY_API_SERVER_ADDRESS ({said})"
 
 
 def default_address() -> str:

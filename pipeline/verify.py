@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline.commit import Archive, Commit
 from pipeline.errors import ManifestError, StorageError, UsageError
+from pipeline.report import Reporter
 from pipeline.restore import Result, rows_left, run_over_shards, unfinished
 from pipeline.storage import from_outside
 
@@ -110,7 +111,7 @@ def _hurt(archive: Archive, record: Commit, row: dict[str, Any]) -> list[str]:
     return hurt
 
 
-def decode(url: str, *, sample: float = 1.0, seed: int = 0, workers: int | None = None) -> Result:
+def decode(url: str, *, sample: float = 1.0, seed: int = 0, workers: int | None = None, reporter: Reporter | None = None) -> Result:
     """Decode every coded image (or a random share) and compare with the hash of the pixels that were measured when it was encoded.
 
     Args:
@@ -118,6 +119,7 @@ def decode(url: str, *, sample: float = 1.0, seed: int = 0, workers: int | None 
         sample: Share of the images, 0 to 1.
         seed: Of the choice.
         workers: Parallel decoders.
+        reporter: Told about progress.
 
     Raises:
         UsageError: `sample` out of range.
@@ -130,6 +132,6 @@ def decode(url: str, *, sample: float = 1.0, seed: int = 0, workers: int | None 
     if sample < 1:
         count = min(len(rows), max(1, round(sample * len(rows))))
         rows = rows.take(pa.array(sorted(random.Random(seed).sample(range(len(rows)), count))))
-    result = run_over_shards(url, None, rows, workers)
+    result = run_over_shards(url, None, rows, workers, reporter=reporter)
     result.problems = problems + result.problems
     return result

@@ -33,7 +33,7 @@ from pipeline.commit import Commit, commit, sha256
 from pipeline.errors import SourceError
 from pipeline.rate import PASSTHROUGH_Q, mse_of_psnr
 from pipeline.sources import Fetcher, SourceRecord
-from pipeline.sources.record import printable
+from pipeline.sources.record import printable, utc
 from pipeline.storage import Store, content_name
 from pipeline.trim import Trimmer
 
@@ -131,7 +131,7 @@ class _Item:
     ms_ssim: float | None = None
     recon_sha256: str | None = None
     clamp: str = "none"
-    sidecars: list[tuple[str, str, str, bytes]] = field(default_factory=list)
+    sidecars: list[tuple[str, str, str, datetime | None, bytes]] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
 
     @property
@@ -271,7 +271,7 @@ class ShardWorker:
         sidecars, lost = [], []
         for (name, part), keep in zip(record.sidecars, record.keep_sidecars, strict=True) if with_sidecars else ():
             try:
-                sidecars.append((printable(name), keep, member_name(record.key, name), self.fetcher.fetch(part)))
+                sidecars.append((printable(name), keep, member_name(record.key, name), utc(part.mtime_us), self.fetcher.fetch(part)))
             except SourceError as error:
                 lost.append(str(error))
         try:
@@ -480,7 +480,7 @@ class ShardWorker:
                 member = writer.add(f"{record.key}.{suffix}", item.payload)
                 members.append(member)
             sidecars: list[dict[str, Any]] = []
-            for number, (name, keep, member_name, data) in enumerate(item.sidecars):
+            for number, (name, keep, member_name, mtime, data) in enumerate(item.sidecars):
                 taken = {member.name if member else None, *(side["member"] for side in sidecars)}
                 side = writer.add(f"{record.key}.{number}.side" if member_name in taken else member_name, data)
                 members.append(side)
@@ -492,10 +492,11 @@ class ShardWorker:
                         "offset": side.offset,
                         "length": side.length,
                         "sha256": side.sha256,
+                        "mtime": mtime,
                     }
                 )
             rows.append(self._row(task, item, member, sidecars))
-            item.loaded = images.LoadedImage(info=item.loaded.info)  # the pixels are no longer needed
+            item.loaded = replace(item.loaded, picture=None)  # the pixels are no longer needed
             item.source = None
         return rows, members
 
@@ -505,10 +506,11 @@ class ShardWorker:
         pixels = info.width * info.height if info.width and info.height else None
         stored = stored_bytes(member.length) if member else 0
         error_code, error = item.reason, item.message
-        if item.lost and error_code not in images.FAILURES:
+        if item.lost and error_code not in images.MISSING:
             error_code, error = images.SIDECAR, "; ".join(item.lost)
-        status = "failed" if error_code in images.FAILURES else "ok" if coded else "passthrough"
-        mse = item.mse if coded else 0.0 if pixels and item.reason not in images.FAILURES else None
+        status = "failed" if error_code in images.MISSING else "coded" if coded else "kept"
+        decodes = pixels is not None and error_code not in images.UNDECODABLE
+        mse = item.mse if coded else 0.0 if decodes else None
         return {
             "key": record.key,
             "name": printable(record.name),
@@ -518,21 +520,25 @@ class ShardWorker:
             "source_bytes": None if item.source is None else len(item.source),
             "source_sha256": None if item.source is None else sha256(item.source),
             "source_format": info.format,
+            "mtime": record.mtime,
             "width": info.width,
             "height": info.height,
+            "pixels": pixels if decodes else None,
             "channels": info.channels,
             "bit_depth": info.bit_depth,
             "orientation": info.orientation,
             "icc": len(picture.icc) if picture and picture.icc else None,
             "exif": len(picture.exif) if picture and picture.exif else None,
             "xmp": len(picture.xmp) if picture and picture.xmp else None,
+            "metadata": [{"kind": kind, "bytes": size} for kind, size in item.loaded.carried.listed],
+            "metadata_lost": item.loaded.carried.dropped if coded else None,
             "shard_id": task.shard_id,
             "offset": member.offset if member else None,
             "length": member.length if member else None,
             "stored_bytes": stored,
             "payload_sha256": member.sha256 if member else None,
             "sidecars": sidecars,
-            "codec": None if member is None else "msinn" if coded else "passthrough",
+            "codec": None if member is None else "msinn" if coded else "kept",
             "model_sha256": self.codec.model.sha256 if coded else None,
             "bitstream_version": item.data[4] if coded and item.data else None,
             "q": item.symbols.q if coded and item.symbols else None,
@@ -543,7 +549,8 @@ class ShardWorker:
             "bpp_stored": 8 * stored / pixels if member and pixels else None,
             "predicted_bytes": item.task.predicted_bytes or None,
             "mse": mse,
-            "psnr_db": None if mse is None else metrics.psnr_db(mse),
+            "psnr_db": metrics.psnr_db(mse) if coded and mse else None,
+            "lossless": member is not None and (not coded or mse == 0),
             "ms_ssim": item.ms_ssim if coded else None,
             "decode_verified": coded,
             "recon_sha256": item.recon_sha256 if coded else None,
@@ -582,12 +589,13 @@ class ShardWorker:
             predicted_bytes=float(sum(row["predicted_bytes"] or 0 for row in coded)),
             coded_bytes=sum(row["stored_bytes"] for row in coded),
             images=len(rows),
-            coded=sum(row["status"] == "ok" for row in rows),
-            passthrough=sum(row["status"] == "passthrough" for row in rows),
+            coded=sum(row["status"] == "coded" for row in rows),
+            kept=sum(row["status"] == "kept" for row in rows),
             failed=sum(row["status"] == "failed" for row in rows),
-            pixels=sum((row["width"] or 0) * (row["height"] or 0) for row in rows),
+            pixels=sum(row["pixels"] or 0 for row in rows),
+            troubled=sum(row["status"] == "kept" and row["error_code"] in images.UNDECODABLE for row in rows),
             source_bytes=sum(row["source_bytes"] or 0 for row in rows),
-            squared_error=float(sum((row["mse"] or 0) * (row["width"] or 0) * (row["height"] or 0) for row in rows)),
+            squared_error=float(sum((row["mse"] or 0) * (row["pixels"] or 0) for row in rows)),
             plan_rev=task.plan_rev,
         )
         self.store.publish(path, shard_name)

@@ -2,6 +2,6 @@
 
 from pipeline.sources.fetch import Fetcher
 from pipeline.sources.record import Part, SourceRecord
-from pipeline.sources.scan import Scan, scan
+from pipeline.sources.scan import Scan, Selection, scan
 
-__all__ = ["Fetcher", "Part", "Scan", "SourceRecord", "scan"]
+__all__ = ["Fetcher", "Part", "Scan", "Selection", "SourceRecord", "scan"]

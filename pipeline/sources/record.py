@@ -10,6 +10,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, overload
 
@@ -21,6 +22,7 @@ FILE, RANGE, CELL, ROW_JSON = "file", "range", "cell", "row_json"
 _SAFE = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_. -]{0,98}[A-Za-z0-9_-]/|[A-Za-z0-9_-]/)*[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 """Most names, which `safe_name` leaves as they are."""
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _BLOCK = 4096
 _CACHED_BLOCKS = 4
 
@@ -36,6 +38,7 @@ class Part:
         length: Bytes as listed (-1: not known before reading).
         group: Row group (Parquet kinds), else 0.
         column: Column (`cell`, and the one that `row_json` leaves out), else empty.
+        mtime_us: Modification time in microseconds since 1970, or None where the source does not say.
     """
 
     kind: str
@@ -44,6 +47,7 @@ class Part:
     offset: int = 0
     group: int = 0
     column: str = ""
+    mtime_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +78,23 @@ class SourceRecord:
         return f"{self.index:09d}"
 
     @property
+    def mtime(self) -> datetime | None:
+        """Modification time of the image's file."""
+        return utc(self.part.mtime_us)
+
+    @property
     def source_uri(self) -> str:
         """For people and manifests."""
         place = {FILE: "", RANGE: f"#{self.name}", CELL: f"#{self.part.group}/{self.part.offset}"}[self.part.kind]
         return printable(self.part.uri) + place
+
+
+def utc(mtime_us: int | None) -> datetime | None:
+    """A time of a listing as the manifest has it; None where it is none or out of range."""
+    try:
+        return None if mtime_us is None else _EPOCH + timedelta(microseconds=mtime_us)
+    except OverflowError:
+        return None
 
 
 def printable(text: str) -> str:
@@ -163,7 +180,7 @@ def _flat(record: SourceRecord) -> tuple[Any, ...]:
 
 
 def _flat_part(part: Part) -> tuple[Any, ...]:
-    return part.kind, part.uri, part.length, part.offset, part.group, part.column
+    return part.kind, part.uri, part.length, part.offset, part.group, part.column, part.mtime_us
 
 
 def _unflat(flat: tuple[Any, ...]) -> SourceRecord:
@@ -226,6 +243,7 @@ _PART = pa.struct(
         ("group", pa.int32()),
         ("column", pa.string()),
         ("keep_name", pa.string()),
+        ("mtime_us", pa.int64()),
     ]
 )
 SCAN_SCHEMA = pa.schema(
@@ -247,7 +265,7 @@ def _bytes(text: str) -> bytes:
 def _part_row(name: str, part: Part, keep_name: str) -> dict[str, object]:
     return {
         "name": printable(name), "kind": part.kind, "uri": _bytes(part.uri), "offset": part.offset, "length": part.length,
-        "group": part.group, "column": part.column, "keep_name": keep_name,
+        "group": part.group, "column": part.column, "keep_name": keep_name, "mtime_us": part.mtime_us,
     }  # fmt: skip
 
 
@@ -273,7 +291,7 @@ def _part(row: dict[str, object]) -> Part:
     assert isinstance(uri, bytes)
     return Part(
         kind=str(row["kind"]), uri=uri.decode("utf-8", "surrogateescape"), length=int(row["length"]), offset=int(row["offset"]),  # type: ignore[call-overload]
-        group=int(row["group"]), column=str(row["column"]),  # type: ignore[call-overload]
+        group=int(row["group"]), column=str(row["column"]), mtime_us=row.get("mtime_us"),  # type: ignore[call-overload, arg-type]
     )  # fmt: skip
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import hashlib
 import os
 import tarfile
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import groupby
 from typing import Any
 
@@ -38,32 +40,66 @@ class Scan:
         digest: SHA-256 of the listing (names and sizes): equal listings, equal digests.
         source_bytes: Bytes of all images, without sidecars.
         warnings: What could not be listed, one sentence each.
+        notes: What was left out on purpose, one sentence each.
     """
 
     records: Listing
     digest: str
     source_bytes: int
     warnings: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
-def scan(source: str, *, image_column: str | None = None) -> Scan:
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which files of a source are wanted.
+
+    Attributes:
+        include: Globs of relative names or of their last part; empty for all.
+        exclude: Likewise, of files to leave out.
+        all_files: Also what systems and tools leave behind (`LITTER`).
+        follow_links: Also links that lead out of the source.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    all_files: bool = False
+    follow_links: bool = False
+
+    def wants(self, name: str) -> bool:
+        """Whether a relative name is asked for, litter aside."""
+        base = name.rpartition("/")[2]
+
+        def among(globs: tuple[str, ...]) -> bool:
+            return any(fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(base, glob) for glob in globs)
+
+        return (not self.include or among(self.include)) and not among(self.exclude)
+
+
+LITTER = frozenset({".git", ".hg", ".svn", "__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir", ".Spotlight-V100", ".Trashes"})
+"""Names of files, or of folders with all that is in them, that nobody means when they name a folder of images."""
+
+
+def scan(source: str, *, image_column: str | None = None, selection: Selection | None = None) -> Scan:
     """List `source`: a folder, a glob, one or more `.tar` or `.parquet`, at any URL that fsspec opens.
 
     Args:
         source: For example `photos/`, `s3://bucket/shards/*.tar`, `data.parquet`.
         image_column: Parquet column that holds the images; found by name and type if not given.
+        selection: Which files are wanted; all but litter if not given.
 
     Raises:
         SourceError: Nothing there, no right to list it, or no image column.
     """
     warnings: list[str] = []
-    fs, root, files = _list(source, warnings)
-    paths = [path for path, _ in files]
+    left_out = _LeftOut(selection or Selection())
+    fs, root, files = _list(source, warnings, left_out)
+    paths = [path for path, *_ in files]
     found: Iterable[_Found]
     if all(path.endswith(".tar") for path in paths):
-        found = _tars(fs, files, root, warnings)
+        found = _tars(fs, files, root, warnings, left_out)
     elif all(path.endswith(".parquet") for path in paths):
-        found = (record for path, _ in files for record in _parquet_records(fs, path, root, image_column))
+        found = (record for path, *_ in files for record in _parquet_records(fs, path, root, image_column) if left_out.keeps(record[0]))
     else:
         found = _folder_records(fs, files, root)
     digest, total = hashlib.sha256(), 0
@@ -79,22 +115,57 @@ def scan(source: str, *, image_column: str | None = None) -> Scan:
 
     records = with_restore_names(numbered())
     if not records:
-        raise SourceError(f"{source} holds no files to archive" + (f": {warnings[0]}" if warnings else ""))
-    return Scan(records, digest.hexdigest(), total, warnings)
+        why = [*warnings, *left_out.notes()]
+        raise SourceError(f"{source} holds no files to archive" + (f": {why[0]}" if why else ""))
+    return Scan(records, digest.hexdigest(), total, warnings, left_out.notes())
+
+
+class _LeftOut:
+    """Applies a selection, and counts what it left out."""
+
+    def __init__(self, selection: Selection) -> None:
+        self.selection = selection
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+        self.empty_folders: list[str] = []
+
+    def add(self, why: str, name: str) -> None:
+        self._counts[why] += 1
+        self._examples.setdefault(why, printable(name))
+
+    def keeps(self, name: str) -> bool:
+        if not self.selection.all_files and not LITTER.isdisjoint(name.split("/")):
+            self.add("files of systems and tools (.git, .DS_Store and the like; --all-files takes them)", name)
+            return False
+        if not self.selection.wants(name):
+            self.add("files that --include and --exclude do not ask for", name)
+            return False
+        return True
+
+    def notes(self) -> list[str]:
+        said = [f"left out: {count} {why}, for example {self._examples[why]}" for why, count in sorted(self._counts.items())]
+        if self.empty_folders:
+            shown = ", ".join(printable(folder) for folder in self.empty_folders[:3])
+            said.append(f"{len(self.empty_folders)} empty folders are not in an archive of files, for example {shown}")
+        return said
 
 
 _Found = tuple[str, Part, list[tuple[str, Part]]]
 
 
-def _list(source: str, warnings: list[str]) -> tuple[Any, str, list[tuple[str, int]]]:
-    """File system, common root, and `(path, size)` of every file, sorted."""
+_File = tuple[str, int, int | None]
+"""Path, bytes, modification time in microseconds."""
+
+
+def _list(source: str, warnings: list[str], left_out: _LeftOut) -> tuple[Any, str, list[_File]]:
+    """File system, common root, and every file that is wanted, sorted."""
     try:
         fs, path = fsspec.core.url_to_fs(source)
     except (ValueError, ImportError) as error:
         raise SourceError(f"cannot open {source}: {error}") from error
     try:
         if fs.isdir(path):
-            _check_readable(fs, path, warnings)
+            _check_readable(fs, path, warnings, left_out)
             listing, root = fs.find(path, detail=True), path
         elif fs.isfile(path):
             listing, root = {path: fs.info(path)}, os.path.dirname(path)
@@ -115,17 +186,55 @@ def _list(source: str, warnings: list[str]) -> tuple[Any, str, list[tuple[str, i
     listing = {name: info for name, info in listing.items() if name not in odd}
     if not listing:
         raise SourceError(f"{source} is empty: there is nothing to archive")
-    return (
-        fs,
-        root,
-        sorted((fs.unstrip_protocol(name) if fs.protocol[0] != "file" else name, int(info["size"] or 0)) for name, info in listing.items()),
-    )
+    containers = all(name.endswith((".tar", ".parquet")) for name in listing)
+    files = []
+    for name, info in listing.items():
+        relative = _relative(name, root, fs)
+        # Of tars and Parquet files the selection is about their members.
+        if not (containers and LITTER.isdisjoint(relative.split("/"))) and not left_out.keeps(relative):
+            continue
+        if info.get("islink") and not _follows(name, relative, root, warnings, left_out):
+            continue
+        files.append((fs.unstrip_protocol(name) if fs.protocol[0] != "file" else name, int(info["size"] or 0), _mtime_us(info)))
+    if not files:
+        raise SourceError(f"{source} holds no files to archive: {'; '.join([*left_out.notes(), *warnings])}")
+    return fs, root, sorted(files)
 
 
-def _check_readable(fs: Any, path: str, warnings: list[str]) -> None:
+def _follows(path: str, relative: str, root: str, warnings: list[str], left_out: _LeftOut) -> bool:
+    """Whether a link to a file is archived: one that leads nowhere is, to be reported; what it leads to is stored once."""
+    target, inside = os.path.realpath(path), os.path.realpath(root)
+    if not os.path.exists(target):
+        return True
+    if (target + os.sep).startswith(inside.rstrip(os.sep) + os.sep):
+        left_out.add("links to files of the source, which are stored once", relative)
+        return False
+    if not left_out.selection.follow_links:
+        warnings.append(
+            f"{printable(relative)} is a link that leads out of the source, to {printable(target)}, and is not followed: say --follow-links"
+        )
+        return False
+    return True
+
+
+def _mtime_us(info: dict[str, Any]) -> int | None:
+    """Modification time of a listed file, as file systems of many kinds say it."""
+    value = next((info[key] for key in ("mtime", "LastModified", "last_modified", "updated", "modified") if info.get(key) is not None), None)
+    try:
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        seconds = value.timestamp() if isinstance(value, datetime) else float(value)  # type: ignore[arg-type]
+        return round(seconds * 1e6) if abs(seconds) < 1e11 else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _check_readable(fs: Any, path: str, warnings: list[str], left_out: _LeftOut) -> None:
     # fsspec's local `find` skips folders it may not read, and links to folders, in silence.
     if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
-        for folder, names, _ in os.walk(path, onerror=_raise):
+        for folder, names, inside in os.walk(path, onerror=_raise):
+            if not names and not inside and folder != path:
+                left_out.empty_folders.append(os.path.relpath(folder, path))
             links = (os.path.join(folder, name) for name in names if os.path.islink(os.path.join(folder, name)))
             warnings += [f"{printable(link)} is a link to a folder and is not followed: name that folder as a source of its own" for link in links]
             if not os.access(folder, os.R_OK | os.X_OK):
@@ -161,8 +270,8 @@ def _group(named: Iterable[tuple[str, Part]], stem_of: Any) -> Iterator[_Found]:
             yield name, part, others if i == 0 else []
 
 
-def _folder_records(fs: Any, files: list[tuple[str, int]], root: str) -> Iterator[_Found]:
-    named = [(_relative(path, root, fs), Part(FILE, path, size)) for path, size in files]
+def _folder_records(fs: Any, files: list[_File], root: str) -> Iterator[_Found]:
+    named = [(_relative(path, root, fs), Part(FILE, path, size, mtime_us=mtime)) for path, size, mtime in files]
     return _group(named, lambda name: os.path.splitext(name)[0])
 
 
@@ -171,12 +280,12 @@ def _webdataset_stem(name: str) -> str:
     return f"{folder}/{base.partition('.')[0]}"
 
 
-def _tars(fs: Any, files: list[tuple[str, int]], root: str, warnings: list[str]) -> Iterator[_Found]:
+def _tars(fs: Any, files: list[_File], root: str, warnings: list[str], left_out: _LeftOut) -> Iterator[_Found]:
     """Members of all tars, in order; several are listed at once, since each is a walk from header to header."""
     with ThreadPoolExecutor(_TAR_READERS) as pool:
         waiting: deque[Future[tuple[list[_Found], list[str]]]] = deque()
-        for path, size in files:
-            waiting.append(pool.submit(_listed_tar, fs, path, size, root))
+        for path, size, _ in files:
+            waiting.append(pool.submit(_listed_tar, fs, path, size, root, left_out))
             if len(waiting) > _TAR_READERS:
                 found, said = waiting.popleft().result()
                 warnings += said
@@ -187,16 +296,16 @@ def _tars(fs: Any, files: list[tuple[str, int]], root: str, warnings: list[str])
             yield from found
 
 
-def _listed_tar(fs: Any, path: str, size: int, root: str) -> tuple[list[_Found], list[str]]:
+def _listed_tar(fs: Any, path: str, size: int, root: str, left_out: _LeftOut) -> tuple[list[_Found], list[str]]:
     """A tar's members. What the store cannot give at the moment is not a damaged tar: it ends the scan, and loses nothing."""
     try:
-        found: tuple[list[_Found], list[str]] = retry(lambda: _tar_records(fs, path, size, root), f"list {printable(path)}")
+        found: tuple[list[_Found], list[str]] = retry(lambda: _tar_records(fs, path, size, root, left_out), f"list {printable(path)}")
         return found
     except FileNotFoundError as error:
         raise SourceError(f"{printable(path)} vanished while it was listed") from error
 
 
-def _tar_records(fs: Any, path: str, size: int, root: str) -> tuple[list[_Found], list[str]]:
+def _tar_records(fs: Any, path: str, size: int, root: str, left_out: _LeftOut) -> tuple[list[_Found], list[str]]:
     """Members of one tar, and warnings; a damaged tail costs a warning, not what precedes it."""
     named: list[tuple[str, Part]] = []
     warnings: list[str] = []
@@ -211,7 +320,14 @@ def _tar_records(fs: Any, path: str, size: int, root: str) -> tuple[list[_Found]
                 if info.issparse():
                     counts["sparse members left out"] += 1
                     continue
-                part = Part(RANGE, path, info.size, info.offset_data)
+                if not left_out.keeps(info.name):
+                    continue
+                if not 0 <= info.size < 2**62 or info.offset_data < 0:
+                    warnings.append(
+                        f"{printable(path)} cannot be read past member {len(named)}: it claims {info.size} bytes for {printable(info.name)}"
+                    )
+                    break
+                part = Part(RANGE, path, info.size, info.offset_data, mtime_us=_mtime_us({"mtime": info.mtime}))
                 if info.offset_data + info.size > size:
                     warnings.append(f"{printable(path)} is cut short inside member {printable(info.name)}")
                 named.append((f"{prefix}/{info.name}", part))

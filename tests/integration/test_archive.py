@@ -70,7 +70,7 @@ def test_the_manifest_says_what_the_disk_holds(archive: Path, photos: Path) -> N
     assert {row["name"] for row in table} == {path.name for path in photos.iterdir()}
     assert sum(path.stat().st_size for path in (archive / "shards").iterdir()) == Archive(str(archive)).seal()["counted_bytes"]  # type: ignore[index]
     for row in table:
-        assert (row["status"], row["decode_verified"], row["width"], row["height"]) == ("ok", True, 64, 64)
+        assert (row["status"], row["decode_verified"], row["width"], row["height"]) == ("coded", True, 64, 64)
         assert row["bpp"] == pytest.approx(8 * row["length"] / 4096)
     # Any tar tool opens a shard.
     first = sorted((archive / "shards").iterdir())[0]
@@ -191,7 +191,7 @@ def test_quality_targets_are_met_from_just_above(tmp_path: Path) -> None:
     """128 x 128: on flat crops of 64 x 64 (150 bytes) a single symbol moves PSNR by more than the window."""
     make_photos(tmp_path / "some", 6, 128)
     compress(tmp_path / "some", tmp_path / "dst", "psnr", 38.0)
-    coded = [row for row in rows(tmp_path / "dst") if row["status"] == "ok"]
+    coded = [row for row in rows(tmp_path / "dst") if row["status"] == "coded"]
     assert len(coded) == 6
     for row in coded:
         assert row["psnr_db"] >= 38.0, row["name"]
@@ -261,14 +261,14 @@ def test_a_folder_of_horrors(tmp_path: Path, photos: Path) -> None:
     assert (by_name["a/same.png"]["error_code"], by_name["a/same.png"]["codec"]) == ("sidecar_unreadable", "msinn")
     expected = {
         "truncated.jpg": ("failed", "broken_image"),
-        "deep.png": ("passthrough", "more_than_8_bits"),
-        "cmyk.jpg": ("passthrough", "unsupported_mode"),
-        "moving.gif": ("passthrough", "animated"),
+        "deep.png": ("kept", "more_than_8_bits"),
+        "cmyk.jpg": ("kept", "unsupported_mode"),
+        "moving.gif": ("kept", "animated"),
         "bomb.png": ("failed", "pixel_limit"),
         "empty.png": ("failed", "broken_image"),
-        "notes.txt": ("passthrough", "not_an_image"),
+        "notes.txt": ("kept", "not_an_image"),
         "dangling.png": ("failed", "source_unreadable"),
-        "strip.png": ("ok", None),
+        "strip.png": ("coded", None),
     }
     assert {name: (by_name[name]["status"], by_name[name]["error_code"]) for name in expected} == expected
     result = restore(str(tmp_path / "dst"), str(tmp_path / "out"))
@@ -277,7 +277,7 @@ def test_a_folder_of_horrors(tmp_path: Path, photos: Path) -> None:
     restored = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert len(restored) == len(files) + 2
     for name, row in by_name.items():
-        if row["codec"] == "passthrough" and name in files:
+        if row["codec"] == "kept" and name in files:
             assert (tmp_path / "out" / row["restore_name"]).read_bytes() == files[name]
     assert (tmp_path / "out" / "b" / "same.json").read_bytes() == b"{}"
 

@@ -83,9 +83,9 @@ def test_an_image_that_kills_workers_is_isolated_kept_and_named(
     assert outcome.sealed is not None
     rows = {row["name"]: row for row in Archive(str(tmp_path / "dst")).manifest().to_pylist()}
     assert len(rows) == 8
-    assert (rows[POISON]["status"], rows[POISON]["error_code"], rows[POISON]["codec"]) == ("failed", "crashed_the_worker", "passthrough")
+    assert (rows[POISON]["status"], rows[POISON]["error_code"], rows[POISON]["codec"]) == ("kept", "crashed_the_worker", "kept")
     assert sum(row["status"] == "failed" for row in rows.values()) == 1
-    assert sum(row["status"] == "ok" for row in rows.values()) >= 6
+    assert sum(row["status"] == "coded" for row in rows.values()) >= 6
     assert f"{POISON} kills the worker" in log.getvalue()
     matrix.settle("poison image: SIGKILL of each worker that loads it", f"local, --{kind}", *troubles(log.getvalue()), tmp_path / "dst", photos)
 
@@ -384,7 +384,7 @@ def test_an_image_for_which_memory_does_not_suffice_is_kept_and_named(tmp_path: 
     assert outcome.sealed is not None
     assert outcome.sealed["failed"] == 1
     rows = {row["name"]: row for row in Archive(str(tmp_path / "dst")).manifest().to_pylist()}
-    assert rows[POISON]["codec"] == "passthrough"
+    assert rows[POISON]["codec"] == "kept"
     assert "emory" in rows[POISON]["error"]
     assert all(row["codec"] == "msinn" for name, row in rows.items() if name != POISON)
     matrix.settle("out of memory (RLIMIT_AS)", "the network, on one image", *troubles(log.getvalue()), tmp_path / "dst", photos)
@@ -429,6 +429,6 @@ def test_what_ray_kills_for_its_memory_is_isolated(tmp_path: Path, matrix: Matri
     run = subprocess.run(command, env={**os.environ, **limit}, cwd=root, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 3, run.stderr
     rows = {row["name"]: row for row in Archive(str(tmp_path / "dst")).manifest().to_pylist()}
-    assert [name for name, row in rows.items() if row["status"] != "ok"] == [POISON]
+    assert [name for name, row in rows.items() if row["status"] != "coded"] == [POISON]
     assert rows[POISON]["error_code"] == "crashed_the_worker"
     matrix.settle("out of memory (killed by Ray's monitor)", "a worker, on one image", *troubles(run.stderr), tmp_path / "dst", photos)

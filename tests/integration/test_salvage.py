@@ -157,7 +157,7 @@ def test_a_condition_selects_from_what_has_books(made: tuple[Path, dict[str, byt
     archive = tmp_path / "archive"
     shutil.copytree(made[0], archive)
     of(archive, "manifest").unlink()
-    assert main(["restore", str(archive), str(tmp_path / "out"), "--where", "status = 'ok'"]) == 5
+    assert main(["restore", str(archive), str(tmp_path / "out"), "--where", "status = 'coded'"]) == 5
     assert "a condition cannot find its images" in capsys.readouterr().err
     assert 0 < len(tree(tmp_path / "out")) < len(made[1])
 
