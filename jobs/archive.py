@@ -84,7 +84,7 @@ def _status(arguments: argparse.Namespace) -> int:
     run = archive.run
     pace = {} if archive.sealed else _pace(archive, records)
     facts = {
-        "state": "sealed" if archive.sealed else pace.pop("state"),
+        "state": "sealed" if archive.sealed else "unfinished",
         "source": run["source"],
         "budget": f"--{run['config']['budget']['kind']} {run['config']['budget']['value']:g}",
         "model": f"{run['model_name']} {run['model_sha256'][:12]}",
@@ -115,7 +115,7 @@ def _pace(archive: Archive, records: list[Commit]) -> dict[str, Any]:
     age = now - max(signs) if signs else None
     times = sorted(written.values())
     images = {commit_name(record.shard_id): record.images for record in records}
-    facts: dict[str, Any] = {"state": "unfinished"}
+    facts: dict[str, Any] = {}
     usual = 0.0
     if len(times) > 1 and times[-1] > times[0]:
         usual = max(b - a for a, b in itertools.pairwise(times))
@@ -128,7 +128,7 @@ def _pace(archive: Archive, records: list[Commit]) -> dict[str, Any]:
         facts["last_sign_s"] = round(age)
         facts["last_commit_s"] = round(now - times[-1]) if times else None
         running = age < max(600.0, 3 * usual)
-        facts["state"] = (
+        facts["activity"] = (
             f"running, as far as the store can tell (last written {age:.0f} s ago)"
             if running
             else f"stopped, or slow (nothing written for {age:.0f} s)"
@@ -138,23 +138,24 @@ def _pace(archive: Archive, records: list[Commit]) -> dict[str, Any]:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from pipeline import verify
-    from pipeline.commit import Archive
     from pipeline.report import reporter_for
 
     reporter = reporter_for(sys.stderr, quiet=arguments.quiet, verbose=arguments.verbose)
     try:
-        return _verified(arguments, verify, reporter, Archive(arguments.archive))
+        return _verified(arguments, verify, reporter)
     finally:
         reporter.close()
 
 
-def _verified(arguments: argparse.Namespace, verify: Any, reporter: Reporter, archive: Archive) -> int:
+def _verified(arguments: argparse.Namespace, verify: Any, reporter: Reporter) -> int:
+    from pipeline.commit import Archive
+
     if arguments.decode:
         with contextlib.redirect_stdout(sys.stderr):  # Ray speaks of lost workers there
             result = verify.decode(arguments.archive, sample=arguments.sample, workers=arguments.workers, reporter=reporter)
         done = f"{result.images} images and {result.sidecars} sidecars decoded and compared"
     else:
-        reporter.phase("verify", int(archive.run["images"]))
+        reporter.phase("verify", int(Archive(arguments.archive).run["images"]))
         result = verify.fixity(arguments.archive, on_shard=lambda record: reporter.advance(images=record.images))
         done = f"{result.images} images checked byte for byte"
     return _finish(result.problems, done, "verification failed")

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import random
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -113,7 +112,7 @@ def connect(address: str | None, workers: int | None, resources: Resources | Non
 
     try:
         # Ray puts the driver's folder first on its workers' path: a folder called `pipeline` there would be imported in place of ours.
-        with tempfile.TemporaryDirectory(prefix="msinn-") as empty, _working_in(empty):
+        with _working_in(str(Path(__file__).parents[1])):
             if not ray.is_initialized():
                 if address is None:
                     count = workers or os.cpu_count() or 1

@@ -39,6 +39,7 @@ class Commit:
         counted_bytes: Bytes that count towards the budget.
         predicted_bytes: What the plan expected of the coded images; `coded_bytes` is what they took.
         images: Rows; `coded`, `kept` and `failed` by status.
+        words: Archive version whose words its file has.
         troubled: Kept files that somebody should look at: broken, over a limit, or what killed a worker.
         pixels: Of images that decode.
         plan_rev: Plan revision in force.
@@ -63,13 +64,15 @@ class Commit:
     squared_error: float
     plan_rev: int
     troubled: int = 0
-    written: bytes | None = dataclasses.field(default=None, compare=False, repr=False)
+    words: int = ARCHIVE_VERSION
 
     def to_bytes(self) -> bytes:
-        """JSON with sorted keys; of a commit that was read, the bytes that were."""
-        if self.written is not None:
-            return self.written
-        return json_bytes({key: value for key, value in dataclasses.asdict(self).items() if key != "written"})
+        """JSON with sorted keys; a commit that was read gives the bytes that were read."""
+        values = {key: value for key, value in dataclasses.asdict(self).items() if key != "words"}
+        if self.words == 1:
+            values["passthrough"] = values.pop("kept")
+            del values["troubled"]
+        return json_bytes(values)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Commit:
@@ -77,8 +80,9 @@ class Commit:
         try:
             values = json.loads(data)
             if "passthrough" in values:
-                values["kept"] = values.pop("passthrough")
-            return cls(**values, written=data)
+                values = {**values, "kept": values["passthrough"], "words": 1}
+                del values["passthrough"]
+            return cls(**values)
         except (ValueError, TypeError, AttributeError) as error:
             raise ManifestError(f"{name} is damaged: {error}") from error
 

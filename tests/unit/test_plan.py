@@ -193,7 +193,7 @@ def test_caps_bound_the_trim_and_names_may_be_numbers() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name,colour\nimage1,red\n", "needs `name` and some of weight"),
+        ("name,colour\nimage1,red\n", "a column 'colour' that means nothing here; it takes `name` and any of weight"),
         ("name,weight\nimage1,1\nimage1,2\n", "twice"),
         ("name,weight\nimage1,1\nimage99,2\n", "names 1 images that are not in the source, image99"),
         ("name,weight,weight\nimage1,1,2\n", "columns twice"),

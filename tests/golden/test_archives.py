@@ -1,0 +1,49 @@
+"""Archives of every version ever written are restored, verified and asked questions."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import main
+from pipeline import verify
+from pipeline.audit import summary
+from pipeline.commit import Archive
+from pipeline.restore import restore
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def version_1(tmp_path: Path) -> Path:
+    """Made by `archive/make.py`; its model is the golden one."""
+    place = Path(shutil.copytree(HERE / "archive" / "version-1", tmp_path / "archive"))
+    (place / "model").mkdir()
+    digest = Archive(str(place)).run["model_sha256"]
+    shutil.copy(HERE / "integer" / "model.safetensors", place / "model" / f"{digest}.safetensors")
+    return place
+
+
+def test_an_archive_of_version_1_restores_and_verifies(version_1: Path, tmp_path: Path) -> None:
+    result = restore(str(version_1), str(tmp_path / "out"))
+    assert (result.problems, result.images, result.sidecars, result.failed_at_source) == ([], 10, 1, 1)
+    assert verify.fixity(str(version_1)).problems == []
+    assert verify.decode(str(version_1)).problems == []
+    assert (tmp_path / "out" / "turned.json").read_bytes() == b'{"label": 1}'
+    assert main(["get", str(version_1), "turned.jpg", "-o", str(tmp_path / "one.png")]) == 0
+
+
+def test_an_archive_of_version_1_speaks_the_words_of_today(version_1: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = {row["name"]: row for row in Archive(str(version_1)).manifest().to_pylist()}
+    words = {name: (row["status"], row["codec"]) for name, row in rows.items()}
+    assert {words[name] for name in ("deep.png", "notes.txt", "broken.jpg", "photo001.png")} == {("kept", "kept")}
+    assert (words["photo004.png"], words["gone.png"]) == (("coded", "msinn"), ("failed", None))
+    assert (rows["deep.png"]["psnr_db"], rows["deep.png"]["lossless"], rows["deep.png"]["pixels"]) == (None, True, 200)
+    assert rows["broken.jpg"]["pixels"] is None
+    assert rows["turned.jpg"]["mtime"] is None
+    totals = summary(Archive(str(version_1)))["totals"]
+    assert (totals["images"], totals["failed"], totals["coded"] + totals["kept"]) == (11, 1, 10)
+    assert main(["audit", str(version_1), "SELECT count(*) AS n FROM manifest WHERE status = 'kept' AND lossless AND psnr_db IS NULL", "--csv"]) == 0
+    assert capfd.readouterr().out.splitlines() == ["n", str(totals["kept"])]
