@@ -248,10 +248,15 @@ def _print_rows(names: list[str], rows: list[dict[str, Any]]) -> None:
 def _write_page(archive: Archive, arguments: argparse.Namespace) -> int:
     from pipeline.errors import StorageError, UsageError
     from pipeline.page import page
+    from pipeline.report import reporter_for
 
     if arguments.sql is not None or arguments.json:
         raise UsageError("--html is a report of its own: without SQL and --json")
-    text = page(archive)
+    reporter = reporter_for(sys.stderr, quiet=arguments.quiet, verbose=arguments.verbose)
+    try:
+        text = page(archive, reporter)
+    finally:
+        reporter.close()
     try:
         Path(arguments.html).write_text(text, encoding="utf-8")
     except OSError as error:

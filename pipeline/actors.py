@@ -179,10 +179,12 @@ def disconnect() -> None:
 
 
 def _home() -> str:
-    """Which code this is: digests of the files of our packages, wherever they lie."""
+    """Which code this is: a digest of the files of our packages, wherever they lie (a cluster unpacks each in a folder of its own)."""
+    import msinn_core
+
     digest = hashlib.sha256()
-    for folder in packages():
-        for path in sorted(Path(folder).rglob("*.py")):
+    for folder in (Path(__file__).parent, Path(str(msinn_core.__file__)).parent):
+        for path in sorted(folder.rglob("*.py")):
             digest.update(str(path.relative_to(folder)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 

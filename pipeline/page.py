@@ -17,6 +17,7 @@ from pipeline import images
 from pipeline.audit import summary
 from pipeline.commit import Archive
 from pipeline.errors import PipelineError
+from pipeline.report import Reporter
 from pipeline.restore import COLUMNS, Decoder
 
 WORST = 24
@@ -30,8 +31,12 @@ figure{display:inline-block;margin:0 1em 1em 0;width:240px;vertical-align:top;fo
 svg{margin-right:1em}.bad{color:#a00}code{background:#eee;padding:.1em .3em}"""
 
 
-def page(archive: Archive) -> str:
+def page(archive: Archive, reporter: Reporter | None = None) -> str:
     """The report.
+
+    Args:
+        archive: What it is about.
+        reporter: Told about progress.
 
     Raises:
         ManifestError: The archive's books are damaged.
@@ -64,7 +69,7 @@ def page(archive: Archive) -> str:
     ]
     if totals["coded"]:
         parts += ["<h2>Distributions</h2>", _histogram(psnr, "PSNR, dB"), _histogram(bpp, "bits per pixel"), _percentiles(facts["percentiles"])]
-        parts += [f"<h2>The worst {min(WORST, totals['coded'])}</h2>", *_worst(archive)]
+        parts += [f"<h2>The worst {min(WORST, totals['coded'])}</h2>", *_worst(archive, reporter)]
     if facts["reasons"]:
         rows = "".join(
             f"<tr><td{' class=bad' if row['status'] == 'failed' else ''}>{escape(row['status'])}<td class=n>{row['images']:,}"
@@ -107,14 +112,18 @@ def _db(value: float | None) -> str:
     return "lossless" if value is None else f"{value:.2f} dB"
 
 
-def _worst(archive: Archive) -> list[str]:
+def _worst(archive: Archive, reporter: Reporter | None) -> list[str]:
     """The images of the lowest PSNR as they decode now, small."""
     table = archive.manifest([*COLUMNS, "status", "psnr_db", "bpp"])
     coded = table.filter(pc.equal(table.column("codec"), "msinn")).sort_by([("psnr_db", "ascending"), ("key", "ascending")])
     torch.set_num_threads(1)  # as when encoding: a float model is the same for the same number of threads only
     decoder = Decoder(archive)
     figures = []
+    if reporter is not None:
+        reporter.phase("worst", min(WORST, len(coded)))
     for row in coded.slice(0, WORST).to_pylist():
+        if reporter is not None:
+            reporter.advance(images=1)
         try:
             payload = archive.store.read_range(row["shard_key"], row["offset"], row["length"])
             picture, problem = decoder.picture(row, payload)

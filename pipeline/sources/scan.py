@@ -331,7 +331,8 @@ def _tar_records(fs: Any, path: str, size: int, root: str, left_out: _LeftOut) -
                 if info.offset_data + info.size > size:
                     warnings.append(f"{printable(path)} is cut short inside member {printable(info.name)}")
                 named.append((f"{prefix}/{info.name}", part))
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+        # Whatever a damaged header makes of Python's reader: the other tars go on.
         warnings.append(f"{printable(path)} cannot be read past member {len(named)}: {error}")
     warnings += [f"{printable(path)}: {count} {what}" for what, count in counts.items() if count]
     return list(_group(named, _webdataset_stem)), warnings
