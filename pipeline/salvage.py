@@ -17,7 +17,7 @@ from pipeline import manifest
 from pipeline.archive import iterate_damaged
 from pipeline.commit import Archive, Commit, sha256
 from pipeline.errors import ManifestError, StorageError
-from pipeline.sources.record import SourceRecord, from_table, printable
+from pipeline.sources.record import SourceRecord, from_table, printable, utc
 from pipeline.storage import from_outside
 from pipeline.worker import member_name, suffix_of
 
@@ -148,6 +148,9 @@ class Salvage:
                 "codec": None if not stored else "msinn" if coded else "kept",
                 "model_sha256": self._archive.run["model_sha256"] if coded else None,
                 "encoder": "cpu" if coded else None,
+                "status": "coded" if stored and coded else "kept" if stored else "failed",
+                "lossless": stored and not coded,
+                "mtime": record.mtime if record else None,
                 "sidecars": self._sidecars(record, key, first if stored else None, parts[1:] if stored else parts),
             }
             rows.append(row)
@@ -160,12 +163,20 @@ class Salvage:
         found: list[dict[str, Any]] = []
         waiting = iter(parts)
         part = next(waiting, None)
-        for (name, _), keep in named:
+        for (name, place), keep in named:
             taken = {payload, *(side["member"] for side in found)}
             expected = member_name(key, name)
             if part is not None and part[0] == (f"{key}.{len(found)}.side" if expected in taken else expected):
                 found.append(
-                    {"name": printable(name), "restore_name": keep, "member": part[0], "offset": part[1], "length": part[2], "sha256": part[3]}
+                    {
+                        "name": printable(name),
+                        "restore_name": keep,
+                        "member": part[0],
+                        "offset": part[1],
+                        "length": part[2],
+                        "sha256": part[3],
+                        "mtime": utc(place.mtime_us),
+                    }
                 )
                 part = next(waiting, None)
         while part is not None:

@@ -42,6 +42,11 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def images(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Without the map of names, which says what was lost."""
+    return {name: data for name, data in files.items() if name != "msinn-names.csv"}
+
+
 def of(archive: Path, folder: str, shard: int = 1) -> Path:
     return next((archive / folder).glob(f"{shard:05d}*"))
 
@@ -118,8 +123,8 @@ def test_a_shard_whose_names_are_lost_comes_back_under_its_keys(listing: str, ma
     of(archive, "manifest").unlink()
     rows = {row["key"]: row["restore_name"] for row in Archive(str(made[0])).manifest().to_pylist()}
     assert main(["restore", str(archive), str(tmp_path / "out")]) == 5
-    found = tree(tmp_path / "out")
-    assert sorted(found.values()) == sorted(expected.values())
+    found = images(tree(tmp_path / "out"))
+    assert sorted(found.values()) == sorted(images(expected).values())
     assert found["salvaged/000000004.png"] == expected[rows["000000004"]]
 
 
@@ -131,7 +136,7 @@ def test_a_damaged_shard_without_a_manifest_gives_what_is_left(made: tuple[Path,
     data = shard.read_bytes()
     shard.write_bytes(data[: len(data) // 2])
     assert main(["restore", str(archive), str(tmp_path / "out")]) == 5
-    found = tree(tmp_path / "out")
+    found = images(tree(tmp_path / "out"))
     assert set(found.items()) < set(expected.items())
     assert len(expected) - 5 <= len(found)
 
