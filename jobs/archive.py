@@ -239,7 +239,9 @@ def _print_rows(names: list[str], rows: list[dict[str, Any]]) -> None:
             for name, cell in zip(names, line, strict=True):
                 print(f"{name:<{max(map(len, names))}}  {cell}")
         return
-    shown = Table(*map(Text, names))
+    shown = Table()
+    for name in names:
+        shown.add_column(Text(name))
     for line in cells:
         shown.add_row(*map(Text, line))
     console.print(shown)

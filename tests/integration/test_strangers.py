@@ -168,6 +168,10 @@ def test_wide_rows_are_blocks_and_csv_is_csv(archive: Path, capfd: pytest.Captur
     assert main(["audit", str(archive), "SELECT name, metadata FROM manifest WHERE name LIKE '%camera%'", "--csv"]) == 0
     read = list(csv.DictReader(io.StringIO(capfd.readouterr().out)))
     assert [item["kind"] for item in json.loads(read[0]["metadata"])] == ["APP0 JFIF", "COM"]
+    assert main(["audit", str(archive), "SELECT key, 'a[/b].png' AS name, psnr_db FROM manifest LIMIT 1"]) == 0
+    shown = capfd.readouterr().out
+    assert "a[/b].png" in shown
+    assert "psnr_db" in shown
     assert main(["audit", str(archive), "SELECT nam FROM manifest"]) == 2
     assert "Candidate bindings" in capfd.readouterr().err
 
