@@ -341,9 +341,9 @@ def _get(arguments: argparse.Namespace) -> int:
     if output == "-":
         sys.stdout.buffer.write(data)
     else:
-        png, suffix = data.startswith(b"\x89PNG"), Path(output).suffix.lower()
-        if png and not arguments.original and suffix != ".png" and arguments.output is not None:
-            raise UsageError(f"the decoded picture is a PNG, and {output} is not called one: name it {Path(output).with_suffix('.png')}")
+        given, true = (_SAME_FORMAT.get(suffix, suffix) for suffix in (Path(output).suffix.lower(), Path(name).suffix.lower()))
+        if given and given != true and not arguments.original:
+            raise UsageError(f"what comes back is {name}, and {output} is called otherwise: name it {Path(output).with_suffix(Path(name).suffix)}")
         if arguments.output is None and Path(output).exists():
             raise UsageError(f"{output} exists: name another file with -o")
         try:
@@ -353,6 +353,9 @@ def _get(arguments: argparse.Namespace) -> int:
         kind = " of PNG" if data.startswith(b"\x89PNG") else ""
         print(f"{output}: {len(data):,} bytes{kind}", file=sys.stderr)
     return _finish_quiet(problems)
+
+
+_SAME_FORMAT = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 
 
 def _get_metadata(arguments: argparse.Namespace) -> int:

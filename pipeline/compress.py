@@ -32,6 +32,7 @@ from pipeline.rate import PASSTHROUGH_Q
 from pipeline.report import Reporter
 from pipeline.sources import Scan, Selection, SourceRecord, scan
 from pipeline.sources.record import SCAN_SCHEMA, from_table, printable, to_table
+from pipeline.sources.scan import LITTER
 from pipeline.storage import Store, content_name
 from pipeline.worker import ImageTask, ShardTask, ShardWorker, WorkConfig
 
@@ -649,7 +650,7 @@ _OURS = frozenset({RUN, SEAL, "scan", "analyse", "plan", "shards", "manifest", "
 
 def _refuse_foreign(store: Store) -> None:
     """A folder full of other files is no place for an archive."""
-    foreign: list[str] = sorted(set(store.top()) - _OURS)
+    foreign: list[str] = sorted(set(store.top()) - _OURS - LITTER - {"lost+found"})
     if foreign and not store.exists(RUN):
         raise UsageError(
             f"{store.url} holds other things ({', '.join(map(printable, foreign[:3]))}) and no archive: choose an empty or new destination"

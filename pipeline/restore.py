@@ -26,6 +26,7 @@ from pipeline.errors import ManifestError, StorageError, UsageError
 from pipeline.report import Reporter
 from pipeline.salvage import Salvage
 from pipeline.sources.record import printable
+from pipeline.sources.scan import LITTER
 from pipeline.storage import Store
 
 _UNEXPLAINED_DEATHS = 5
@@ -285,14 +286,14 @@ def restore(
         raise UsageError(f"{target} lies inside the archive: choose a folder outside it")
     rows, problems = rows_left(archive, where)
     names_map = _names_map(rows)
-    if not overwrite:
-        _refuse_others(out, rows, {names_map})
+    # Where nothing is there yet, nothing need be compared.
+    compare = not overwrite and _holds_some(out, rows, {names_map})
     if out.local:
         try:
             os.makedirs(out.root, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot create {target}: {error.strerror}") from error
-    result = run_over_shards(url, target, rows, workers, overwrite=overwrite, reporter=reporter)
+    result = run_over_shards(url, target, rows, workers, overwrite=not compare, reporter=reporter)
     if len(rows):
         out.publish_bytes(names_table(rows), names_map)
     result.problems = problems + result.problems
@@ -320,18 +321,19 @@ def names_table(rows: pa.Table) -> bytes:
     return text.getvalue().encode("utf-8", "replace")
 
 
-def _refuse_others(out: Store, rows: pa.Table, own: set[str]) -> None:
-    """A folder with files that this restore does not write is somebody else's."""
+def _holds_some(out: Store, rows: pa.Table, own: set[str]) -> bool:
+    """Whether files are there that an earlier restore wrote. Raises `UsageError` for others: the folder is somebody else's."""
     found = out.list("") if out.local is False or os.path.isdir(out.root) else []
     if not found:
-        return
+        return False
     for row in rows.select(["restore_name", "sidecars"]).to_pylist():
         own |= {row["restore_name"], *(side["restore_name"] for side in row["sidecars"] or [])}
-    others = [name for name in found if name.lstrip("/") not in own]
+    others = [name for name in found if name.lstrip("/") not in own and name.rpartition("/")[2] not in LITTER]
     if others:
         raise UsageError(
             f"{out.url} is not empty and holds other files, {printable(others[0])} for example: choose another folder, or say --overwrite"
         )
+    return True
 
 
 def rows_left(archive: Archive, where: str | None = None) -> tuple[pa.Table, list[str]]:
