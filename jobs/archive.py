@@ -77,9 +77,19 @@ def _share(text: str) -> float:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from pipeline.commit import Archive
+    from pipeline.commit import Archive, MissingArchiveError
+    from pipeline.storage import Store
 
-    archive = Archive(arguments.archive)
+    try:
+        archive = Archive(arguments.archive)
+    except MissingArchiveError:
+        analysed = Store(arguments.archive).ages("analyse")
+        if not analysed:
+            raise
+        # Nothing binds the place before the plan is known to be feasible.
+        begun = {"state": "analysing, or planned only", "shards_analysed": len(analysed), "last_sign_s": round(time.time() - max(analysed.values()))}
+        print(json.dumps(begun) if arguments.json else "\n".join(f"{name:<17}{value}" for name, value in begun.items()))
+        return 0
     records = archive.commits()
     run = archive.run
     pace = {} if archive.sealed else _pace(archive, records)
@@ -119,8 +129,9 @@ def _pace(archive: Archive, records: list[Commit]) -> dict[str, Any]:
     usual = 0.0
     if len(times) > 1 and times[-1] > times[0]:
         usual = max(b - a for a, b in itertools.pairwise(times))
-        recent = [name for name, when in written.items() if when > times[max(0, len(times) - 50)]]
-        rate = sum(images.get(name, 0) for name in recent) / (times[-1] - times[max(0, len(times) - 50)])
+        since = times[max(0, len(times) - 50)]
+        since = since if since < times[-1] else times[0]  # stores that know whole seconds only
+        rate = sum(images.get(name, 0) for name, when in written.items() if when > since) / (times[-1] - since)
         facts["images_per_s"] = round(rate, 2)
         left = int(archive.run["images"]) - sum(images.values())
         facts["seconds_left"] = round(left / rate) if rate else None
@@ -215,10 +226,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     if arguments.csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(table.column_names)
-        writer.writerows(
-            [value if value is None or isinstance(value, str | int | float) else json.dumps(value, default=str) for value in row.values()]
-            for row in rows
-        )
+        writer.writerows([json.dumps(value, default=str) if isinstance(value, list | dict) else value for value in row.values()] for row in rows)
         return 0
     _print_rows(table.column_names, rows)
     return 0
@@ -332,6 +340,7 @@ def _restore(arguments: argparse.Namespace) -> int:
 
 def _get(arguments: argparse.Namespace) -> int:
     from pipeline.errors import UsageError
+    from pipeline.images import IMAGE_SUFFIXES
     from pipeline.restore import get
 
     if arguments.metadata:
@@ -342,7 +351,7 @@ def _get(arguments: argparse.Namespace) -> int:
         sys.stdout.buffer.write(data)
     else:
         given, true = (_SAME_FORMAT.get(suffix, suffix) for suffix in (Path(output).suffix.lower(), Path(name).suffix.lower()))
-        if given and given != true and not arguments.original:
+        if given and given != true and true[1:] in IMAGE_SUFFIXES and not arguments.original:
             raise UsageError(f"what comes back is {name}, and {output} is called otherwise: name it {Path(output).with_suffix(Path(name).suffix)}")
         if arguments.output is None and Path(output).exists():
             raise UsageError(f"{output} exists: name another file with -o")

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -340,19 +340,21 @@ class Run:
         advice = "bring them back to resume, or choose another destination"
         try:
             table = pq.read_table(io.BytesIO(self.store.read(existing["scan"])))
-            theirs = {record.name: record for record, _ in from_table(table)}
+            listed = [record for record, _ in from_table(table)]
         except (pa.ArrowException, FileNotFoundError, KeyError) as error:
             raise UsageError(
                 f"{self.source} lists {len(self.scan.records)} images that are not the {existing['images']} which {self.store.url} was begun with "
                 f"(its listing is lost: {error}); {advice}"
             ) from error
-        mine = {record.name: record for record in self.scan.records}
-        sizes = {name: (r.part.length, tuple((side, p.length) for side, p in r.sidecars)) for name, r in mine.items()}
+
+        def sizes(records: Iterable[SourceRecord]) -> list[tuple[str, Any]]:
+            return [(r.name, (r.part.kind, r.part.length, [(printable(side), part.length) for side, part in r.sidecars])) for r in records]
+
+        before, now = sizes(listed), sizes(self.scan.records)
+        theirs, mine = dict(before), dict(now)
         added, gone = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
-        changed = [
-            name for name, r in theirs.items() if name in sizes and sizes[name] != (r.part.length, tuple((s, p.length) for s, p in r.sidecars))
-        ]
-        if not (added or gone or changed) and [*mine] == [*theirs]:
+        changed = [name for name, size in theirs.items() if name in mine and mine[name] != size]
+        if before == now:
             self.reporter.note(
                 f"the source has moved from {existing['source']} to {self.source}: the same names and sizes, so the run goes on with it"
             )
@@ -366,7 +368,7 @@ class Run:
         place = f"; it was listed at {existing['source']} then" if existing["source"] != self.source else ""
         raise UsageError(
             f"{self.source} is not as it was when {self.store.url} was begun with {existing['images']} images: "
-            f"{'; '.join(found) or 'the same files are in another order'}{place}: {advice}"
+            f"{'; '.join(found) or 'the same names are in another order, or some are there more often'}{place}: {advice}"
         )
 
     # ---- repair ----

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from msinn_core.codec import Picture
-from pipeline.metadata import Carried, carried, insert_chunks, restored_chunks
+from pipeline.metadata import Carried, carried, insert_chunks, picture_end, restored_chunks
 
 # Our own limit is checked on the header, before any pixel is decoded, so Pillow's warning has nothing to add.
 Image.MAX_IMAGE_PIXELS = None
@@ -213,7 +213,11 @@ def _reason(image: Image.Image, info: ImageInfo, data: bytes, max_pixels: int) -
 def _ends_cleanly(image: Image.Image, data: bytes) -> bool:
     """Phones append videos and depth maps to JPEGs; nobody wants those dropped in silence."""
     end = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}.get(image.format or "")
-    return end is None or data.rstrip(b"\0").endswith(end)
+    if end is not None and not data.rstrip(b"\0").endswith(end):
+        return False
+    # Another file of the same kind may follow, and end as this one does.
+    position = picture_end(image, data)
+    return position is None or not data[position:].strip(b"\0")
 
 
 def _picture(image: Image.Image, found: Carried) -> Picture:

@@ -21,6 +21,9 @@ MAX_CARRIED_BYTES = 1 << 20
 
 MAX_ITEMS = 1000
 
+MAX_ICC_BYTES = 1_000_000
+"""What readers of PNG inflate of a profile."""
+
 _EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 _EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 _SECOND_IMAGES = {b"FLIR\0": "a thermal image (FLIR)", b"MPF\0": "an index of further images (MPF)", b"HDR_RI": "a high dynamic range image"}
@@ -81,6 +84,8 @@ def carried(image: Image.Image, data: bytes) -> Carried:
     named = [(name, len(box)) for name, box in (("EXIF", found.exif), ("ICC", found.icc), ("XMP", found.xmp)) if box]
     size = len(found.segments or b"") + len(found.chunks or b"")
     uncarried = found.uncarried
+    if uncarried is None and len(found.icc or b"") > MAX_ICC_BYTES:
+        uncarried = f"an ICC profile of {len(found.icc or b'')} bytes, over the limit of {MAX_ICC_BYTES}"
     if uncarried is None and size > MAX_CARRIED_BYTES:
         uncarried = f"{size} bytes of metadata beside EXIF, ICC and XMP, over the limit of {MAX_CARRIED_BYTES}"
     if uncarried is None and len(found.listed) > MAX_ITEMS:
@@ -110,6 +115,34 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             yield marker, data[at + 2 : at + max(length, 2)]
         # After a scan's header come its samples, in which the search finds the next marker.
         position = at + max(length, 2)
+
+
+def jpeg_end(data: bytes) -> int | None:
+    """Where the first picture of a JPEG file ends: after its EOI; None if there is none."""
+    position = 2
+    while (match := _MARKER.search(data, position)) is not None:
+        marker, at = data[match.start() + 1], match.end()
+        if marker == 0xD9:
+            return at
+        position = at if marker in (0x01, 0xD8) else at + max(2, int.from_bytes(data[at : at + 2], "big"))
+    return None
+
+
+def picture_end(image: Image.Image, data: bytes) -> int | None:
+    """First byte after the picture; None where this is not known.
+
+    Raises:
+        ValueError: The container is damaged.
+    """
+    if image.format in ("JPEG", "MPO"):
+        return jpeg_end(data)
+    if image.format == "PNG":
+        return len(PNG_SIGNATURE) + sum(len(whole) for _, _, whole in png_chunks(data))
+    if image.format in ("BMP", "DIB") and data[:2] == b"BM":
+        return int.from_bytes(data[2:6], "little") or None
+    if image.format == "PPM" and data[:2] in (b"P5", b"P6"):
+        return _ppm_header(data, 3)[0] + 1 + image.width * image.height * len(image.getbands())
+    return None
 
 
 def segment_name(marker: int, content: bytes) -> str:
@@ -287,6 +320,8 @@ def _gif(image: Image.Image, data: bytes, common: Carried) -> Carried:
         while position < len(data) and data[position]:
             position += 1 + data[position]
         position += 1
+    if data[position + 1 :].strip(b"\0"):
+        found.append("with data after its end")
     return replace(common, uncarried=f"GIF {', '.join(found)[:100]}" if found else None, dropped="GIF loop count" if loops else None)
 
 
@@ -345,6 +380,8 @@ def _jpeg2000(image: Image.Image, data: bytes, common: Carried) -> Carried:
                 header = data[position : position + length]
                 if (at := header.find(b"colr")) >= 0 and header[at + 4 : at + 5] != b"\x01":
                     found.append("a colour profile")
+            if length == 1 and position + 16 <= len(data):
+                length = int.from_bytes(data[position + 8 : position + 16], "big")
             if length < 8:
                 break
             position += length
@@ -361,6 +398,14 @@ def _avif(image: Image.Image, data: bytes, common: Carried) -> Carried:
     kinds = {data[at + 12 : at + 16] for at in (match.start() for match in re.finditer(rb"infe\x02", data[: 1 << 16]))}
     kinds |= {data[match.start() + 12 : match.start() + 16] for match in re.finditer(rb"infe\x03", data[: 1 << 16])}
     odd = {kind for kind in kinds if kind not in (b"av01", b"Exif", b"mime", b"grid")}
+    position = 0
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if length == 1:
+            length = int.from_bytes(data[position + 8 : position + 16], "big")
+        if kind not in (b"ftyp", b"meta", b"mdat", b"free", b"skip"):
+            odd.add(kind)
+        position += length if length >= 8 else len(data)
     if b"auxid:2" in data[: 1 << 16] or b"auxiliary:depth" in data[: 1 << 16]:
         return replace(common, second_image="a depth map")
     if b"tmap" in odd:
@@ -370,8 +415,14 @@ def _avif(image: Image.Image, data: bytes, common: Carried) -> Carried:
 
 def _ppm(image: Image.Image, data: bytes, common: Carried) -> Carried:
     """Comments between the numbers of the header."""
+    comments = _ppm_header(data, 2 if image.mode == "1" else 3)[1]
+    return _as_chunks(common, *map(_comment, filter(None, comments)))
+
+
+def _ppm_header(data: bytes, numbers: int) -> tuple[int, list[bytes]]:
+    """Where the header's numbers end, and the comments between them."""
     tokens, position, comments = 0, 2, []
-    while tokens < (2 if image.mode == "1" else 3) and position < min(len(data), 4096):
+    while tokens < numbers and position < min(len(data), 4096):
         if data[position : position + 1] == b"#":
             end = data.find(b"\n", position)
             comments.append(data[position + 1 : end if end >= 0 else None].strip())
@@ -382,7 +433,7 @@ def _ppm(image: Image.Image, data: bytes, common: Carried) -> Carried:
             while position < len(data) and not data[position : position + 1].isspace():
                 position += 1
             tokens += 1
-    return _as_chunks(common, *map(_comment, filter(None, comments)))
+    return position, comments
 
 
 # Back into a PNG ---------------------------------------------------------------------------------------------------------------------------------

@@ -241,7 +241,8 @@ class ShardWorker:
             if digest != record.shard_sha256:
                 names = self._unlike(rows, record)
                 changed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "the model"
-                return f"{self.store.path(record.shard)} is lost and cannot be made again: {changed} changed since, or is gone"
+                older = " (an earlier msinn made it, which kept less of what files hold beside their pixels)" if record.words == 1 else ""
+                return f"{self.store.path(record.shard)} is lost and cannot be made again: {changed} changed since, or is gone{older}"
             verify_members(path, members)
             self.store.publish(path, record.shard)
         return None
@@ -509,7 +510,7 @@ class ShardWorker:
         if item.lost and error_code not in images.MISSING:
             error_code, error = images.SIDECAR, "; ".join(item.lost)
         status = "failed" if error_code in images.MISSING else "coded" if coded else "kept"
-        decodes = pixels is not None and error_code not in images.UNDECODABLE
+        decodes = pixels is not None and item.reason not in images.FAILURES
         mse = item.mse if coded else 0.0 if decodes else None
         return {
             "key": record.key,

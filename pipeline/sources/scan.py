@@ -66,12 +66,12 @@ class Selection:
     all_files: bool = False
     follow_links: bool = False
 
-    def wants(self, name: str) -> bool:
-        """Whether a relative name is asked for, litter aside."""
-        base = name.rpartition("/")[2]
+    def wants(self, *names: str) -> bool:
+        """Whether a file is asked for by any of its relative names, litter aside."""
+        tried = {*names, *(name.rpartition("/")[2] for name in names)}
 
         def among(globs: tuple[str, ...]) -> bool:
-            return any(fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(base, glob) for glob in globs)
+            return any(fnmatch.fnmatchcase(name, glob) for name in tried for glob in globs)
 
         return (not self.include or among(self.include)) and not among(self.exclude)
 
@@ -133,11 +133,14 @@ class _LeftOut:
         self._counts[why] += 1
         self._examples.setdefault(why, printable(name))
 
-    def keeps(self, name: str) -> bool:
-        if not self.selection.all_files and not LITTER.isdisjoint(name.split("/")):
+    def is_litter(self, name: str) -> bool:
+        return not self.selection.all_files and not LITTER.isdisjoint(name.split("/"))
+
+    def keeps(self, name: str, *others: str) -> bool:
+        if self.is_litter(name):
             self.add("files of systems and tools (.git, .DS_Store and the like; --all-files takes them)", name)
             return False
-        if not self.selection.wants(name):
+        if not self.selection.wants(name, *others):
             self.add("files that --include and --exclude do not ask for", name)
             return False
         return True
@@ -163,14 +166,16 @@ def _list(source: str, warnings: list[str], left_out: _LeftOut) -> tuple[Any, st
         fs, path = fsspec.core.url_to_fs(source)
     except (ValueError, ImportError) as error:
         raise SourceError(f"cannot open {source}: {error}") from error
+    named = False
     try:
         if fs.isdir(path):
             _check_readable(fs, path, warnings, left_out)
             listing, root = fs.find(path, detail=True), path
         elif fs.isfile(path):
-            listing, root = {path: fs.info(path)}, os.path.dirname(path)
+            listing, root, named = {path: fs.info(path)}, os.path.dirname(path), True
         elif glob.has_magic(path):
-            listing = {name: info for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"}
+            found = fs.glob(path, detail=True).items()
+            listing = {name: info for name, info in found if info["type"] == "file" or (info.get("islink") and not os.path.isdir(name))}
             root = path[: glob.magic_check.search(path).start()].rpartition("/")[0]  # type: ignore[attr-defined]
         else:
             raise SourceError(f"{source} does not exist")
@@ -181,40 +186,52 @@ def _list(source: str, warnings: list[str], left_out: _LeftOut) -> tuple[Any, st
             raise
         raise SourceError(f"cannot list {source}: {getattr(error, 'strerror', None) or error}") from error
     # A link that leads nowhere is listed, and reported as an image that cannot be read.
-    odd = [name for name, info in listing.items() if info.get("type") == "other" and not info.get("islink")]
+    odd = [
+        name
+        for name, info in listing.items()
+        if info.get("type") == "other" and not info.get("islink") and not left_out.is_litter(_relative(name, root, fs))
+    ]
     warnings += [f"{printable(name)} is no regular file (a pipe, socket or device) and is left out" for name in odd]
-    listing = {name: info for name, info in listing.items() if name not in odd}
+    listing = {name: info for name, info in listing.items() if info.get("type") != "other" or info.get("islink")}
     if not listing:
         raise SourceError(f"{source} is empty: there is nothing to archive")
-    containers = all(name.endswith((".tar", ".parquet")) for name in listing)
-    files = []
+    containers = all(name.endswith((".tar", ".parquet")) for name in listing if not left_out.is_litter(_relative(name, root, fs)))
+    files, links = [], []
     for name, info in listing.items():
         relative = _relative(name, root, fs)
         # Of tars and Parquet files the selection is about their members.
         if not (containers and LITTER.isdisjoint(relative.split("/"))) and not left_out.keeps(relative):
             continue
-        if info.get("islink") and not _follows(name, relative, root, warnings, left_out):
-            continue
-        files.append((fs.unstrip_protocol(name) if fs.protocol[0] != "file" else name, int(info["size"] or 0), _mtime_us(info)))
+        file = (fs.unstrip_protocol(name) if fs.protocol[0] != "file" else name, int(info["size"] or 0), _mtime_us(info))
+        if info.get("islink") and not named:
+            links.append((relative, file))
+        else:
+            files.append(file)
+    _add_links(files, links, root, warnings, left_out)
     if not files:
         raise SourceError(f"{source} holds no files to archive: {'; '.join([*left_out.notes(), *warnings])}")
     return fs, root, sorted(files)
 
 
-def _follows(path: str, relative: str, root: str, warnings: list[str], left_out: _LeftOut) -> bool:
-    """Whether a link to a file is archived: one that leads nowhere is, to be reported; what it leads to is stored once."""
-    target, inside = os.path.realpath(path), os.path.realpath(root)
-    if not os.path.exists(target):
-        return True
-    if (target + os.sep).startswith(inside.rstrip(os.sep) + os.sep):
-        left_out.add("links to files of the source, which are stored once", relative)
-        return False
-    if not left_out.selection.follow_links:
-        warnings.append(
-            f"{printable(relative)} is a link that leads out of the source, to {printable(target)}, and is not followed: say --follow-links"
-        )
-        return False
-    return True
+def _add_links(files: list[_File], links: list[tuple[str, _File]], root: str, warnings: list[str], left_out: _LeftOut) -> None:
+    """Add links to files, so that each file is stored once; those that lead nowhere too, to be reported."""
+    if not links:
+        return
+    inside = os.path.realpath(root).rstrip(os.sep) + os.sep
+    stored = {os.path.realpath(path) for path, *_ in files}
+    for relative, file in sorted(links):
+        target = os.path.realpath(file[0])
+        if not os.path.exists(target):
+            files.append(file)
+        elif target in stored:
+            left_out.add("links to files of the source, which are stored once", relative)
+        elif target.startswith(inside) or left_out.selection.follow_links:
+            files.append(file)
+            stored.add(target)
+        else:
+            warnings.append(
+                f"{printable(relative)} is a link that leads out of the source, to {printable(target)}, and is not followed: say --follow-links"
+            )
 
 
 def _mtime_us(info: dict[str, Any]) -> int | None:
@@ -233,6 +250,8 @@ def _check_readable(fs: Any, path: str, warnings: list[str], left_out: _LeftOut)
     # fsspec's local `find` skips folders it may not read, and links to folders, in silence.
     if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
         for folder, names, inside in os.walk(path, onerror=_raise):
+            if not left_out.selection.all_files:
+                names[:] = [name for name in names if name not in LITTER]
             if not names and not inside and folder != path:
                 left_out.empty_folders.append(os.path.relpath(folder, path))
             links = (os.path.join(folder, name) for name in names if os.path.islink(os.path.join(folder, name)))
@@ -320,7 +339,7 @@ def _tar_records(fs: Any, path: str, size: int, root: str, left_out: _LeftOut) -
                 if info.issparse():
                     counts["sparse members left out"] += 1
                     continue
-                if not left_out.keeps(info.name):
+                if not left_out.keeps(info.name, f"{prefix}/{info.name}"):
                     continue
                 if not 0 <= info.size < 2**62 or info.offset_data < 0:
                     warnings.append(

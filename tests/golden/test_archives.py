@@ -32,7 +32,7 @@ def test_an_archive_of_version_1_restores_and_verifies(version_1: Path, tmp_path
     assert verify.fixity(str(version_1)).problems == []
     assert verify.decode(str(version_1)).problems == []
     assert (tmp_path / "out" / "turned.json").read_bytes() == b'{"label": 1}'
-    assert main(["get", str(version_1), "turned.jpg", "-o", str(tmp_path / "one.png")]) == 0
+    assert main(["get", str(version_1), "turned.jpg", "-o", str(tmp_path / "one.jpg")]) == 0
 
 
 def test_an_archive_of_version_1_speaks_the_words_of_today(version_1: Path, capfd: pytest.CaptureFixture[str]) -> None:

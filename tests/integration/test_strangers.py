@@ -268,3 +268,33 @@ def test_the_restored_picture_is_the_measured_one(archive: Path, photos: Path, t
     row = rows(archive)["sub/camera.jpg"]
     a, b = (np.asarray(Image.open(path).convert("RGB")) for path in (photos / "sub" / "camera.jpg", tmp_path / "out" / "sub" / "camera.png"))
     assert mse(a, b) == pytest.approx(row["mse"])
+
+
+def test_relative_paths_mean_the_same_to_workers(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More images than are restored in this process, from a folder that is not the workers'."""
+    monkeypatch.chdir(tmp_path)
+    make_photos(tmp_path / "many", 20, 64)
+    assert main(["compress", "many", "dst", "--q", "4"]) == 0
+    assert main(["restore", "dst", "out"]) == 0
+    assert len(list((tmp_path / "out").glob("*.png"))) == 20
+    assert main(["verify", "dst", "--decode"]) == 0
+
+
+def test_a_link_is_stored_once_or_in_place_of_what_is_not_stored(photos: Path, tmp_path: Path) -> None:
+    source = tmp_path / "annex"
+    (source / ".git" / "annex").mkdir(parents=True)
+    (source / ".git" / "annex" / "key.png").write_bytes((photos / "photo001.png").read_bytes())
+    for name in ("a.png", "b.png"):
+        (source / name).symlink_to(source / ".git" / "annex" / "key.png")
+    assert main(["compress", str(source), str(tmp_path / "d"), "--q", "3"]) == 0
+    assert set(rows(tmp_path / "d")) == {"a.png"}
+    (tmp_path / "latest.png").symlink_to(photos / "photo002.png")
+    assert main(["compress", str(tmp_path / "latest.png"), str(tmp_path / "e"), "--q", "3"]) == 0
+    assert set(rows(tmp_path / "e")) == {"latest.png"}
+
+
+def test_a_store_is_asked_how_far_an_analysis_is(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(photos), str(tmp_path / "p"), "--bpp", "8"]) == 0
+    capfd.readouterr()
+    assert main(["status", str(tmp_path / "p"), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["shards_analysed"] > 0

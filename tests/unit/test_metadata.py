@@ -225,3 +225,15 @@ def test_absurd_sizes_are_a_reason_and_no_number() -> None:
     loaded = load(bytes(tiff), "x.tif")
     assert loaded.reason in (images.PIXEL_LIMIT, images.BROKEN)
     assert loaded.info.height is None or loaded.info.height < 2**31
+
+
+def test_a_file_that_goes_on_after_its_picture_is_kept(small: Image.Image) -> None:
+    """Also where what follows ends as the picture does."""
+    for fmt, name in (("JPEG", "x.jpg"), ("PNG", "x.png"), ("PPM", "x.ppm"), ("BMP", "x.bmp")):
+        data = encoded(small, fmt)
+        assert load(data, name).picture is not None, fmt
+        assert load(data + data, name).reason == images.TRAILING, fmt
+    gif, avif = encoded(small.convert("L"), "GIF"), encoded(small, "AVIF")
+    assert load(gif + b"PK zip", "x.gif").reason == images.UNCARRIED
+    assert load(avif, "x.avif").picture is not None
+    assert load(avif + struct.pack(">I", 16) + b"mpvdmotion..", "x.avif").reason == images.UNCARRIED
