@@ -166,11 +166,11 @@ class RestoreWorker:
                 else:
                     check_payload(row, payload)
                     data = payload
-                result.images += 1
                 if not known and self._is_there(row["restore_name"], lambda there, data=data: bool(there == data)):  # type: ignore[misc]
                     result.skipped += 1
                 else:
                     self._write(row["restore_name"], data, row["mtime"])
+                result.images += 1
             except Exception as error:  # whatever one image does, the others come back
                 self._raise_outage(error)
                 text = str(error) or type(error).__name__
