@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import ManifestError, StorageError
+from pipeline.tars import TarDamageError, members
 
 BLOCK_BYTES = 512
 END_BYTES = 2 * BLOCK_BYTES
@@ -101,37 +103,35 @@ def iterate(file: IO[bytes]) -> Iterator[tuple[str, int, bytes]]:
     Raises:
         ManifestError: Not a tar, or cut short.
     """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for info in tar:
-                if info.isreg():
-                    reader = tar.extractfile(info)
-                    data = reader.read() if reader else b""
-                    if len(data) != info.size:
-                        raise ManifestError(f"member {info.name} is cut short")
-                    yield info.name, info.offset_data, data
-    except tarfile.TarError as error:
+        for info in members(file, size):
+            if info.isreg():
+                file.seek(info.offset_data)
+                data = file.read(info.size) if info.offset_data + info.size <= size else b""
+                if len(data) != info.size:
+                    raise ManifestError(f"member {info.name} is cut short")
+                yield info.name, info.offset_data, data
+    except TarDamageError as error:
         raise ManifestError(f"not a readable tar archive: {error}") from error
 
 
 def iterate_damaged(file: IO[bytes]) -> Iterator[tuple[str, int, bytes]]:
-    """As `iterate`, of whatever can be read: after a damaged header it goes on at the next block that is one."""
+    """As `iterate`, of whatever can be read: after a damaged header it goes on at the next block that is one. Every byte is read once at most."""
+    size = file.seek(0, os.SEEK_END)
     position = 0
-    while True:
+    while position + BLOCK_BYTES <= size:
         file.seek(position)
         block = file.read(BLOCK_BYTES)
-        if len(block) < BLOCK_BYTES:
-            return
         position += BLOCK_BYTES
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        except tarfile.HeaderError:
+        except (tarfile.HeaderError, ValueError):
             continue
-        if info.isreg():
-            data = file.read(info.size) if info.size <= MAX_MEMBER_BYTES else b""
-            if len(data) == info.size:
-                yield info.name, position, data
-                position += -(-info.size // BLOCK_BYTES) * BLOCK_BYTES
+        if info.isreg() and 0 <= info.size <= min(size - position, MAX_MEMBER_BYTES):
+            yield info.name, position, file.read(info.size)
+            position += -(-info.size // BLOCK_BYTES) * BLOCK_BYTES
 
 
 def iterate_bytes(data: bytes) -> Iterator[tuple[str, int, bytes]]:

@@ -6,7 +6,6 @@ import fnmatch
 import glob
 import hashlib
 import os
-import tarfile
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from pipeline.errors import SourceError
 from pipeline.images import IMAGE_SUFFIXES
 from pipeline.sources.record import CELL, FILE, RANGE, ROW_JSON, Listing, Part, SourceRecord, printable, with_restore_names
 from pipeline.storage import from_outside, retry
+from pipeline.tars import TarDamageError, members
 
 _TAR_READERS = 8
 _TAR_BLOCK_BYTES = 1 << 21
@@ -331,28 +331,20 @@ def _tar_records(fs: Any, path: str, size: int, root: str, left_out: _LeftOut) -
     counts: dict[str, int] = defaultdict(int)
     prefix = os.path.splitext(_relative(path, root, fs))[0]
     try:
-        with fs.open(path, "rb", block_size=_TAR_BLOCK_BYTES) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for info in tar:
+        with fs.open(path, "rb", block_size=_TAR_BLOCK_BYTES) as file:
+            for info in members(file, size):
                 if not info.isreg():
                     counts["links, folders and devices left out"] += not info.isdir()
                     continue
                 if info.issparse():
                     counts["sparse members left out"] += 1
                     continue
-                if not left_out.keeps(info.name, f"{prefix}/{info.name}"):
-                    continue
-                if not 0 <= info.size < 2**62 or info.offset_data < 0:
-                    warnings.append(
-                        f"{printable(path)} cannot be read past member {len(named)}: it claims {info.size} bytes for {printable(info.name)}"
-                    )
-                    break
-                part = Part(RANGE, path, info.size, info.offset_data, mtime_us=_mtime_us({"mtime": info.mtime}))
-                if info.offset_data + info.size > size:
-                    warnings.append(f"{printable(path)} is cut short inside member {printable(info.name)}")
-                named.append((f"{prefix}/{info.name}", part))
-    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError, MemoryError) as error:
-        # Whatever a damaged header makes of Python's reader: the other tars go on.
-        warnings.append(f"{printable(path)} cannot be read past member {len(named)}: {error}")
+                if left_out.keeps(info.name, f"{prefix}/{info.name}"):
+                    part = Part(RANGE, path, info.size, info.offset_data, mtime_us=_mtime_us({"mtime": info.mtime}))
+                    named.append((f"{prefix}/{info.name}", part))
+    except TarDamageError as error:
+        last = f" ({printable(named[-1][0])})" if named else ""
+        warnings.append(f"{printable(path)} cannot be read past member {len(named)}{last}: {error}")
     warnings += [f"{printable(path)}: {count} {what}" for what, count in counts.items() if count]
     return list(_group(named, _webdataset_stem)), warnings
 
