@@ -12,8 +12,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.arguments import size
+from jobs.output import raw
+from pipeline.text import redacted, shown
+
 if TYPE_CHECKING:
     from pipeline.commit import Archive, Commit
+    from pipeline.limits import Limits
     from pipeline.report import Reporter
 
 
@@ -31,6 +36,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     how.add_argument("--decode", action="store_true", help="decode every image and compare its pixels' hash")
     p.add_argument("--sample", type=_share, default=1.0, metavar="1%", help="with --decode: a random share of the images")
     p.add_argument("--workers", type=int, metavar="N")
+    _add_limits(p)
     p.set_defaults(command=_verify)
 
     p = verbs.add_parser("audit", help="quality and size: percentiles, the worst images, or any SQL over the view `manifest`")
@@ -48,6 +54,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     p.add_argument("--where", metavar="SQL", help='only rows of the manifest that fulfil a condition, e.g. "psnr_db < 32"')
     p.add_argument("--overwrite", action="store_true", help="replace files of other content that are there")
     p.add_argument("--workers", type=int, metavar="N")
+    _add_limits(p)
     p.set_defaults(command=_restore)
 
     p = verbs.add_parser("get", help="one image by key or name, reading only its bytes")
@@ -57,6 +64,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     what = p.add_mutually_exclusive_group()
     what.add_argument("--original", action="store_true", help="the stored payload itself")
     what.add_argument("--metadata", action="store_true", help="list what the image carries beside its pixels; with -o FOLDER write it there")
+    _add_limits(p)
     p.set_defaults(command=_get)
 
     p = verbs.add_parser("gc", help="what killed attempts left in a sealed archive on which nobody works; nothing is removed without --delete")
@@ -67,6 +75,20 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     p = verbs.add_parser("inspect", help="what a bitstream, model file or shard is")
     p.add_argument("file", metavar="FILE")
     p.set_defaults(command=_inspect)
+
+
+def _add_limits(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--max-pixels", type=int, default=32_000_000, metavar="N", help="decode no larger picture, whatever the archive says (32000000)")
+    p.add_argument("--max-file-bytes", type=size, default=2 * 2**30, metavar="N", help="read no larger file into memory (2Gi)")
+
+
+def _limits(arguments: argparse.Namespace) -> Limits:
+    from pipeline.errors import UsageError
+    from pipeline.limits import Limits
+
+    if arguments.max_pixels < 1 or arguments.max_file_bytes < 1:
+        raise UsageError("--max-pixels and --max-file-bytes take 1 or more")
+    return Limits(max_pixels=arguments.max_pixels, max_file_bytes=int(arguments.max_file_bytes))
 
 
 def _share(text: str) -> float:
@@ -95,7 +117,7 @@ def _status(arguments: argparse.Namespace) -> int:
     pace = {} if archive.sealed else _pace(archive, records)
     facts = {
         "state": "sealed" if archive.sealed else "unfinished",
-        "source": run["source"],
+        "source": redacted(run["source"]),
         "budget": f"--{run['config']['budget']['kind']} {run['config']['budget']['value']:g}",
         "model": f"{run['model_name']} {run['model_sha256'][:12]}",
         "shards": f"{len(records)} of {run['shards']}",
@@ -109,7 +131,7 @@ def _status(arguments: argparse.Namespace) -> int:
         print(json.dumps(facts))
         return 0
     for name, value in facts.items():
-        print(f"{name:<15}{value:,}" if isinstance(value, int) else f"{name:<15}{value}")
+        print(f"{name:<15}{value:,}" if isinstance(value, int) else f"{name:<15}{shown(value)}")
     if not archive.sealed:
         print("to finish it, run the same `msinn compress` again")
     return 0
@@ -163,7 +185,9 @@ def _verified(arguments: argparse.Namespace, verify: Any, reporter: Reporter) ->
 
     if arguments.decode:
         with contextlib.redirect_stdout(sys.stderr):  # Ray speaks of lost workers there
-            result = verify.decode(arguments.archive, sample=arguments.sample, workers=arguments.workers, reporter=reporter)
+            result = verify.decode(
+                arguments.archive, sample=arguments.sample, workers=arguments.workers, reporter=reporter, limits=_limits(arguments)
+            )
         done = f"{result.images} images and {result.sidecars} sidecars decoded and compared"
     else:
         reporter.phase("verify", int(Archive(arguments.archive).run["images"]))
@@ -178,8 +202,8 @@ def _gc(arguments: argparse.Namespace) -> int:
 
     archive = Archive(arguments.archive)
     found = gc.orphans(archive)
-    for name, size in sorted(found.items()):
-        print(f"{size:>15,}  {archive.store.path(name)}")
+    for name, length in sorted(found.items()):
+        print(f"{length:>15,}  {archive.store.path(name)}")
     if arguments.delete:
         gc.collect(archive, found)
     what = "removed" if arguments.delete else "could be removed: say --delete" if found else "to remove"
@@ -191,7 +215,7 @@ def _finish(problems: list[str], done: str, verdict: str) -> int:
     from jobs.cli import EXIT_VERIFY
 
     for problem in problems:
-        print(problem, file=sys.stderr)
+        print(redacted(shown(problem)), file=sys.stderr)
     print(f"{done}; {len(problems)} problems" if problems else f"{done}; no problems")
     if problems:
         print(f"msinn: {verdict}: see above", file=sys.stderr)
@@ -224,7 +248,8 @@ def _audit(arguments: argparse.Namespace) -> int:
             print(json.dumps(row, default=str))
         return 0
     if arguments.csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
+        # Data for a program is written as it is, for a terminal as it can be shown.
+        writer = csv.writer(sys.stdout if sys.stdout.isatty() else raw(sys.stdout), lineterminator="\n")
         writer.writerow(table.column_names)
         writer.writerows([json.dumps(value, default=str) if isinstance(value, list | dict) else value for value in row.values()] for row in rows)
         return 0
@@ -238,7 +263,8 @@ def _print_rows(names: list[str], rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(file=raw(sys.stdout), width=None if sys.stdout.isatty() else 200)
+    names = [shown(name) for name in names]
     cells = [[_cell(value) for value in row.values()] for row in rows]
     widest = [max([len(name), *(len(line[i]) for line in cells)]) for i, name in enumerate(names)]
     if sum(widest) + 3 * len(names) + 1 > console.width and len(names) > 1:
@@ -280,7 +306,7 @@ def _db(value: float | None) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else shown(value)
 
 
 def print_summary(facts: dict[str, Any], sealed: dict[str, Any] | None) -> None:
@@ -307,10 +333,12 @@ def print_summary(facts: dict[str, Any], sealed: dict[str, Any] | None) -> None:
         print("bpp         " + "  ".join(f"p{mark} {marks[f'bpp_{mark}']:.3f}" for mark in (0, 1, 5, 50, 95, 99, 100)))
         print(
             "worst       "
-            + "\n            ".join(f"{_db(row['psnr_db'])}  {row['bpp']:.3f} bpp  {row['key']}  {row['name']}" for row in facts["worst"])
+            + "\n            ".join(
+                f"{_db(row['psnr_db'])}  {row['bpp']:.3f} bpp  {shown(row['key'])}  {shown(row['name'])}" for row in facts["worst"]
+            )
         )
     for row in facts["reasons"]:
-        print(f"{row['status']:<12}{row['images']:,} x {row['error_code']}, for example {row['example']}")
+        print(f"{shown(row['status']):<12}{row['images']:,} x {shown(row['error_code'])}, for example {shown(row['example'])}")
 
 
 def _restore(arguments: argparse.Namespace) -> int:
@@ -321,7 +349,13 @@ def _restore(arguments: argparse.Namespace) -> int:
         reporter = reporter_for(sys.stderr, quiet=arguments.quiet, verbose=arguments.verbose)
         try:
             result = restore(
-                arguments.archive, arguments.out, where=arguments.where, overwrite=arguments.overwrite, workers=arguments.workers, reporter=reporter
+                arguments.archive,
+                arguments.out,
+                where=arguments.where,
+                overwrite=arguments.overwrite,
+                workers=arguments.workers,
+                reporter=reporter,
+                limits=_limits(arguments),
             )
         finally:
             reporter.close()
@@ -345,7 +379,7 @@ def _get(arguments: argparse.Namespace) -> int:
 
     if arguments.metadata:
         return _get_metadata(arguments)
-    name, data, problems = get(arguments.archive, arguments.key, original=arguments.original)
+    name, data, problems = get(arguments.archive, arguments.key, original=arguments.original, limits=_limits(arguments))
     output = arguments.output or Path(name).name
     if output == "-":
         sys.stdout.buffer.write(data)
@@ -360,7 +394,7 @@ def _get(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise UsageError(f"cannot write {output}: {error.strerror}") from error
         kind = " of PNG" if data.startswith(b"\x89PNG") else ""
-        print(f"{output}: {len(data):,} bytes{kind}", file=sys.stderr)
+        print(f"{shown(output)}: {len(data):,} bytes{kind}", file=sys.stderr)
     return _finish_quiet(problems)
 
 
@@ -372,15 +406,15 @@ def _get_metadata(arguments: argparse.Namespace) -> int:
     from pipeline.metadata import jpeg_segments, png_chunks, segment_name
     from pipeline.restore import metadata_of
 
-    found = metadata_of(arguments.archive, arguments.key)
+    found = metadata_of(arguments.archive, arguments.key, limits=_limits(arguments))
     for name, data in found.items():
         print(f"{len(data):>10,}  {name}")
         if name == "jpeg-segments.bin":
             for marker, content in jpeg_segments(data):
-                print(f"{len(content):>14,}  {segment_name(marker, content)}")
+                print(f"{len(content):>14,}  {shown(segment_name(marker, content))}")
         if name == "png-chunks.bin":
             for kind, content, _ in png_chunks(data):
-                print(f"{len(content):>14,}  {kind.decode('latin-1')}")
+                print(f"{len(content):>14,}  {shown(kind.decode('latin-1'))}")
     if not found:
         print("the image carries nothing beside its pixels", file=sys.stderr)
     if arguments.output is not None:
@@ -397,7 +431,7 @@ def _finish_quiet(problems: list[str]) -> int:
     from jobs.cli import EXIT_VERIFY
 
     for problem in problems:
-        print(problem, file=sys.stderr)
+        print(redacted(shown(problem)), file=sys.stderr)
     return EXIT_VERIFY if problems else 0
 
 
@@ -417,7 +451,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         from pipeline.archive import iterate_bytes
 
         for name, offset, member in iterate_bytes(data):
-            print(f"{offset:>12} {len(member):>10}  {name}")
+            print(f"{offset:>12} {len(member):>10}  {shown(name)}")
     else:
         try:
             _inspect_bitstream(data)
@@ -433,7 +467,7 @@ def _inspect_model(data: bytes) -> None:
 
     model = parse_model(data)
     parameters = model.num_parameters
-    print(f"model      {model.name}, profile {model.profile}, {parameters:,} parameters, {len(data):,} bytes")
+    print(f"model      {shown(model.name)}, profile {model.profile}, {parameters:,} parameters, {len(data):,} bytes")
     print(f"sha256     {model.sha256}")
     print(f"tables     {len(model.tables.offsets)} scales, {len(model.tables.cdf):,} counts")
     print(f"config     {model.config.to_json()}")

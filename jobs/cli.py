@@ -49,7 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     # Our matrix products are small: a second thread of BLAS only spins beside the workers. Read when NumPy is imported, which is later.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    arguments = parser().parse_args(argv)
+    from jobs.output import printable_streams
+
+    with printable_streams():
+        return _run(parser().parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
     command: Callable[[argparse.Namespace], int] = arguments.command

@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.arguments import size
+from pipeline.text import shown
+
 if TYPE_CHECKING:
     from pipeline.actors import Resources
     from pipeline.compress import Outcome, Plan
@@ -31,7 +34,7 @@ def _add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("destination", metavar="DST", help="root of the archive: folder or URL")
     budget = p.add_mutually_exclusive_group(required=True)
     budget.add_argument("--bpp", type=float, metavar="X", help="bits per pixel of the whole dataset, as stored")
-    budget.add_argument("--bytes", type=_size, metavar="N", help="bytes of the whole dataset, as stored; takes k, M, G, T and Ki, Mi, Gi, Ti")
+    budget.add_argument("--bytes", type=size, metavar="N", help="bytes of the whole dataset, as stored; takes k, M, G, T and Ki, Mi, Gi, Ti")
     budget.add_argument("--ratio", type=float, metavar="R", help="source bytes over stored bytes")
     budget.add_argument("--psnr", type=float, metavar="P", help="every image just above P dB")
     budget.add_argument("--q", type=float, metavar="Q", help="one rate index for all (0 smallest, 11 best)")
@@ -61,28 +64,13 @@ def _add_arguments(p: argparse.ArgumentParser) -> None:
         "--workers", type=int, metavar="N", help="parallel workers (default: all that fit; on a cluster N are asked for, and wait for room)"
     )
     p.add_argument("--gpus-per-worker", type=float, metavar="X", help="GPUs of a worker, or a part of one, with --device cuda (default: 1)")
-    p.add_argument("--memory-per-worker", type=_size, metavar="N", help="memory that Ray reserves for each worker, e.g. 3G")
+    p.add_argument("--memory-per-worker", type=size, metavar="N", help="memory that Ray reserves for each worker, e.g. 3G")
     p.add_argument(
         "--label", action="append", default=[], metavar="KEY=VALUE", help="run on nodes with this Ray label, e.g. ray.io/accelerator-type=L4"
     )
     p.add_argument("--cluster", metavar="ADDR", help="address of a running Ray cluster (default: a local one, started and ended here)")
     p.add_argument("--json", action="store_true", help="print the summary as JSON")
     p.set_defaults(command=_compress)
-
-
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-
-
-def _size(text: str) -> float:
-    number = text.rstrip("kKMGTiB")
-    unit = text[len(number) :].removesuffix("B")
-    unit = "k" if unit == "K" else unit
-    if unit not in _UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 500000, 500k, 1.5G or 2Gi")
-    try:
-        return float(number) * _UNITS[unit]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 500000, 500k, 1.5G or 2Gi") from error
 
 
 def _compress(arguments: argparse.Namespace) -> int:
@@ -240,7 +228,7 @@ def _print_plan(plan: Plan | None, arguments: argparse.Namespace) -> None:
     print("plan (predicted; nothing is encoded yet)")
     for name, value in facts.items():
         if name == "worst":
-            print("  worst images        " + ", ".join(f"{image} {value} dB" for image, value in value))
+            print("  worst images        " + ", ".join(f"{shown(image)} {value} dB" for image, value in value))
         else:
             print(f"  {name:<20}{value:,}" if isinstance(value, int | float) else f"  {name:<20}{value}")
     if outlook:

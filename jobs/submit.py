@@ -27,6 +27,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     from jobs import cli
     from pipeline.errors import UsageError
     from pipeline.submission import Cluster, default_address
+    from pipeline.text import redacted
 
     wanted = arguments.arguments[1:] if arguments.arguments[:1] == ["--"] else arguments.arguments
     if wanted[:1] != ["compress"]:
@@ -35,6 +36,8 @@ def _submit(arguments: argparse.Namespace) -> int:
     for place in filter(None, (inner.source, inner.destination, inner.per_image)):
         if "://" not in place and not place.startswith("/"):
             raise UsageError(f"{place} is a path of this machine: the cluster needs a URL, or an absolute path that all its machines share")
+        if redacted(place) != place:
+            raise UsageError(f"{place} holds a secret, which Ray would show with the job: let the cluster's machines read it by their roles")
     env = {}
     for pair in arguments.env:
         name, equals, value = pair.partition("=")

@@ -25,7 +25,7 @@ from msinn_core.checkpoint import LoadedModel
 from msinn_core.config import LATENT_STRIDES, SIZE_MULTIPLE
 from msinn_core.engines import Engine, engine_for
 from msinn_core.entropy import rans
-from msinn_core.errors import BitstreamError, CodecError, ConfigError
+from msinn_core.errors import BitstreamError, ConfigError, PixelLimitError
 from msinn_core.integer.ops import Compiled, Portable
 
 DEFAULT_MAX_PIXELS = 32_000_000
@@ -164,14 +164,16 @@ class Codec:
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self.max_pixels:
-            raise CodecError(f"{width} x {height} pixels are over the limit of {self.max_pixels} pixels")
+            error = PixelLimitError(f"{width} x {height} pixels are over the limit of {self.max_pixels} pixels")
+            error.pixels = width * height
+            raise error
 
     @torch.inference_mode()
     def transform(self, picture: Picture) -> Latents:
         """Latents of a picture; its sides are padded to multiples of 32 by repeating the last row and column.
 
         Raises:
-            CodecError: Over the pixel limit.
+            PixelLimitError: Over the pixel limit.
         """
         height, width = picture.pixels.shape[:2]
         self._check_size(width, height)
@@ -215,7 +217,7 @@ class Codec:
 
         Raises:
             BitstreamError: Any of its kinds: see `bitstream.parse`; also a foreign model, or streams that do not fit.
-            CodecError: Over the pixel limit.
+            PixelLimitError: Over the pixel limit.
         """
         stream = bitstream.parse(data)
         bitstream.check_model(stream, self.model.sha256, self.model.profile)
@@ -242,7 +244,7 @@ class Codec:
             sampled: Look at some bands of its rows only, put together to one smaller picture.
 
         Raises:
-            CodecError: Over the pixel limit.
+            PixelLimitError: Over the pixel limit.
         """
         height, width = picture.pixels.shape[:2]
         self._check_size(width, height)

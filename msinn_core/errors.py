@@ -7,6 +7,16 @@ class CodecError(Exception):
     """Base of everything that `msinn_core` raises on purpose."""
 
 
+class PixelLimitError(CodecError):
+    """A picture, or what a bitstream says of itself, is larger than this codec was told to take.
+
+    Attributes:
+        pixels: Its width times its height.
+    """
+
+    pixels: int = 0
+
+
 class ConfigError(CodecError):
     """A configuration or an argument is outside what the network supports."""
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import random
+import re
+import secrets
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.errors import PipelineError, StorageError
+from pipeline.text import redacted
 
 _TASK_RETRIES = 6
 _LONGEST_PAUSE_S = 60.0
@@ -28,6 +33,8 @@ _STALL_FACTOR = 5
 _START_S = 600.0
 """An actor that has not loaded its model after this long will not."""
 
+
+_SECRET_SETTING = re.compile(r"(?:\b|_)(?:key|secret|token|password|passwd|credentials?|sas|auth)(?:\b|_)", re.I)
 
 _FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION")
 
@@ -108,6 +115,8 @@ def connect(address: str | None, workers: int | None, resources: Resources | Non
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is None and "ray" not in sys.modules:
+        _keep_to_this_machine()
     import ray
 
     try:
@@ -140,6 +149,13 @@ def connect(address: str | None, workers: int | None, resources: Resources | Non
     return max(1, min(workers or fitting, fitting))
 
 
+def _keep_to_this_machine() -> None:
+    """A local Ray listens on the loopback device only, and answers to a token that only its own processes have. Read when Ray is imported."""
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
 @contextlib.contextmanager
 def _working_in(folder: str) -> Iterator[None]:
     try:
@@ -168,7 +184,35 @@ def _environment() -> dict[str, Any] | None:
 
 def forwarded() -> dict[str, str]:
     """Settings of the storage libraries that workers need too; never keys, which machines get from their roles."""
-    return {name: value for name, value in os.environ.items() if name.startswith("FSSPEC_") or name in _FORWARDED}
+    found = {name: _without_secrets(name, value) for name, value in os.environ.items() if name.startswith("FSSPEC_") or name in _FORWARDED}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def withheld() -> list[str]:
+    """Names of settings that do not travel, or only in part, because they hold secrets."""
+    sent = forwarded()
+    return sorted(name for name, value in os.environ.items() if (name.startswith("FSSPEC_") or name in _FORWARDED) and sent.get(name) != value)
+
+
+def _without_secrets(name: str, value: str) -> str | None:
+    """A setting, which may be a JSON object of settings, without its secrets; None if it is one itself."""
+    if _SECRET_SETTING.search(name):
+        return None
+    try:
+        settings = json.loads(value)
+    except (ValueError, RecursionError):
+        settings = None
+    if isinstance(settings, dict):
+        kept = _kept_settings(settings)
+        return value if kept == settings else json.dumps(kept)
+    return value if redacted(value) == value else None
+
+
+def _kept_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    kept = {
+        key: value for key, value in settings.items() if not _SECRET_SETTING.search(key) and not (isinstance(value, str) and redacted(value) != value)
+    }
+    return {key: _kept_settings(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def disconnect() -> None:

@@ -117,8 +117,13 @@ def iterate(file: IO[bytes]) -> Iterator[tuple[str, int, bytes]]:
         raise ManifestError(f"not a readable tar archive: {error}") from error
 
 
-def iterate_damaged(file: IO[bytes]) -> Iterator[tuple[str, int, bytes]]:
-    """As `iterate`, of whatever can be read: after a damaged header it goes on at the next block that is one. Every byte is read once at most."""
+def iterate_damaged(file: IO[bytes], *, max_bytes: int = MAX_MEMBER_BYTES) -> Iterator[tuple[str, int, bytes]]:
+    """As `iterate`, of whatever can be read: after a damaged header it goes on at the next block that is one. Every byte is read once at most.
+
+    Args:
+        file: Can seek.
+        max_bytes: Of a member; a header that claims more is not believed.
+    """
     size = file.seek(0, os.SEEK_END)
     position = 0
     while position + BLOCK_BYTES <= size:
@@ -129,7 +134,7 @@ def iterate_damaged(file: IO[bytes]) -> Iterator[tuple[str, int, bytes]]:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except (tarfile.HeaderError, ValueError):
             continue
-        if info.isreg() and 0 <= info.size <= min(size - position, MAX_MEMBER_BYTES):
+        if info.isreg() and 0 <= info.size <= min(size - position, max_bytes):
             yield info.name, position, file.read(info.size)
             position += -(-info.size // BLOCK_BYTES) * BLOCK_BYTES
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import tempfile
+import threading
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,35 +12,98 @@ import pyarrow.compute as pc
 from pipeline.commit import Archive
 from pipeline.errors import UsageError
 
+if TYPE_CHECKING:
+    import duckdb
+
 _WORST = 5
 
 
-def query(table: pa.Table, sql: str) -> pa.Table:
-    """Run SQL; the view `manifest` is `table`.
+MAX_SECONDS = 600.0
+MAX_RESULT_BYTES = 1 << 30
+_MEMORY = "2GB"
+_SPILL = "8GB"
+
+
+def query(table: pa.Table, sql: str, *, max_seconds: float = MAX_SECONDS) -> pa.Table:
+    """Run one SELECT; the view `manifest` is `table`. It reads nothing else, changes nothing, and can be interrupted.
+
+    Args:
+        table: Of a manifest.
+        sql: DuckDB's.
+        max_seconds: How long it may take.
 
     Raises:
-        UsageError: The SQL is wrong; the sentence is DuckDB's.
+        UsageError: The SQL is wrong, no SELECT, or takes more time, memory or room for its result than a question should.
     """
     import duckdb
 
-    # Questions only: a query neither reads nor writes files of its own.
-    connection = duckdb.connect(config={"enable_external_access": "false"})
+    with tempfile.TemporaryDirectory(prefix="msinn-sql-") as private:
+        # The spill folder is ours and goes with us; after these settings none can be changed.
+        settings: dict[str, str | bool | int | float | list[str]] = {
+            "enable_external_access": "false",
+            "autoload_known_extensions": "false",
+            "python_enable_replacements": "false",
+            "memory_limit": _MEMORY,
+            "temp_directory": private,
+            "max_temp_directory_size": _SPILL,
+            "lock_configuration": "true",
+        }
+        connection = duckdb.connect(config=settings)
+        try:
+            statements = connection.extract_statements(sql)
+            if len(statements) != 1 or statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
+                raise UsageError("the SQL is no single SELECT, and an audit only asks")
+            connection.register("manifest", table)
+            return _run(connection, statements[0], max_seconds)
+        except (duckdb.Error, UnicodeError) as error:
+            raise UsageError(f"the SQL does not work: {_hints(error)}") from error
+        finally:
+            connection.close()
+
+
+def _run(connection: duckdb.DuckDBPyConnection, statement: duckdb.Statement, max_seconds: float) -> pa.Table:
+    """The result, computed in another thread: only so can this one hear an interrupt."""
+    found: list[pa.Table | BaseException] = []
+
+    def work() -> None:
+        try:
+            relation = connection.sql(statement)
+            reader: pa.RecordBatchReader = relation.to_arrow_reader()
+            batches, size = [], 0
+            for batch in reader:
+                size += batch.nbytes
+                if size > MAX_RESULT_BYTES:
+                    raise UsageError(f"the result has more than {MAX_RESULT_BYTES:,} bytes: ask for less of it, with LIMIT or fewer columns")
+                batches.append(batch)
+            found.append(pa.Table.from_batches(batches, schema=reader.schema))
+        except BaseException as error:  # handed over below
+            found.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
     try:
-        connection.register("manifest", table)
-        relation = connection.sql(sql)
-        # A statement without a result, such as SET, gives no relation.
-        result: pa.Table = relation.to_arrow_table() if relation is not None else pa.table({})
-        return result
-    except duckdb.Error as error:
-        hints = [line.strip() for line in str(error).splitlines() if line.strip() and set(line.strip()) != {"^"} and not line.startswith("LINE ")]
-        raise UsageError(f"the SQL does not work: {' '.join(hints)[:600]}") from error
+        thread.join(max_seconds)
+        late = thread.is_alive()
     finally:
-        connection.close()
+        while thread.is_alive():
+            connection.interrupt()
+            thread.join(0.05)
+    if late:
+        raise UsageError(f"the SQL took more than {max_seconds:g} s and was stopped")
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
+
+
+def _hints(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and set(line) != {"^"} and not line.startswith("LINE "))[:600]
 
 
 def select(table: pa.Table, where: str) -> pa.Table:
     """Rows of a manifest that fulfil an SQL condition, in its order. Raises `UsageError` for bad SQL."""
-    keep = query(table, f"SELECT key FROM manifest WHERE {where}").column("key")
+    # On a line of its own, so that a comment at its end takes nothing of ours along.
+    keep = query(table, f"SELECT key FROM manifest WHERE (\n{where}\n)").column("key")
     return table.filter(pc.is_in(table.column("key"), value_set=keep.combine_chunks()))
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ import pyarrow as pa
 
 from pipeline import manifest
 from pipeline.errors import CommitConflictError, CommitUnknownError, ManifestError, PipelineError, StorageError
+from pipeline.limits import MAX_COMMIT_BYTES, MAX_MODEL_BYTES, MAX_PARQUET_BYTES, MAX_RUN_BYTES, MAX_SHARDS
 from pipeline.storage import Store
 
 ARCHIVE_VERSION = 2
@@ -25,7 +28,64 @@ ARCHIVE_VERSION = 2
 
 RUN, SEAL = "run.json", "MANIFEST.json"
 STILL = "`msinn restore` still gives back every image that is there"
-_COMMIT_NAME = re.compile(r"commits/\d+\.json")
+_COMMIT_NAME = re.compile(r"commits/(\d{5}|[1-9]\d{5,8})\.json")
+_SHARD_NAME = re.compile(r"shards/\d{5,9}-[0-9a-f]{12}\.tar")
+_NAMES = {
+    "shard": _SHARD_NAME,
+    "manifest": re.compile(r"manifest/\d{5,9}-[0-9a-f]{12}\.parquet"),
+    "scan": re.compile(r"scan/\d{5,9}-[0-9a-f]{12}\.parquet"),
+}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def is_shard_name(name: Any) -> bool:
+    """Whether this names a shard of the archive, and nothing else anywhere."""
+    return isinstance(name, str) and _SHARD_NAME.fullmatch(name) is not None
+
+
+def _object(data: bytes, place: str) -> dict[str, Any]:
+    """The JSON object of a book. Raises `ManifestError` naming it."""
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{place} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise ManifestError(f"{place} is damaged: it holds no JSON object")
+    return values
+
+
+def _check(fault: str | None, place: str) -> None:
+    if fault is not None:
+        raise ManifestError(f"{place} is damaged: {fault}")
+
+
+def _fault(values: Mapping[str, Any], name: str, kind: type, low: float = 0, high: float = 2**62) -> str | None:
+    """What is wrong with a value of a book; None if it is of its type and, as a number, within bounds."""
+    value = values.get(name)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 2**63 else math.inf
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return f"{name} is no {kind.__name__}"
+    if isinstance(value, int | float) and not low <= value <= high:
+        return f"{name} is {value}"
+    if name in _NAMES and isinstance(value, str) and not _NAMES[name].fullmatch(value):
+        return f"{name} is no name of an object of this archive"
+    return "it is no SHA-256" if name.endswith("_sha256") and not _SHA256.fullmatch(str(value)) else None
+
+
+def _run_fault(run: dict[str, Any]) -> str | None:
+    """What is wrong with `run.json`: everything that is read of it later is checked here."""
+    config = run.get("config")
+    budget = config.get("budget") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(budget, dict):
+        return "it has no config"
+    faults = [_fault(run, name, str) for name in ("source", "scan", "model_sha256", "model_name", "scan_digest")]
+    faults += [_fault(run, "shards", int, 0, MAX_SHARDS), _fault(run, "images", int)]
+    faults += [_fault(budget, "kind", str), _fault(budget, "value", float, -1e300, 1e300)]
+    firsts = run.get("shard_first")
+    if not isinstance(firsts, list) or len(firsts) != run.get("shards") or not all(type(first) is int and 0 <= first < 2**62 for first in firsts):
+        faults.append("shard_first is no list of a number for each shard")
+    return next((fault for fault in faults if fault is not None), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +137,20 @@ class Commit:
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Commit:
         """Parse. Raises `ManifestError` naming the object."""
+        values = _object(data, name)
+        if "passthrough" in values:
+            values = {**values, "kept": values["passthrough"], "words": 1}
+            del values["passthrough"]
         try:
-            values = json.loads(data)
-            if "passthrough" in values:
-                values = {**values, "kept": values["passthrough"], "words": 1}
-                del values["passthrough"]
-            return cls(**values)
-        except (ValueError, TypeError, AttributeError) as error:
+            record = cls(**values)
+        except TypeError as error:
             raise ManifestError(f"{name} is damaged: {error}") from error
+        found = dataclasses.asdict(record)
+        for field in dataclasses.fields(cls):
+            # PSNR and predictions may be anything that a float can be, sizes and counts may not.
+            low = -1e300 if field.type == "float" else 0
+            _check(_fault(found, field.name, {"int": int, "str": str, "float": float}[str(field.type)], low), name)
+        return record
 
 
 def json_bytes(value: dict[str, Any]) -> bytes:
@@ -147,14 +213,13 @@ class Archive:
     def __init__(self, url: str) -> None:
         self.store = Store(url)
         try:
-            self.run: dict[str, Any] = json.loads(self.store.read(RUN))
+            self.run = _object(self.store.read(RUN, limit=MAX_RUN_BYTES), self.store.path(RUN))
         except FileNotFoundError as error:
             raise MissingArchiveError(f"{url} is not an msinn archive: it has no {RUN}") from error
-        except ValueError as error:
-            raise ManifestError(f"{self.store.path(RUN)} is damaged: {error}") from error
-        version = self.run.get("archive_version") if isinstance(self.run, dict) else None
+        version = self.run.get("archive_version")
         if version not in (1, ARCHIVE_VERSION):
-            raise ManifestError(f"archive version {version}; this msinn reads versions 1 and {ARCHIVE_VERSION}: use a newer msinn")
+            raise ManifestError(f"archive version {str(version)[:40]}; this msinn reads versions 1 and {ARCHIVE_VERSION}: use a newer msinn")
+        _check(_run_fault(self.run), self.store.path(RUN))
 
     def passes(self, error: StorageError) -> bool:
         """Whether this is an outage and no damage: a local disk that does not read today will not read tomorrow."""
@@ -168,15 +233,16 @@ class Archive:
     def seal(self) -> dict[str, Any] | None:
         """`MANIFEST.json`, or None while the run is unfinished. Raises `ManifestError` if damaged."""
         try:
-            sealed: dict[str, Any] = json.loads(self.store.read(SEAL))
+            sealed = _object(self.store.read(SEAL, limit=MAX_RUN_BYTES), self.store.path(SEAL))
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise ManifestError(f"{self.store.path(SEAL)} is damaged: {error}") from error
-        if not isinstance(sealed, dict) or not isinstance(sealed.get("commits"), dict) or not all(map(_COMMIT_NAME.fullmatch, sealed["commits"])):
+        if not isinstance(sealed.get("commits"), dict) or not all(map(_COMMIT_NAME.fullmatch, sealed["commits"])):
             raise ManifestError(f"{self.store.path(SEAL)} is damaged: it names no commits")
         if "passthrough" in sealed:
             sealed["kept"] = sealed.pop("passthrough")
+        _check(next(filter(None, (_fault(sealed, name, int) for name in ("counted_bytes", "failed"))), None), self.store.path(SEAL))
+        if sealed.get("budget_bytes") is not None:
+            _check(_fault(sealed, "budget_bytes", float), self.store.path(SEAL))
         return sealed
 
     def books(self) -> Books:
@@ -187,7 +253,7 @@ class Archive:
 
         def fetch(name: str) -> bytes:
             try:
-                return self.store.read(name)
+                return self.store.read(name, limit=MAX_COMMIT_BYTES)
             except FileNotFoundError:
                 return b""
             except StorageError as error:
@@ -212,7 +278,9 @@ class Archive:
                 lost[number] = f"{self.store.path(name)} is {'changed' if name in blobs else 'missing'} since the archive was sealed"
                 continue
             try:
-                commits.append(Commit.from_bytes(blobs[name], name))
+                record = Commit.from_bytes(blobs[name], name)
+                _check(None if record.shard_id == number else f"it is of shard {record.shard_id}", name)
+                commits.append(record)
             except ManifestError as error:
                 lost[number] = str(error)
         return Books(commits, lost, problems)
@@ -235,7 +303,7 @@ class Archive:
             ManifestError: Missing or changed.
         """
         try:
-            data = self.store.read(record.manifest)
+            data = self.store.read(record.manifest, limit=MAX_PARQUET_BYTES)
         except FileNotFoundError as error:
             raise ManifestError(f"{self.store.path(record.manifest)} is missing; commit {record.shard_id} names it") from error
         if sha256(data) != record.manifest_sha256:
@@ -246,7 +314,7 @@ class Archive:
         """All rows, in the order of shards. Raises `ManifestError`."""
         records = self.commits()
         if not records:
-            return manifest.SCHEMA.empty_table().select(columns or manifest.SCHEMA.names)
+            return manifest.READ_SCHEMA.empty_table().select(columns or manifest.READ_SCHEMA.names)
         try:
             with ThreadPoolExecutor(8) as pool:
                 return pa.concat_tables(pool.map(lambda r: self.manifest_part(r, columns), records))
@@ -260,9 +328,11 @@ class Archive:
             ManifestError: Missing or changed.
         """
         digest = model_sha256 or str(self.run["model_sha256"])
+        if not _SHA256.fullmatch(digest):
+            raise ManifestError(f"{digest[:80]!r} is no SHA-256 of a model")
         name = f"model/{digest}.safetensors"
         try:
-            data = self.store.read(name)
+            data = self.store.read(name, limit=MAX_MODEL_BYTES)
         except FileNotFoundError as error:
             raise ManifestError(f"{self.store.path(name)} is missing: without it nothing can be decoded") from error
         if sha256(data) != digest:

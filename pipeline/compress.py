@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import socket
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from msinn_core.checkpoint import LoadedModel, load_model, parse_model
@@ -26,6 +24,8 @@ from pipeline import actors, images, manifest
 from pipeline.commit import ARCHIVE_VERSION, RUN, SEAL, Archive, Commit, MissingArchiveError, json_bytes, seal, sha256
 from pipeline.config import CompressConfig
 from pipeline.errors import ManifestError, StorageError, UsageError
+from pipeline.limits import MAX_PARQUET_BYTES
+from pipeline.parquet import read_bounded
 from pipeline.plan import Choice, Forecast, Planner
 from pipeline.preferences import Preferences
 from pipeline.rate import PASSTHROUGH_Q
@@ -34,7 +34,8 @@ from pipeline.sources import Scan, Selection, SourceRecord, scan
 from pipeline.sources.record import SCAN_SCHEMA, from_table, printable, to_table
 from pipeline.sources.scan import LITTER
 from pipeline.storage import Store, content_name
-from pipeline.worker import ImageTask, ShardTask, ShardWorker, WorkConfig
+from pipeline.text import redacted
+from pipeline.worker import ANALYSIS_SCHEMA, ImageTask, ShardTask, ShardWorker, WorkConfig
 
 SHARD_SOURCE_BYTES = 16 * 2**20
 """Source bytes of one work shard: a few minutes of work on one core, whether they are lossless files or JPEGs of many pixels."""
@@ -199,6 +200,8 @@ class Run:
             self.reporter.warn(warning)
         for note in self.scan.notes:
             self.reporter.note(note)
+        if self.cluster is not None and (kept_back := actors.withheld()):
+            self.reporter.note(f"{', '.join(kept_back)}: secrets are not sent to the cluster, whose machines have roles of their own")
         size = actors.connect(self.cluster, self.workers, self.resources)
         pool = actors.Pool(
             size, make_worker, self.model.data, self.store.url, self._work_config(), resources=self.resources, trouble=self.reporter.trouble
@@ -275,7 +278,7 @@ class Run:
     def _identity(self) -> dict[str, Any]:
         return {
             "archive_version": ARCHIVE_VERSION,
-            "source": self.source,
+            "source": redacted(self.source),
             "scan_digest": self.scan.digest,
             "config": self.config.to_json(),
             "model_sha256": self.model.sha256,
@@ -339,9 +342,9 @@ class Run:
         """
         advice = "bring them back to resume, or choose another destination"
         try:
-            table = pq.read_table(io.BytesIO(self.store.read(existing["scan"])))
+            table = read_bounded(self.store.read(existing["scan"], limit=MAX_PARQUET_BYTES))
             listed = [record for record, _ in from_table(table)]
-        except (pa.ArrowException, FileNotFoundError, KeyError) as error:
+        except (pa.ArrowException, FileNotFoundError, KeyError, TypeError, ValueError) as error:
             raise UsageError(
                 f"{self.source} lists {len(self.scan.records)} images that are not the {existing['images']} which {self.store.url} was begun with "
                 f"(its listing is lost: {error}); {advice}"
@@ -448,8 +451,8 @@ class Run:
                 return unkept[shard]
             name = f"{folder}/{shard:05d}.parquet"
             try:
-                return pq.read_table(io.BytesIO(self.store.read(name)))
-            except (pa.ArrowException, FileNotFoundError) as error:
+                return read_bounded(self.store.read(name, limit=MAX_PARQUET_BYTES)).cast(ANALYSIS_SCHEMA)
+            except (pa.ArrowException, FileNotFoundError, KeyError, ValueError) as error:
                 raise ManifestError(f"{self.store.path(name)} is damaged: remove the archive's analyse/ folder and run again") from error
 
         records = self.scan.records

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pipeline.text import redacted
+
 
 class PipelineError(Exception):
     """Base of everything that `pipeline` raises on purpose."""
 
     exit_code = 6
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 class UsageError(PipelineError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,11 +16,6 @@ from PIL.PngImagePlugin import PngInfo
 from msinn_core.codec import Picture
 from pipeline.metadata import Carried, carried, insert_chunks, picture_end, restored_chunks
 
-# Our own limit is checked on the header, before any pixel is decoded, so Pillow's warning has nothing to add.
-Image.MAX_IMAGE_PIXELS = None
-# Without this Pillow knows only its five commonest formats when `formats` is given.
-Image.init()
-
 IMAGE_SUFFIXES = frozenset(
     (
         *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "bmp", "dib", "gif", "tif", "tiff", "jp2", "j2k", "jpx"),
@@ -27,7 +23,7 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF")
 """What is decoded at all. Pillow reads many more, but shows only a preview, one layer or one size of some of them."""
 
 _DECODED_SUFFIXES = frozenset(
@@ -100,6 +96,26 @@ class LoadedImage:
     carried: Carried = field(default_factory=Carried)
 
 
+_GUARD = threading.Lock()
+
+
+def opened(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """An image file of one of these formats, of which only the header has been read. Whoever goes on checks its size first.
+
+    Raises:
+        UnidentifiedImageError: It is of no such format.
+    """
+    # Without this Pillow knows only its five commonest formats when `formats` is given.
+    Image.init()
+    # Pillow's guard against large pictures is a setting of the whole process, and ours is another: off for as long as a header is read.
+    with _GUARD:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(data), formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
 def load(data: bytes, *, max_pixels: int, name: str = "") -> LoadedImage:
     """Decode one file. Never raises for what the file holds; nothing is allocated beyond `max_pixels`.
 
@@ -112,7 +128,7 @@ def load(data: bytes, *, max_pixels: int, name: str = "") -> LoadedImage:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the result says what matters
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            with opened(data) as image:
                 # The order matters: limits before pixels, pixels before EXIF (Pillow decodes a PNG to find its EXIF, and hides its errors).
                 info = ImageInfo(
                     format=(image.format or "").lower() or None,

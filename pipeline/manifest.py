@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ManifestError
+from pipeline.parquet import read_bounded
 
 SCHEMA_VERSION = "2"
 """Version 1 had other words (`ok`, `passthrough`), 100 dB for untouched files, and no mtime, pixels, metadata; it is read as version 2."""
@@ -106,6 +108,10 @@ SCHEMA = pa.schema(
 )
 
 
+READ_SCHEMA = pa.schema([field.with_nullable(True) for field in SCHEMA], SCHEMA.metadata)
+"""Of what is read: whoever wrote it may have left anything out."""
+
+
 def to_bytes(rows: Iterable[Mapping[str, Any]], schema: pa.Schema = SCHEMA) -> bytes:
     """Parquet file of these rows.
 
@@ -134,26 +140,81 @@ def blocks_bytes(schema: pa.Schema, blocks: Iterable[pa.Table]) -> bytes:
 
 
 def read(data: bytes, *, columns: list[str] | None = None) -> pa.Table:
-    """A manifest part, in the words of the present schema.
+    """A manifest part, in the words and types of the present schema. Texts that are not UTF-8 and times that no calendar has are mended.
 
     Args:
         data: Parquet.
         columns: Those wanted; all if not given.
 
     Raises:
-        ManifestError: Not Parquet, or of another schema version.
+        ManifestError: Not Parquet, of other columns or types, larger than any of ours, or of another schema version.
     """
     try:
-        file = pq.ParquetFile(io.BytesIO(data))
-        version = (file.schema_arrow.metadata or {}).get(b"msinn.manifest", b"?").decode()
+        metadata = pq.read_schema(io.BytesIO(data)).metadata or {}
+        version = metadata.get(b"msinn.manifest", b"?").decode("utf-8", "replace")
         if version == "1":
-            table = _of_version_1(file.read())
+            table = _of_version_1(_mended(read_bounded(data)))
             return table.select(columns) if columns is not None else table
         if version == SCHEMA_VERSION:
-            return file.read(columns=columns)
-    except (pa.ArrowException, OSError, KeyError) as error:
+            table = read_bounded(data, columns=columns or SCHEMA.names)
+            return _mended(table.cast(pa.schema([READ_SCHEMA.field(name) for name in table.column_names], SCHEMA.metadata)))
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ManifestError(f"not a readable Parquet file: {error}") from error
-    raise ManifestError(f"manifest schema version {version}; this msinn reads versions 1 and {SCHEMA_VERSION}: use another version")
+    raise ManifestError(f"manifest schema version {version[:20]!r}; this msinn reads versions 1 and {SCHEMA_VERSION}: use another version")
+
+
+_FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
+"""0001-01-01 and 9999-12-31."""
+
+
+def _mended(table: pa.Table) -> pa.Table:
+    """The table, of which every value can be had as Python's: files that others wrote may hold anything in the bytes of a text or a time."""
+    try:
+        table.validate(full=True)
+        times = [array for column in table.columns for array in _times(column.combine_chunks())]
+        ends = [(end["min"].as_py(), end["max"].as_py()) for end in map(pc.min_max, times)]
+        if all(least is None or _FIRST_US <= least <= most <= _LAST_US for least, most in ends):
+            return table
+    except pa.ArrowInvalid:
+        pass
+    raw = pa.schema([pa.field(field.name, _raw(field.type)) for field in table.schema])
+    rows = [{field.name: _value(row[field.name], field.type) for field in table.schema} for row in table.cast(raw).to_pylist()]
+    return pa.Table.from_pylist(rows, schema=table.schema)
+
+
+def _times(array: pa.Array) -> list[pa.Array]:
+    """All times in an array, as whole numbers of microseconds."""
+    if pa.types.is_list(array.type):
+        return _times(array.flatten())
+    if pa.types.is_struct(array.type):
+        return [found for child in array.flatten() for found in _times(child)]
+    if pa.types.is_timestamp(array.type):
+        return [array.cast(pa.timestamp("us", array.type.tz)).cast(pa.int64())]
+    return []
+
+
+def _raw(kind: pa.DataType) -> pa.DataType:
+    """The type that holds the same bytes and promises nothing of them."""
+    if pa.types.is_list(kind):
+        return pa.list_(_raw(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _raw(field.type)) for field in kind])
+    return pa.binary() if pa.types.is_string(kind) else pa.int64() if pa.types.is_timestamp(kind) else kind
+
+
+def _value(value: Any, kind: pa.DataType) -> Any:
+    if value is None:
+        return None
+    if pa.types.is_list(kind):
+        return [_value(item, kind.value_type) for item in value]
+    if pa.types.is_struct(kind):
+        return {field.name: _value(value[field.name], field.type) for field in kind}
+    if pa.types.is_string(kind):
+        return value.decode("utf-8", "replace")
+    if pa.types.is_timestamp(kind):
+        scale = 1000 if kind.unit == "ms" else 1
+        return value if _FIRST_US <= value * scale <= _LAST_US else None
+    return value
 
 
 def _of_version_1(table: pa.Table) -> pa.Table:
@@ -169,7 +230,7 @@ def _of_version_1(table: pa.Table) -> pa.Table:
             "lossless": kept,
             "pixels": row["width"] * row["height"] if decodes else None,
         }
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    return pa.Table.from_pylist(rows, schema=READ_SCHEMA)
 
 
 def page() -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from html import escape
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from msinn_core.errors import CodecError
@@ -18,7 +19,8 @@ from pipeline.audit import summary
 from pipeline.commit import Archive
 from pipeline.errors import PipelineError
 from pipeline.report import Reporter
-from pipeline.restore import COLUMNS, Decoder
+from pipeline.restore import COLUMNS, Decoder, read_part
+from pipeline.text import redacted, shown
 
 WORST = 24
 _BINS = 40
@@ -47,11 +49,13 @@ def page(archive: Archive, reporter: Reporter | None = None) -> str:
     coded = table.filter(pc.equal(table.column("codec"), "msinn"))
     psnr, bpp = (np.asarray(coded.column(name).combine_chunks().drop_null(), np.float64) for name in ("psnr_db", "bpp"))
     stored = sealed["counted_bytes"] if sealed else totals["stored_bytes"]
+    config = archive.run["config"]["budget"]
+    bad = _html("<span class=bad>unfinished: what follows is of the committed images only</span>")
     lines: list[tuple[str, str]] = [
-        ("state", "sealed" if sealed else "<span class=bad>unfinished: what follows is of the committed images only</span>"),
-        ("source", escape(str(archive.run["source"]))),
-        ("asked for", escape(f"--{archive.run['config']['budget']['kind']} {archive.run['config']['budget']['value']:g}")),
-        ("model", escape(f"{archive.run['model_name']} {archive.run['model_sha256'][:12]}")),
+        ("state", "sealed" if sealed else bad),
+        ("source", redacted(archive.run["source"])),
+        ("asked for", f"--{config['kind']} {config['value']:g}"),
+        ("model", f"{archive.run['model_name']} {archive.run['model_sha256'][:12]}"),
         ("images", f"{totals['images']:,}: {totals['coded']:,} coded, {totals['kept']:,} kept as they are, {totals['failed']:,} failed"),
         ("bytes", f"{totals['source_bytes']:,} → {stored:,}" + (f" (ratio {totals['source_bytes'] / stored:.2f})" if stored else "")),
     ]
@@ -62,57 +66,85 @@ def page(archive: Archive, reporter: Reporter | None = None) -> str:
         mean = totals["mean_psnr_db"]
         text = "nothing lost" if mean is None else f"mean {mean:.2f} dB" + (f", pooled {pooled:.2f} dB" if pooled is not None else "")
         lines.append(("PSNR", text + ", of decoded pixels"))
+    url = redacted(archive.store.url)
     parts = [
-        f"<!doctype html><meta charset=utf-8><title>{escape(archive.store.url)}</title><style>{_STYLE}</style>",
-        f"<h1>{escape(archive.store.url)}</h1>",
-        "<table>" + "".join(f"<tr><th>{name}<td>{value}" for name, value in lines) + "</table>",
+        _html("<!doctype html><meta charset=utf-8><title>{}</title><style>{}</style>", url, Markup(_STYLE)),
+        _html("<h1>{}</h1>", url),
+        _html("<table>{}</table>", _join(_html("<tr><th>{}<td>{}", name, value) for name, value in lines)),
     ]
     if totals["coded"]:
-        parts += ["<h2>Distributions</h2>", _histogram(psnr, "PSNR, dB"), _histogram(bpp, "bits per pixel"), _percentiles(facts["percentiles"])]
-        parts += [f"<h2>The worst {min(WORST, totals['coded'])}</h2>", *_worst(archive, reporter)]
+        parts += [
+            _html("<h2>Distributions</h2>"),
+            _histogram(psnr, "PSNR, dB"),
+            _histogram(bpp, "bits per pixel"),
+            _percentiles(facts["percentiles"]),
+            _html("<h2>The worst {}</h2>", min(WORST, totals["coded"])),
+            *_worst(archive, reporter),
+        ]
     if facts["reasons"]:
-        rows = "".join(
-            f"<tr><td{' class=bad' if row['status'] == 'failed' else ''}>{escape(row['status'])}<td class=n>{row['images']:,}"
-            f"<td>{escape(str(row['error_code']))}<td>{escape(str(row['example']))}"
+        rows = _join(
+            _html(
+                "<tr><td class={}>{}<td class=n>{}<td>{}<td>{}",
+                "bad" if row["status"] == "failed" else "good", row["status"], f"{row['images']:,}", row["error_code"], row["example"],
+            )
             for row in facts["reasons"]
-        )
-        parts.append(f"<h2>Not coded</h2><table><tr><th>status<th>images<th>reason<th>for example{rows}</table>")
-    sql = escape('"SELECT name, psnr_db, bpp FROM manifest ORDER BY psnr_db LIMIT 100"')
-    parts.append(f"<p>More: <code>msinn audit {escape(archive.store.url)} {sql}</code>")
+        )  # fmt: skip
+        parts.append(_html("<h2>Not coded</h2><table><tr><th>status<th>images<th>reason<th>for example{}</table>", rows))
+    sql = '"SELECT name, psnr_db, bpp FROM manifest ORDER BY psnr_db LIMIT 100"'
+    parts.append(_html("<p>More: <code>msinn audit {} {}</code>", url, sql))
     return "\n".join(parts) + "\n"
 
 
-def _histogram(values: NDArray[np.float64], label: str) -> str:
+def _html(template: str, *values: object) -> Markup:
+    """A template of ours with values from anywhere: each is escaped unless it is `Markup` already, and shows no control characters."""
+    return Markup(template).format(*(value if isinstance(value, Markup) else shown(value) for value in values))
+
+
+def _join(parts: Iterable[Markup]) -> Markup:
+    return Markup("").join(parts)
+
+
+def _histogram(values: NDArray[np.float64], label: str) -> Markup:
     """Counts over equal bins, as SVG with its range written below."""
     if not len(values):
-        return ""
+        return Markup("")
     counts, edges = np.histogram(values, bins=_BINS)
     width = _WIDTH / _BINS
     heights = _HEIGHT * counts / max(1, int(counts.max()))
-    bars = "".join(
-        f'<rect x="{i * width:.1f}" y="{_HEIGHT - height:.1f}" width="{width - 1:.1f}" height="{height:.1f}" fill="#468">'
-        f"<title>{edges[i]:.3g} to {edges[i + 1]:.3g}: {counts[i]:,}</title></rect>"
+    bars = _join(
+        _html(
+            '<rect x="{}" y="{}" width="{}" height="{}" fill="#468"><title>{} to {}: {}</title></rect>',
+            *(f"{value:.1f}" for value in (i * width, _HEIGHT - height, width - 1, height)),
+            f"{edges[i]:.3g}", f"{edges[i + 1]:.3g}", f"{counts[i]:,}",
+        )
         for i, height in enumerate(heights)
+    )  # fmt: skip
+    texts = _html(
+        '<text x="0" y="{0}">{2}</text><text x="{1}" y="{0}" text-anchor="end">{3}</text>',
+        _HEIGHT + 16,
+        _WIDTH,
+        *(f"{edges[i]:.3g}" for i in (0, -1)),
     )
-    texts = f'<text x="0" y="{_HEIGHT + 16}">{edges[0]:.3g}</text><text x="{_WIDTH}" y="{_HEIGHT + 16}" text-anchor="end">{edges[-1]:.3g}</text>'
-    middle = f'<text x="{_WIDTH / 2}" y="{_HEIGHT + 16}" text-anchor="middle">{escape(label)}</text>'
-    return f'<svg width="{_WIDTH}" height="{_HEIGHT + 22}" font-size="13">{bars}{texts}{middle}</svg>'
+    middle = _html('<text x="{}" y="{}" text-anchor="middle">{}</text>', _WIDTH / 2, _HEIGHT + 16, label)
+    return _html('<svg width="{}" height="{}" font-size="13">{}{}{}</svg>', _WIDTH, _HEIGHT + 22, bars, texts, middle)
 
 
-def _percentiles(marks: dict[str, Any]) -> str:
+def _percentiles(marks: dict[str, Any]) -> Markup:
     at = (0, 1, 5, 50, 95, 99, 100)
-    rows = "".join(
-        f"<tr><th>{label}" + "".join(f"<td class=n>{value:{style}}" for value in (marks[f"{name}_{mark}"] for mark in at) if value is not None)
+    rows = _join(
+        _html(
+            "<tr><th>{}{}", label, _join(_html("<td class=n>{}", f"{value:{style}}") for mark in at if (value := marks[f"{name}_{mark}"]) is not None)
+        )
         for label, name, style in (("PSNR, dB", "psnr_db", ".2f"), ("bits per pixel", "bpp", ".3f"))
     )
-    return "<table><tr><th>" + "".join(f"<th>p{mark}" for mark in at) + rows + "</table>"
+    return _html("<table><tr><th>{}{}</table>", _join(_html("<th>p{}", mark) for mark in at), rows)
 
 
 def _db(value: float | None) -> str:
     return "lossless" if value is None else f"{value:.2f} dB"
 
 
-def _worst(archive: Archive, reporter: Reporter | None) -> list[str]:
+def _worst(archive: Archive, reporter: Reporter | None) -> list[Markup]:
     """The images of the lowest PSNR as they decode now, small."""
     table = archive.manifest([*COLUMNS, "status", "psnr_db", "bpp"])
     coded = table.filter(pc.equal(table.column("codec"), "msinn")).sort_by([("psnr_db", "ascending"), ("key", "ascending")])
@@ -125,18 +157,16 @@ def _worst(archive: Archive, reporter: Reporter | None) -> list[str]:
         if reporter is not None:
             reporter.advance(images=1)
         try:
-            payload = archive.store.read_range(row["shard_key"], row["offset"], row["length"])
+            payload = read_part(archive, row, row["offset"], row["length"])
             picture, problem = decoder.picture(row, payload)
             small = images.to_image(picture).convert("RGB")
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
             out = io.BytesIO()
             small.save(out, "PNG")
-            shown = f'<img src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}" alt="">'
-            shown += f"<p class=bad>{escape(problem)}" if problem else ""
+            image = _html('<img src="data:image/png;base64,{}" alt="">', base64.b64encode(out.getvalue()).decode())
+            image += _html("<p class=bad>{}", problem) if problem else Markup("")
         except (PipelineError, CodecError, FileNotFoundError) as error:
-            shown = f"<p class=bad>{escape(str(error))}"
-        figures.append(
-            f"<figure>{shown}<figcaption>{_db(row['psnr_db'])}, {row['bpp']:.3f} bpp<br>"
-            f"{escape(row['key'])} {escape(row['name'])}</figcaption></figure>"
-        )
+            image = _html("<p class=bad>{}", error)
+        caption = (_db(row["psnr_db"]), "?" if row["bpp"] is None else f"{row['bpp']:.3f}", row["key"], row["name"])
+        figures.append(_html("<figure>{}<figcaption>{}, {} bpp<br>{} {}</figcaption></figure>", image, *caption))
     return figures

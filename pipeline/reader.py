@@ -6,7 +6,6 @@ loader = torch.utils.data.DataLoader(pictures, batch_size=64, num_workers=8, shu
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +19,8 @@ from pipeline import images
 from pipeline.audit import select
 from pipeline.commit import Archive, sha256
 from pipeline.errors import ManifestError
-from pipeline.restore import COLUMNS, Decoder, check_payload
+from pipeline.limits import DEFAULT, Limits
+from pipeline.restore import COLUMNS, Decoder, check_payload, read_part
 
 
 class Sidecars(dict[str, bytes]):
@@ -45,17 +45,27 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
         transform: Applied to each Pillow image: mode L, LA, RGB or RGBA with EXIF and ICC profile in `info` if it was coded, whatever the file
             holds if it was kept.
         sidecars: Whether to read the images' sidecars too.
+        limits: What is decoded at most.
 
     Raises:
         ManifestError: There is no archive, or its books are damaged (`restore` gives back what is left).
         UsageError: The condition is not SQL.
     """
 
-    def __init__(self, url: str, *, where: str | None = None, transform: Callable[[Image.Image], Any] | None = None, sidecars: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        where: str | None = None,
+        transform: Callable[[Image.Image], Any] | None = None,
+        sidecars: bool = False,
+        limits: Limits = DEFAULT,
+    ) -> None:
         archive = Archive(url)
         self.url = archive.store.url
         self.transform = transform
         self.sidecars = sidecars
+        self.limits = limits
         table = archive.manifest(COLUMNS) if where is None else select(archive.manifest(), where).select(COLUMNS)
         self._rows = table.filter(pc.and_(pc.is_valid(table.column("codec")), pc.is_valid(table.column("pixels")))).combine_chunks()
         self._opened: tuple[int, Archive, Decoder] | None = None
@@ -68,13 +78,13 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
 
         Raises:
             IndexError: Out of range.
-            ManifestError: Its bytes are lost or damaged.
+            ManifestError: Its bytes are lost or damaged, or it is larger than the limits.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"{index} of {len(self)} images")
         row: dict[str, Any] = self._rows.slice(index % len(self), 1).to_pylist()[0]
         archive, decoder = self._open()
-        payload = _read(archive, row, row["offset"], row["length"])
+        payload = read_part(archive, row, row["offset"], row["length"], self.limits)
         if row["codec"] == "msinn":
             picture, problem = decoder.picture(row, payload)
             if problem is not None:
@@ -83,12 +93,14 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
             image.info |= {name: value for name, value in (("exif", picture.exif), ("icc_profile", picture.icc)) if value is not None}
         else:
             check_payload(row, payload)
-            image = Image.open(io.BytesIO(payload))
+            image = images.opened(payload)
+            if image.width * image.height > self.limits.max_pixels:
+                raise ManifestError(f"{row['name']}: {image.width} x {image.height} pixels are over the limit of {self.limits.max_pixels}")
         sample: dict[str, Any] = {"key": row["key"], "name": row["name"], "image": image if self.transform is None else self.transform(image)}
         if self.sidecars:
             sample["sidecars"] = Sidecars()
             for side in row["sidecars"]:
-                data = _read(archive, row, side["offset"], side["length"])
+                data = read_part(archive, row, side["offset"], side["length"], self.limits)
                 if sha256(data) != side["sha256"]:
                     raise ManifestError(f"{side['name']}: its bytes in {row['shard_key']} are damaged")
                 sample["sidecars"][side["name"]] = data
@@ -101,12 +113,5 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
         # A forked process must not use its parent's connections.
         if self._opened is None or self._opened[0] != os.getpid():
             archive = Archive(self.url)
-            self._opened = (os.getpid(), archive, Decoder(archive))
+            self._opened = (os.getpid(), archive, Decoder(archive, self.limits))
         return self._opened[1], self._opened[2]
-
-
-def _read(archive: Archive, row: dict[str, Any], offset: int, length: int) -> bytes:
-    try:
-        return archive.store.read_range(row["shard_key"], offset, length)
-    except FileNotFoundError as error:
-        raise ManifestError(f"{row['name']}: {archive.store.path(row['shard_key'])} is missing") from error

@@ -10,6 +10,7 @@ import uuid
 from typing import Any, Protocol, TextIO
 
 from pipeline.commit import Commit
+from pipeline.text import redacted, shown
 
 
 class Reporter(Protocol):
@@ -99,13 +100,13 @@ class JsonReporter:
             self._say("progress", **self._state)
 
     def warn(self, message: str) -> None:
-        self._say("warning", message=message)
+        self._say("warning", message=redacted(message))
 
     def note(self, message: str) -> None:
-        self._say("note", message=message)
+        self._say("note", message=redacted(message))
 
     def trouble(self, kind: str, job: str, reason: str) -> None:
-        self._say("trouble", kind=kind, job=job, reason=reason)
+        self._say("trouble", kind=kind, job=job, reason=redacted(reason))
 
     def tick(self) -> None:
         self._progress()
@@ -117,12 +118,12 @@ class JsonReporter:
 class RichReporter:
     """Live progress on a terminal: images, images/s, bytes against budget, time left."""
 
-    def __init__(self, *, verbose: bool = False) -> None:
+    def __init__(self, stream: TextIO, *, verbose: bool = False) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         self._verbose = verbose
-        self._console = Console(stderr=True)
+        self._console = Console(file=stream)
         self._progress = Progress(
             TextColumn("{task.description:8}"),
             BarColumn(),
@@ -166,10 +167,10 @@ class RichReporter:
         self._progress.advance(self._task, record.images)
 
     def warn(self, message: str) -> None:
-        self._console.print(f"warning: {message}", style="yellow", highlight=False, markup=False)
+        self._console.print(f"warning: {_line(message)}", style="yellow", highlight=False, markup=False)
 
     def note(self, message: str) -> None:
-        self._console.print(f"note: {message}", highlight=False, markup=False)
+        self._console.print(f"note: {_line(message)}", highlight=False, markup=False)
 
     def trouble(self, kind: str, job: str, reason: str) -> None:
         self.warn(f"{job} is tried again ({kind}): {reason}")
@@ -203,7 +204,7 @@ class QuietReporter:
         pass
 
     def warn(self, message: str) -> None:
-        print(f"warning: {message}", file=self._stream, flush=True)
+        print(f"warning: {_line(message)}", file=self._stream, flush=True)
 
     def note(self, message: str) -> None:
         pass
@@ -218,8 +219,13 @@ class QuietReporter:
         pass
 
 
+def _line(message: str) -> str:
+    """A message as one line for a terminal."""
+    return redacted(shown(message))
+
+
 def reporter_for(stream: TextIO, *, quiet: bool = False, verbose: bool = False) -> Reporter:
     """The live display if `stream` is a terminal, JSON lines otherwise; warnings alone if it shall be quiet."""
     if quiet:
         return QuietReporter(stream)
-    return RichReporter(verbose=verbose) if stream.isatty() else JsonReporter(stream)
+    return RichReporter(getattr(stream, "raw", stream), verbose=verbose) if stream.isatty() else JsonReporter(stream)

@@ -14,20 +14,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from msinn_core import bitstream
 from msinn_core.checkpoint import LoadedModel, load_model, parse_model, shipped_models
 from msinn_core.codec import Codec, Picture
+from msinn_core.errors import PixelLimitError
 from pipeline import actors, images, manifest
 from pipeline.audit import select
-from pipeline.commit import STILL, Archive, Books, Commit, commit_name, sha256
+from pipeline.commit import STILL, Archive, Books, Commit, commit_name, is_shard_name, sha256
 from pipeline.errors import ManifestError, StorageError, UsageError
+from pipeline.limits import DEFAULT, Limits
 from pipeline.report import Reporter
 from pipeline.salvage import Salvage
 from pipeline.sources.record import printable
 from pipeline.sources.scan import LITTER
 from pipeline.storage import Store
+from pipeline.target import Target
 
 _UNEXPLAINED_DEATHS = 5
 INLINE_IMAGES = 16
@@ -66,10 +68,12 @@ class Decoder:
 
     Args:
         archive: Where the models are.
+        limits: What is decoded at most.
     """
 
-    def __init__(self, archive: Archive) -> None:
+    def __init__(self, archive: Archive, limits: Limits = DEFAULT) -> None:
         self._archive = archive
+        self._limits = limits
         self._codecs: dict[tuple[str, str], Codec] = {}
         self._missing: dict[str, Exception] = {}
 
@@ -79,9 +83,7 @@ class Decoder:
         if (model_sha256, wanted) not in self._codecs:
             model = self._model(model_sha256)
             device = device if model.profile == "float" else "cpu"
-            # Nothing larger was ever coded into this archive, so a larger header is a forged one.
-            limit = int(self._archive.run["config"]["max_pixels"])
-            self._codecs[model_sha256, wanted] = Codec(model, device=device, max_pixels=limit)
+            self._codecs[model_sha256, wanted] = Codec(model, device=device, max_pixels=self._limits.max_pixels)
         return self._codecs[model_sha256, wanted]
 
     def _model(self, digest: str) -> LoadedModel:
@@ -105,8 +107,11 @@ class Decoder:
             CodecError: It does not decode.
         """
         check_payload(row, payload)
-        codec = self.codec(row["model_sha256"], row["encoder"].split()[0])
-        picture, _ = codec.decode(payload)
+        codec = self.codec(row["model_sha256"], "cuda" if row["encoder"].startswith("cuda") else "cpu")
+        try:
+            picture, _ = codec.decode(payload)
+        except PixelLimitError as error:
+            raise ManifestError(f"{row['name']}: {error}: --max-pixels {error.pixels} decodes it, if you trust this archive") from error
         problem = None
         if row["recon_sha256"] is not None and sha256(picture.content()) != row["recon_sha256"]:
             problem = f"{row['name']}: decodes to other pixels than on the machine that encoded it ({row['encoder']}); " + (
@@ -130,16 +135,18 @@ class RestoreWorker:
         url: The archive.
         target: Where files go; None only checks.
         overwrite: Replace files of other content that are there; otherwise they stay, and are a problem.
+        limits: What is decoded at most.
     """
 
-    def __init__(self, url: str, target: str | None, overwrite: bool = False) -> None:
+    def __init__(self, url: str, target: str | None, overwrite: bool = False, limits: Limits = DEFAULT) -> None:
         import torch
 
         # As when encoding: a float model is the same for the same number of threads only.
         torch.set_num_threads(1)
         self.archive = Archive(url)
-        self.decoder = Decoder(self.archive)
-        self.target = Store(target) if target is not None else None
+        self.limits = limits
+        self.decoder = Decoder(self.archive, limits)
+        self.target = Target(target) if target is not None else None
         self.overwrite = overwrite
 
     def restore(self, rows: list[dict[str, Any]]) -> Result:
@@ -202,10 +209,7 @@ class RestoreWorker:
         return result
 
     def _read(self, row: dict[str, Any], offset: int, length: int) -> bytes:
-        try:
-            return self.archive.store.read_range(row["shard_key"], offset, length)
-        except FileNotFoundError as error:
-            raise ManifestError(f"{row['name']}: {self.archive.store.path(row['shard_key'])} is missing") from error
+        return read_part(self.archive, row, offset, length, self.limits)
 
     def _is_there(self, name: str, equal: Callable[[bytes], bool]) -> bool:
         """Whether an earlier restore wrote this file, whole.
@@ -215,32 +219,40 @@ class RestoreWorker:
         """
         if self.target is None or self.overwrite:
             return False
-        self._confine(name)
-        try:
-            there = self.target.read(name)
-        except (FileNotFoundError, StorageError) as error:
-            if isinstance(error, FileNotFoundError) or isinstance(error.__cause__, NotADirectoryError):
-                return False
-            raise
+        there = self.target.read(name)
+        if there is None:
+            return False
         if equal(there):
             return True
-        raise ManifestError(f"{self.target.path(name)} is there with other content and stays as it is: --overwrite replaces it")
+        raise ManifestError(f"{self.target.store.path(name)} is there with other content and stays as it is: --overwrite replaces it")
 
     def _write(self, name: str, data: bytes, mtime: datetime | None = None) -> None:
-        if self.target is None:
-            return
-        self._confine(name)
-        self.target.publish_bytes(data, name, mtime=mtime)
+        if self.target is not None:
+            self.target.write(name, data, mtime)
 
-    def _confine(self, name: str) -> None:
-        assert self.target is not None
-        if name.startswith("/") or ".." in name.split("/") or "://" in name or "::" in name.partition("/")[0]:
-            raise ManifestError(f"{name!r} would be written outside {self.target.url}: the manifest is not to be trusted")
-        if self.target.local:
-            root = os.path.realpath(self.target.root)
-            place = os.path.realpath(os.path.join(root, name))
-            if not place.startswith(root.rstrip(os.sep) + os.sep):
-                raise ManifestError(f"{name!r} would be written outside {root}: the manifest is not to be trusted")
+
+def read_part(archive: Archive, row: dict[str, Any], offset: int, length: int, limits: Limits = DEFAULT) -> bytes:
+    """Bytes of a row's payload or sidecar.
+
+    Raises:
+        ManifestError: The shard is gone, or the row points elsewhere or says more than the reader takes.
+        StorageError: They cannot be read.
+    """
+    check_place(row["name"], row["shard_key"], offset, length, limits)
+    try:
+        return archive.store.read_range(row["shard_key"], offset, length)
+    except FileNotFoundError as error:
+        raise ManifestError(f"{row['name']}: {archive.store.path(row['shard_key'])} is missing") from error
+
+
+def check_place(name: str, shard: Any, offset: Any, length: Any, limits: Limits) -> None:
+    """Raises `ManifestError` for what is no range of a shard of the archive, or one that is larger than the reader takes."""
+    if not is_shard_name(shard):
+        raise ManifestError(f"{name}: its row points to {shard!r}, which is no shard of the archive: the manifest is not to be trusted")
+    if type(offset) is not int or type(length) is not int or not 0 <= offset < 2**62 or length < 0:
+        raise ManifestError(f"{name}: its row says no range of bytes: the manifest is damaged")
+    if length > limits.max_file_bytes:
+        raise ManifestError(f"{name} has {length:,} bytes, over the limit of {limits.max_file_bytes:,}: say --max-file-bytes {length}")
 
 
 def _equals(row: dict[str, Any], data: bytes) -> bool:
@@ -250,7 +262,7 @@ def _equals(row: dict[str, Any], data: bytes) -> bool:
     if row["recon_sha256"] is None:
         return False
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        with images.opened(data, formats=("PNG",)) as image:
             if image.width * image.height != row["width"] * row["height"]:
                 return False
             array = np.asarray(image)
@@ -269,7 +281,14 @@ COLUMNS = [
 
 
 def restore(
-    url: str, target: str, *, where: str | None = None, overwrite: bool = False, workers: int | None = None, reporter: Reporter | None = None
+    url: str,
+    target: str,
+    *,
+    where: str | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+    limits: Limits = DEFAULT,
 ) -> Result:
     """Write every image (decoded ones as PNG, the others as they were) and every sidecar under `target`.
 
@@ -280,6 +299,7 @@ def restore(
         overwrite: Replace what is there.
         workers: Parallel decoders.
         reporter: Told about progress.
+        limits: What is decoded at most.
 
     Raises:
         UsageError: `target` holds files that are not of this restore, or the condition is not SQL.
@@ -290,6 +310,8 @@ def restore(
     if out.local and archive.store.local and f"{os.path.realpath(out.root)}{os.sep}".startswith(f"{os.path.realpath(archive.store.root)}{os.sep}"):
         raise UsageError(f"{target} lies inside the archive: choose a folder outside it")
     rows, problems = rows_left(archive, where)
+    rows, twice = _with_single_names(rows)
+    problems += twice
     names_map = _names_map(rows)
     # Where nothing is there yet, nothing need be compared.
     compare = not overwrite and _holds_some(out, rows, {names_map})
@@ -298,15 +320,44 @@ def restore(
             os.makedirs(out.root, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot create {target}: {error.strerror}") from error
-    result = run_over_shards(url, target, rows, workers, overwrite=not compare, reporter=reporter)
+    result = run_over_shards(url, target, rows, workers, overwrite=not compare, reporter=reporter, limits=limits)
     if len(rows):
-        out.publish_bytes(names_table(rows), names_map)
+        Target(target).write(names_map, names_table(rows))
     result.problems = problems + result.problems
     return result
 
 
 NAMES = "msinn-names.csv"
 """What a restore writes beside the images: which file holds which original."""
+
+
+def _with_single_names(rows: pa.Table) -> tuple[pa.Table, list[str]]:
+    """Rows of which no two write one file: whoever made such an archive, neither image shall replace the other. And a sentence for each new name."""
+    taken: set[str] = set()
+    problems: list[str] = []
+
+    def single(name: str, key: str) -> str:
+        found = name
+        for count in itertools.count(1):
+            if found.casefold() not in taken:
+                break
+            stem, suffix = os.path.splitext(name)
+            found = f"{stem}~{key}.{count}{suffix}"
+        taken.add(found.casefold())
+        if found != name:
+            problems.append(f"two files of the archive are to be restored as {name}: the second is restored as {found}")
+        return found
+
+    names, sidecars = [], []
+    for row in rows.select(["key", "restore_name", "sidecars"]).to_pylist():
+        names.append(single(row["restore_name"], row["key"]))
+        sidecars.append([{**side, "restore_name": single(side["restore_name"], row["key"])} for side in row["sidecars"] or []])
+    if not problems:
+        return rows, []
+    for name, values in (("restore_name", names), ("sidecars", sidecars)):
+        field = rows.schema.field(name)
+        rows = rows.set_column(rows.column_names.index(name), field, pa.array(values, field.type))
+    return rows, problems
 
 
 def _names_map(rows: pa.Table) -> str:
@@ -356,9 +407,9 @@ def rows_left(archive: Archive, where: str | None = None) -> tuple[pa.Table, lis
     lost: dict[int, tuple[Commit | None, str]] = {shard: (None, sentence) for shard, sentence in books.lost.items()}
     tables: dict[int, pa.Table] = {}
 
-    def read(record: Commit) -> pa.Table | str:
+    def read(record: Commit) -> tuple[pa.Table, list[str]] | str:
         try:
-            return archive.manifest_part(record, wanted)
+            return _usable(archive.manifest_part(record, wanted), archive.store.path(record.manifest))
         except (ManifestError, StorageError) as error:
             if isinstance(error, StorageError) and archive.passes(error):
                 raise
@@ -369,16 +420,40 @@ def rows_left(archive: Archive, where: str | None = None) -> tuple[pa.Table, lis
             if isinstance(part, str):
                 lost[record.shard_id] = (record, part)
             else:
-                tables[record.shard_id] = part
+                tables[record.shard_id] = part[0]
+                problems += part[1]
     if where is not None:
         problems += [f"{sentence}: a condition cannot find its images, but a restore of everything can" for _, sentence in lost.values()]
     else:
         found = _salvaged(archive, books, lost)
         problems += [sentence for sentence, _ in found.values()]
         tables |= {shard: table for shard, (_, table) in found.items()}
-    schema = _schema(COLUMNS if where is None else manifest.SCHEMA.names)
+    schema = _schema(COLUMNS if where is None else manifest.READ_SCHEMA.names)
     table = pa.concat_tables([tables[shard].replace_schema_metadata(None) for shard in sorted(tables)]) if tables else schema.empty_table()
     return (select(table, where).select(COLUMNS) if where is not None else table), problems
+
+
+_TEXTS = ("key", "name", "restore_name", "shard_key")
+_OF_SIDECAR = ("name", "restore_name", "offset", "length", "sha256")
+
+
+def _usable(table: pa.Table, place: str) -> tuple[pa.Table, list[str]]:
+    """Rows that say what every row must, and a sentence for each of the others."""
+    texts = [table.column(name) for name in _TEXTS]
+    sides = table.column("sidecars").combine_chunks().flatten()
+    inner = [sides.field(name) for name in _OF_SIDECAR]
+    if not any(column.null_count for column in texts) and not sides.null_count and not any(column.null_count for column in inner):
+        return table, []
+    good, problems = [], []
+    for i, row in enumerate(table.select([*_TEXTS, "sidecars"]).to_pylist()):
+        lacking = [name for name in _TEXTS if row[name] is None]
+        if any(side is None or any(side[name] is None for name in _OF_SIDECAR) for side in row["sidecars"] or []):
+            lacking.append("what a sidecar needs")
+        if lacking:
+            problems.append(f"{place}: row {i} ({row['name'] or row['key'] or 'without a name'}) lacks {', '.join(lacking)}, and cannot be restored")
+        else:
+            good.append(i)
+    return table.take(pa.array(good, pa.int64())), problems
 
 
 def _salvaged(archive: Archive, books: Books, lost: dict[int, tuple[Commit | None, str]]) -> dict[int, tuple[str, pa.Table]]:
@@ -390,8 +465,9 @@ def _salvaged(archive: Archive, books: Books, lost: dict[int, tuple[Commit | Non
             # Another attempt at the shard may have left its own.
             wanted.setdefault(record.shard_id, (None, f"{archive.store.path(record.shard)} is missing"))
     committed = {record.shard_id for record in books.commits}
-    for shard in sorted(set(range(int(archive.run["shards"]))) - committed - wanted.keys()):
-        wanted[shard] = (None, f"shard {shard} is not committed")
+    for shard in salvage.numbers():
+        if shard < archive.run["shards"] and shard not in committed:
+            wanted.setdefault(shard, (None, f"shard {shard} is not committed"))
     result = {}
     for shard, (commit, sentence) in wanted.items():
         rows, how = salvage.rows(shard, commit)
@@ -402,21 +478,28 @@ def _salvaged(archive: Archive, books: Books, lost: dict[int, tuple[Commit | Non
 
 
 def _schema(columns: list[str]) -> pa.Schema:
-    return pa.schema([manifest.SCHEMA.field(name) for name in columns])
+    return pa.schema([manifest.READ_SCHEMA.field(name) for name in columns])
 
 
 def unfinished(archive: Archive, books: Books) -> list[str]:
     """A sentence if the archive does not hold all of its source yet."""
-    missing = set(range(int(archive.run["shards"]))) - {record.shard_id for record in books.commits} - set(books.lost)
-    if missing:
-        return [
-            f"{len(missing)} of {archive.run['shards']} shards are not committed, shard {min(missing)} among them: run the same compress to finish"
-        ]
+    shards = archive.run["shards"]
+    known = {record.shard_id for record in books.commits if record.shard_id < shards} | {shard for shard in books.lost if shard < shards}
+    if len(known) < shards:
+        first = next(shard for shard in itertools.count() if shard not in known)
+        return [f"{shards - len(known)} of {shards} shards are not committed, shard {first} among them: run the same compress to finish"]
     return [] if archive.sealed else ["the archive is not sealed: run the same compress to finish"]
 
 
 def run_over_shards(
-    url: str, target: str | None, rows: pa.Table, workers: int | None, *, overwrite: bool = False, reporter: Reporter | None = None
+    url: str,
+    target: str | None,
+    rows: pa.Table,
+    workers: int | None,
+    *,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+    limits: Limits = DEFAULT,
 ) -> Result:
     """Restore or check rows, shard by shard, in this process or on Ray."""
     # Workers run in other folders; a relative path would name another place there.
@@ -433,11 +516,11 @@ def run_over_shards(
     edges = _shard_edges(rows)
     parts = (rows.slice(start, end - start).to_pylist() for start, end in itertools.pairwise(edges))
     if len(rows) <= INLINE_IMAGES:
-        worker = RestoreWorker(url, target, overwrite)
+        worker = RestoreWorker(url, target, overwrite, limits)
         for part in parts:
             done(worker.restore(part))
         return result
-    pool = actors.Pool(min(actors.connect(None, workers), len(edges) - 1), RestoreWorker, url, target, overwrite)
+    pool = actors.Pool(min(actors.connect(None, workers), len(edges) - 1), RestoreWorker, url, target, overwrite, limits)
     try:
 
         def following() -> actors.Job | None:
@@ -475,7 +558,7 @@ def _shard_edges(rows: pa.Table) -> list[int]:
     return [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(rows)]
 
 
-def metadata_of(url: str, wanted: str) -> dict[str, bytes]:
+def metadata_of(url: str, wanted: str, *, limits: Limits = DEFAULT) -> dict[str, bytes]:
     """What a coded image carries beside its pixels, by file name: `exif.bin`, `profile.icc`, `packet.xmp`, `jpeg-segments.bin`, `png-chunks.bin`.
 
     Raises:
@@ -483,17 +566,23 @@ def metadata_of(url: str, wanted: str) -> dict[str, bytes]:
         ManifestError: Damaged.
     """
     archive = Archive(url)
-    row = _find(archive, wanted)
-    if row["codec"] is None:
-        raise UsageError(f"{row['name']} could not be read when the archive was made: nothing is stored of it")
+    row, payload = _payload(archive, wanted, limits)
     if row["codec"] != "msinn":
         raise UsageError(f"{row['name']} is kept as the file it was: `msinn get` gives it whole, with all its metadata")
-    try:
-        payload = archive.store.read_range(row["shard_key"], row["offset"], row["length"])
-    except FileNotFoundError as error:
-        raise ManifestError(f"{archive.store.path(row['shard_key'])} is missing") from error
-    check_payload(row, payload)
     return {_METADATA_FILES[kind]: data for kind, data in bitstream.parse(payload).boxes.items() if kind in _METADATA_FILES}
+
+
+def _payload(archive: Archive, wanted: str, limits: Limits) -> tuple[dict[str, Any], bytes]:
+    """The row of an image, and its payload, checked."""
+    try:
+        row = _find(archive, wanted)
+    except ManifestError as error:
+        raise error if STILL in str(error) else ManifestError(f"{error}; {STILL}") from error
+    if row["codec"] is None:
+        raise UsageError(f"{row['name']} could not be read when the archive was made: nothing is stored of it")
+    payload = read_part(archive, row, row["offset"], row["length"], limits)
+    check_payload(row, payload)
+    return row, payload
 
 
 _METADATA_FILES = {
@@ -505,13 +594,14 @@ _METADATA_FILES = {
 }
 
 
-def get(url: str, wanted: str, *, original: bool = False) -> tuple[str, bytes, list[str]]:
+def get(url: str, wanted: str, *, original: bool = False, limits: Limits = DEFAULT) -> tuple[str, bytes, list[str]]:
     """One image by key or original name, reading its byte range only.
 
     Args:
         url: The archive.
         wanted: Key (`000000042`), or original or restored name.
         original: The payload as stored (`.msn` or the untouched file) instead of a PNG.
+        limits: What is decoded at most.
 
     Returns:
         A file name, the bytes, and problems (see `Decoder.picture`).
@@ -521,23 +611,13 @@ def get(url: str, wanted: str, *, original: bool = False) -> tuple[str, bytes, l
         ManifestError: Damaged.
     """
     archive = Archive(url)
-    try:
-        row = _find(archive, wanted)
-    except ManifestError as error:
-        raise error if STILL in str(error) else ManifestError(f"{error}; {STILL}") from error
-    if row["codec"] is None:
-        raise UsageError(f"{row['name']} could not be read when the archive was made: nothing is stored of it")
-    try:
-        payload = archive.store.read_range(row["shard_key"], row["offset"], row["length"])
-    except FileNotFoundError as error:
-        raise ManifestError(f"{archive.store.path(row['shard_key'])} is missing") from error
-    check_payload(row, payload)
+    row, payload = _payload(archive, wanted, limits)
     if original or row["codec"] != "msinn":
         return (row["member"] if original else row["restore_name"]), payload, []
     import torch
 
     torch.set_num_threads(1)
-    picture, problem = Decoder(archive).picture(row, payload)
+    picture, problem = Decoder(archive, limits).picture(row, payload)
     return row["restore_name"], images.to_png(picture), [problem] if problem else []
 
 
@@ -549,12 +629,13 @@ def _find(archive: Archive, wanted: str) -> dict[str, Any]:
         shard = max((i for i, first in enumerate(firsts) if first <= int(wanted)), default=0)
         try:
             record = Commit.from_bytes(archive.store.read(commit_name(shard)), commit_name(shard))
-            found = [row for row in archive.manifest_part(record, columns).to_pylist() if row["key"] == wanted]
+            rows = _usable(archive.manifest_part(record, columns), record.manifest)[0].to_pylist()
+            found = [row for row in rows if row["key"] == wanted]
         except FileNotFoundError:
             pass
     else:
         for record in archive.commits():
-            rows = archive.manifest_part(record, columns).to_pylist()
+            rows = _usable(archive.manifest_part(record, columns), record.manifest)[0].to_pylist()
             found += [row for row in rows if wanted in (row["name"], row["restore_name"], os.path.basename(row["name"]))]
         exact = [row for row in found if wanted in (row["name"], row["restore_name"])]
         found = exact or found

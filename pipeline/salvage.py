@@ -6,10 +6,10 @@ Shards are plain tars named after their own hash, and say themselves what they h
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from msinn_core import bitstream
@@ -17,6 +17,8 @@ from pipeline import manifest
 from pipeline.archive import iterate_damaged
 from pipeline.commit import Archive, Commit, sha256
 from pipeline.errors import ManifestError, StorageError
+from pipeline.limits import DEFAULT, MAX_PARQUET_BYTES
+from pipeline.parquet import read_bounded
 from pipeline.sources.record import SourceRecord, from_table, printable, utc
 from pipeline.storage import from_outside
 from pipeline.worker import member_name, suffix_of
@@ -36,6 +38,11 @@ class Salvage:
         self._archive = archive
         self._objects: dict[str, dict[str, list[str]]] = {}
         self._scan: bytes | None = None
+
+    def numbers(self) -> list[int]:
+        """Numbers of all shards of which an object is there."""
+        found = {stem for folder in ("shards", "manifest") for stem in self._listed(folder) if re.fullmatch(r"\d{5}|[1-9]\d{5,8}", stem)}
+        return sorted(map(int, found))
 
     def present(self, name: str) -> bool:
         """Whether an object of `shards/` or `manifest/` is there."""
@@ -97,7 +104,7 @@ class Salvage:
 
     def _read(self, name: str) -> bytes | None:
         try:
-            return self._archive.store.read(name)
+            return self._archive.store.read(name, limit=MAX_PARQUET_BYTES)
         except (FileNotFoundError, StorageError):
             return None
 
@@ -119,7 +126,7 @@ class Salvage:
         members: dict[str, list[tuple[str, int, int, str, bool]]] = {}
         try:
             with self._archive.store.open(name) as file:
-                for member, offset, data in iterate_damaged(file):
+                for member, offset, data in iterate_damaged(file, max_bytes=DEFAULT.max_file_bytes):
                     coded = data[: len(bitstream.MAGIC)] == bitstream.MAGIC
                     if _KEY.match(member):
                         members.setdefault(member.partition(".")[0], []).append((member, offset, len(data), sha256(data), coded))
@@ -194,4 +201,17 @@ class Salvage:
             self._scan = data if data is not None and sha256(data)[:12] in name else b""
         if not self._scan:
             return []
-        return [record for record, _ in from_table(pq.read_table(io.BytesIO(self._scan), filters=[("shard_id", "=", shard)]))]
+        try:
+            return [record for record, number in from_table(read_bounded(self._scan, where=lambda rows: _may_hold(rows, shard))) if number == shard]
+        except (pa.ArrowException, KeyError, TypeError, ValueError, AttributeError):
+            self._scan = b""  # a listing that its maker damaged names nobody either
+            return []
+
+
+def _may_hold(rows: pq.RowGroupMetaData, shard: int) -> bool:
+    """Whether a row group of the listing can hold records of a shard."""
+    for i in range(rows.num_columns):
+        column = rows.column(i)
+        if column.path_in_schema == "shard_id" and column.statistics is not None and column.statistics.has_min_max:
+            return bool(column.statistics.min <= shard <= column.statistics.max)
+    return True

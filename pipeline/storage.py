@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -157,10 +158,35 @@ class Store:
         result: dict[str, float] = retry(action, f"list {self.path(folder)}")
         return result
 
-    def read(self, name: str) -> bytes:
-        """Whole object. Raises `FileNotFoundError` or `StorageError`."""
-        data: bytes = retry(lambda: self.fs.cat_file(self.path(name)), f"read {self.path(name)}")
-        return data
+    def read(self, name: str, *, limit: int | None = None) -> bytes:
+        """Whole object. Raises `FileNotFoundError`, or `StorageError`, also for one of more than `limit` bytes."""
+        self._check_regular(name)
+        # A byte more than the limit is enough to know.
+        end = None if limit is None or self.local else limit + 1
+
+        def action() -> bytes:
+            if limit is not None and self.local and self.fs.size(self.path(name)) > limit:
+                raise _too_large(self.path(name), limit)
+            try:
+                data: bytes = self.fs.cat_file(self.path(name), end=end)
+            except Exception as error:
+                # Of an empty object no range can be had.
+                if end is None or isinstance(error, FileNotFoundError) or not from_outside(error) or self.fs.size(self.path(name)) != 0:
+                    raise
+                data = b""
+            return data
+
+        found: bytes = retry(action, f"read {self.path(name)}")
+        if limit is not None and len(found) > limit:
+            raise _too_large(self.path(name), limit)
+        return found
+
+    def _check_regular(self, name: str) -> None:
+        """What somebody put in the place of an object, a pipe or a device, would be read without end. Raises `StorageError`."""
+        if self.local:
+            mode = os.stat(self.path(name)).st_mode if os.path.exists(self.path(name)) else stat.S_IFREG
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise LocationError(f"{self.path(name)} is no regular file")
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`, transferring no others.
@@ -169,6 +195,7 @@ class Store:
             FileNotFoundError: No such object.
             StorageError: It is shorter than that, or cannot be read.
         """
+        self._check_regular(name)
         data: bytes = retry(lambda: self.fs.cat_file(self.path(name), start=start, end=start + length), f"read {self.path(name)}")
         if len(data) != length:
             raise StorageError(f"{self.path(name)} ends at byte {start + len(data)}, {length - len(data)} bytes too early")
@@ -177,6 +204,7 @@ class Store:
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
         """Open an object for streaming or random reads. Raises `FileNotFoundError` or `StorageError`."""
+        self._check_regular(name)
         with retry(lambda: self.fs.open(self.path(name), "rb"), f"open {self.path(name)}") as file:
             yield file
 
@@ -290,6 +318,10 @@ class Store:
             raise
         except OSError as error:
             raise _failed(f"write {target}", error) from error
+
+
+def _too_large(path: str, limit: int) -> LocationError:
+    return LocationError(f"{path} has more than {limit:,} bytes, which no archive needs there")
 
 
 def _copy(source: Path, target: Path) -> None:

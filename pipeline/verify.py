@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from pipeline.commit import Archive, Commit
 from pipeline.errors import ManifestError, StorageError, UsageError
+from pipeline.limits import DEFAULT, MAX_PARQUET_BYTES, Limits
 from pipeline.report import Reporter
-from pipeline.restore import Result, rows_left, run_over_shards, unfinished
+from pipeline.restore import Result, check_place, rows_left, run_over_shards, unfinished
 from pipeline.storage import from_outside
 
 _CHUNK_BYTES = 1 << 22
@@ -50,7 +51,7 @@ def fixity(url: str, *, on_shard: Callable[[Commit], None] | None = None) -> Res
 def _check_scan(archive: Archive) -> None:
     name = archive.run["scan"]
     try:
-        digest = hashlib.sha256(archive.store.read(name)).hexdigest()
+        digest = hashlib.sha256(archive.store.read(name, limit=MAX_PARQUET_BYTES)).hexdigest()
     except FileNotFoundError as error:
         raise ManifestError(f"{archive.store.path(name)} is missing") from error
     if digest[:12] not in name:
@@ -99,19 +100,22 @@ def _check_shard(archive: Archive, record: Commit) -> Result:
 def _hurt(archive: Archive, record: Commit, row: dict[str, Any]) -> list[str]:
     """Names of the row's payload and sidecars that are not what the manifest says."""
     parts = [(row["name"], row["offset"], row["length"], row["payload_sha256"])] if row["codec"] else []
-    parts += [(side["name"], side["offset"], side["length"], side["sha256"]) for side in row["sidecars"] or []]
+    parts += [(side["name"], side["offset"], side["length"], side["sha256"]) for side in row["sidecars"] or [] if side is not None]
     hurt = []
     for name, offset, length, expected in parts:
         try:
+            check_place(name, record.shard, offset, length, DEFAULT)
             data = archive.store.read_range(record.shard, offset, length)
-        except (StorageError, FileNotFoundError):
+        except (ManifestError, StorageError, FileNotFoundError):
             data = b""
         if hashlib.sha256(data).hexdigest() != expected:
-            hurt.append(name)
+            hurt.append(str(name))
     return hurt
 
 
-def decode(url: str, *, sample: float = 1.0, seed: int = 0, workers: int | None = None, reporter: Reporter | None = None) -> Result:
+def decode(
+    url: str, *, sample: float = 1.0, seed: int = 0, workers: int | None = None, reporter: Reporter | None = None, limits: Limits = DEFAULT
+) -> Result:
     """Decode every coded image (or a random share) and compare with the hash of the pixels that were measured when it was encoded.
 
     Args:
@@ -120,6 +124,7 @@ def decode(url: str, *, sample: float = 1.0, seed: int = 0, workers: int | None 
         seed: Of the choice.
         workers: Parallel decoders.
         reporter: Told about progress.
+        limits: What is decoded at most.
 
     Raises:
         UsageError: `sample` out of range.
@@ -132,6 +137,6 @@ def decode(url: str, *, sample: float = 1.0, seed: int = 0, workers: int | None 
     if sample < 1:
         count = min(len(rows), max(1, round(sample * len(rows))))
         rows = rows.take(pa.array(sorted(random.Random(seed).sample(range(len(rows)), count))))
-    result = run_over_shards(url, None, rows, workers, reporter=reporter)
+    result = run_over_shards(url, None, rows, workers, reporter=reporter, limits=limits)
     result.problems = problems + result.problems
     return result

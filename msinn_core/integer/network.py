@@ -123,28 +123,32 @@ def _unshuffled(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _in_bands(x: NDArray[Any], radius: int, width: int, run: Callable[[Any, int], I16]) -> I16:
-    """`run(x, 0)`, a band of rows at a time where `x` is large, so that what lies between the layers stays small.
+    """`run(x, 0)`, a band of rows at a time where `x` is large, so that what lies between the layers stays small; of columns where `x` is wide.
 
-    Each band is computed with `radius` more rows above and below, as far as its layers see; what the cut spoils is dropped, so that the result is the
+    Each band is computed with `radius` more rows on both sides, as far as its layers see; what the cut spoils is dropped, so that the result is the
     same to the bit.
 
     Args:
         x: `[H, W, C]`.
-        radius: Rows that an output row depends on, each way.
+        radius: Rows (or columns) that an output row depends on, each way.
         width: Most channels between the layers.
-        run: Called with some rows and the number of the first.
+        run: Called with some rows and the number of the first; with some columns and 0.
     """
-    height = x.shape[0]
-    # A multiple of 16 rows: every band begins where the coarsest grid of the post-filter does.
-    band = max(8 * radius, 16, BAND_BYTES // (2 * width * x.shape[1])) // 16 * 16
-    if height < 2 * band:
+    axis = 0 if x.shape[1] <= 2 * x.shape[0] else 1
+    length, across = x.shape[axis], x.shape[1 - axis]
+    # A multiple of 16: every band begins where the coarsest grid of the post-filter does.
+    band = max(8 * radius, 16, BAND_BYTES // (2 * width * across)) // 16 * 16
+    if length < 2 * band:
         return run(x, 0)
     parts = []
-    for start in range(0, height, band):
-        end = min(height, start + band)
-        first, last = max(0, start - radius), min(height, end + radius)
-        parts.append(run(x[first:last], first)[start - first : end - first])
-    return np.concatenate(parts)
+    for start in range(0, length, band):
+        end = min(length, start + band)
+        first, last = max(0, start - radius), min(length, end + radius)
+        if axis == 0:
+            parts.append(run(x[first:last], first)[start - first : end - first])
+        else:
+            parts.append(run(np.ascontiguousarray(x[:, first:last]), 0)[:, start - first : end - first])
+    return np.concatenate(parts, axis=axis)
 
 
 class IntegerNetwork:

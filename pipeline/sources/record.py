@@ -16,6 +16,8 @@ from typing import Any, overload
 
 import pyarrow as pa
 
+from pipeline.text import redacted
+
 FILE, RANGE, CELL, ROW_JSON = "file", "range", "cell", "row_json"
 """Kinds of `Part`: a whole file, a byte range of one, a Parquet cell, the other columns of a Parquet row as JSON."""
 
@@ -86,7 +88,7 @@ class SourceRecord:
     def source_uri(self) -> str:
         """For people and manifests."""
         place = {FILE: "", RANGE: f"#{self.name}", CELL: f"#{self.part.group}/{self.part.offset}"}[self.part.kind]
-        return printable(self.part.uri) + place
+        return redacted(printable(self.part.uri)) + place
 
 
 def utc(mtime_us: int | None) -> datetime | None:
@@ -122,6 +124,13 @@ def safe_name(name: str) -> str:
             clean = stem.encode()[:150].decode("utf-8", "ignore") + "~" + digest + suffix[:20]
         parts.append(clean)
     return "/".join(parts) or "_"
+
+
+def is_safe_name(name: object) -> bool:
+    """Whether a name of an archive is a relative path that stays in its folder on every system: as `safe_name` and `with_restore_names` make them."""
+    if not isinstance(name, str) or re.search(r"[\x00-\x1f\x7f:\\\ud800-\udfff]", name):
+        return False
+    return all(part.strip(".") and len(part.encode()) <= 255 for part in name.split("/"))
 
 
 class Listing(Sequence[SourceRecord]):
@@ -264,7 +273,7 @@ def _bytes(text: str) -> bytes:
 
 def _part_row(name: str, part: Part, keep_name: str) -> dict[str, object]:
     return {
-        "name": printable(name), "kind": part.kind, "uri": _bytes(part.uri), "offset": part.offset, "length": part.length,
+        "name": printable(name), "kind": part.kind, "uri": _bytes(redacted(part.uri)), "offset": part.offset, "length": part.length,
         "group": part.group, "column": part.column, "keep_name": keep_name, "mtime_us": part.mtime_us,
     }  # fmt: skip
 
@@ -288,7 +297,8 @@ def to_table(records: Iterable[SourceRecord], shard_ids: Iterable[int]) -> Itera
 
 def _part(row: dict[str, object]) -> Part:
     uri = row["uri"]
-    assert isinstance(uri, bytes)
+    if not isinstance(uri, bytes):
+        raise TypeError("a listing without the place of a file")
     return Part(
         kind=str(row["kind"]), uri=uri.decode("utf-8", "surrogateescape"), length=int(row["length"]), offset=int(row["offset"]),  # type: ignore[call-overload]
         group=int(row["group"]), column=str(row["column"]), mtime_us=row.get("mtime_us"),  # type: ignore[call-overload, arg-type]

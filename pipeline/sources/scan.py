@@ -23,6 +23,7 @@ from pipeline.images import IMAGE_SUFFIXES
 from pipeline.sources.record import CELL, FILE, RANGE, ROW_JSON, Listing, Part, SourceRecord, printable, with_restore_names
 from pipeline.storage import from_outside, retry
 from pipeline.tars import TarDamageError, members
+from pipeline.text import redacted, without_secrets
 
 _TAR_READERS = 8
 _TAR_BLOCK_BYTES = 1 << 21
@@ -109,7 +110,8 @@ def scan(source: str, *, image_column: str | None = None, selection: Selection |
         for i, (name, part, sidecars) in enumerate(found):
             total += max(0, part.length)
             for label, place in ((name, part), *sidecars):
-                line = f"{label}\0{place.kind}\0{place.uri}\0{place.group}\0{place.offset}\0{place.length}\n"
+                # A source that is signed anew is the same source.
+                line = f"{label}\0{place.kind}\0{redacted(place.uri)}\0{place.group}\0{place.offset}\0{place.length}\n"
                 digest.update(line.encode("utf-8", "surrogateescape"))
             yield SourceRecord(index=i, name=name, part=part, sidecars=tuple(sidecars))
 
@@ -117,7 +119,7 @@ def scan(source: str, *, image_column: str | None = None, selection: Selection |
     if not records:
         why = [*warnings, *left_out.notes()]
         raise SourceError(f"{source} holds no files to archive" + (f": {why[0]}" if why else ""))
-    return Scan(records, digest.hexdigest(), total, warnings, left_out.notes())
+    return Scan(records, digest.hexdigest(), total, list(map(redacted, warnings)), list(map(redacted, left_out.notes())))
 
 
 class _LeftOut:
@@ -265,7 +267,7 @@ def _raise(error: OSError) -> None:
 
 
 def _relative(path: str, root: str, fs: Any) -> str:
-    stripped: str = fs._strip_protocol(path)
+    stripped: str = without_secrets(fs._strip_protocol(path))
     prefix = root.rstrip("/") + "/"
     return stripped[len(prefix) :] if stripped.startswith(prefix) else stripped.lstrip("/")
 

@@ -1,0 +1,51 @@
+"""How results reach people: whatever comes from outside, no name and no message moves a cursor, sets a title or pretends to be a line of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from pipeline.text import shown_lines
+
+
+class PrintableStream:
+    """A text stream that writes control characters as escapes; line ends and tabs pass.
+
+    Args:
+        raw: Where it goes. What draws on a terminal by itself, and shows nothing from outside as it is, may use it directly.
+    """
+
+    def __init__(self, raw: TextIO) -> None:
+        self.raw = raw
+
+    def write(self, text: str) -> int:
+        """Write; returns the number of characters of `text`."""
+        self.raw.write(shown_lines(text))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        """Write one after the other."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw, name)
+
+
+def raw(stream: Any) -> TextIO:
+    """The stream under a `PrintableStream`, or the stream itself."""
+    found: TextIO = getattr(stream, "raw", stream) if isinstance(stream, PrintableStream) else stream
+    return found
+
+
+@contextlib.contextmanager
+def printable_streams() -> Iterator[None]:
+    """Standard output and error are `PrintableStream`s meanwhile."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (PrintableStream(raw(stream)) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
