@@ -273,12 +273,12 @@ def _print_rows(names: list[str], rows: list[dict[str, Any]]) -> None:
             for name, cell in zip(names, line, strict=True):
                 print(f"{name:<{max(map(len, names))}}  {cell}")
         return
-    shown = Table()
+    rendered = Table()
     for name in names:
-        shown.add_column(Text(name))
+        rendered.add_column(Text(name))
     for line in cells:
-        shown.add_row(*map(Text, line))
-    console.print(shown)
+        rendered.add_row(*map(Text, line))
+    console.print(rendered)
 
 
 def _write_page(archive: Archive, arguments: argparse.Namespace) -> int:

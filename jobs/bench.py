@@ -290,9 +290,10 @@ def _bench_exact(arguments: argparse.Namespace) -> int:
     import torch
 
     from msinn_core.checkpoint import load_model
-    from msinn_core.codec import Codec, Picture
+    from msinn_core.codec import Codec
     from msinn_core.errors import CodecError
     from msinn_core.integer import ops
+    from msinn_core.picture import Picture
     from pipeline.evaluation import pictures
 
     names = {ops.AVX512: "AVX-512 VNNI", ops.AVX2: "AVX2", ops.SSE41: "SSE4.1", ops.SCALAR: "scalar"}

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from msinn_core.checkpoint import Calibration
-    from msinn_core.codec import Picture
     from msinn_core.config import MsinnConfig
+    from msinn_core.picture import Picture
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -91,7 +91,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _pictures(source: str) -> list[Picture]:
-    from msinn_core.codec import Picture
+    from msinn_core.picture import Picture
     from pipeline import images
     from pipeline.errors import SourceError
     from pipeline.sources import Fetcher, scan

@@ -94,6 +94,22 @@ def load_parameters(model: Msinn, state: Mapping[str, Tensor]) -> None:
         CheckpointError: A parameter is missing, unknown, of another shape, or not finite.
     """
     wanted = model.state_dict()
+    given = check_parameters(model, state)
+    for name, value in given.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{name} holds values that are not finite")
+    with torch.no_grad():
+        for name, value in given.items():
+            wanted[name].copy_(value)
+
+
+def check_parameters(model: Msinn, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of `state` that are parameters, if they are those of `model` in name, shape and kind; the model may be one without values.
+
+    Raises:
+        CheckpointError: A parameter is missing, unknown, or of another shape or kind.
+    """
+    wanted = model.state_dict()
     given = {name: value for name, value in state.items() if not _DERIVED.search(name)}
     optional = {name for name in wanted if name.endswith(".inited")}
     if missing := set(wanted) - set(given) - optional:
@@ -103,11 +119,9 @@ def load_parameters(model: Msinn, state: Mapping[str, Tensor]) -> None:
     for name, value in given.items():
         if value.shape != wanted[name].shape:
             raise CheckpointError(f"{name} has shape {list(value.shape)}; the network needs {list(wanted[name].shape)}")
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f"{name} holds values that are not finite")
-    with torch.no_grad():
-        for name, value in given.items():
-            wanted[name].copy_(value)
+        if value.is_complex() or value.is_quantized:
+            raise CheckpointError(f"{name} holds numbers of type {value.dtype}")
+    return given
 
 
 def import_official(state_dict: Mapping[str, Tensor]) -> Msinn:
@@ -279,16 +293,25 @@ def parse_model(data: bytes) -> LoadedModel:
         integer = {key.removeprefix("int."): value.numpy() for key, value in tensors.items() if key.startswith("int.")}
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"the model file is incomplete: {error}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"the model file holds a tensor of the wrong type: {error}") from error
-    shapes = [len(array) for array in (calibration.level_weights, calibration.log_mse_bias, calibration.log_rate_bias)]
-    if shapes != [len(LATENT_CHANNELS), config.anchor_num, config.anchor_num]:
+    constants = (calibration.level_weights, calibration.log_mse_bias, calibration.log_rate_bias)
+    if [array.shape for array in constants] != [(len(LATENT_CHANNELS),), (config.anchor_num,), (config.anchor_num,)]:
         raise CheckpointError("the rate prediction constants of the model file have the wrong lengths")
+    if not all(bool(np.isfinite(array).all()) and float(np.abs(array).max()) < 1e6 for array in constants):
+        raise CheckpointError("the rate prediction constants of the model file are no numbers to predict with")
     network = None
     if profile == "float":
+        state = {key.removeprefix("net."): value for key, value in tensors.items() if key.startswith("net.")}
+        # Shapes first: a few bytes of configuration can ask for any number of parameters, the file holds as many as it is long.
+        with torch.device("meta"):
+            check_parameters(Msinn(config), state)
         network = Msinn(config)
-        load_parameters(network, {key.removeprefix("net."): value for key, value in tensors.items() if key.startswith("net.")})
-        network.fold()
+        load_parameters(network, state)
+        try:
+            network.fold()
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the network of the model file cannot be inverted: {error}") from error
     return LoadedModel(
         name=metadata.get("name", "unnamed"),
         sha256=hashlib.sha256(data).hexdigest(),
@@ -315,9 +338,11 @@ def read_safetensors(data: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         tensors = load(data)
         size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-    except (SafetensorError, ValueError) as error:
+        metadata = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
+    except (SafetensorError, ValueError, RecursionError, KeyError, TypeError, RuntimeError, OverflowError, AttributeError) as error:
         raise CheckpointError(f"not a readable safetensors file: {error}") from error
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError("the metadata of the safetensors file are no texts")
     return metadata, tensors
 
 

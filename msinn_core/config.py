@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,9 @@ SIZE_MULTIPLE = 32
 """Sides given to the network are multiples of this: the coarsest latents then have even sides, so that both checkerboard halves have one size."""
 
 PAPER_LAMBDAS = (0.0018, 0.0035, 0.0067, 0.013, 0.025, 0.0483, 0.0932, 0.18, 0.32, 0.569, 1.012, 1.8)
+
+MAX_DEPTH, MAX_WIDTH = 32, 2048
+"""Of what a file may ask for; the paper's network has depths of 4 and widths up to 192."""
 
 _CHOICES = {
     "permutation": ("invconv", "shuffle", "reverse", "cross"),
@@ -81,15 +85,20 @@ class MsinnConfig:
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; choose one of {', '.join(choices)}")
         for field, length in (("depths", 4), ("hidden", 4), ("context_widths", 5)):
             value = getattr(self, field)
-            if len(value) != length or not all(isinstance(v, int) and 1 <= v <= 4096 for v in value):
-                raise ConfigError(f"{field} is {value!r}; it takes {length} whole numbers from 1 to 4096")
+            most = MAX_DEPTH if field == "depths" else MAX_WIDTH
+            if len(value) != length or not all(type(v) is int and 1 <= v <= most for v in value):
+                raise ConfigError(f"{field} is {value!r}; it takes {length} whole numbers from 1 to {most}")
         for field in ("cc_layers", "sc_layers", "lrp_layers"):
-            if not 2 <= getattr(self, field) <= 16:
+            if type(getattr(self, field)) is not int or not 2 <= getattr(self, field) <= 16:
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; it takes 2 to 16 layers")
-        if not 2 <= self.anchor_num <= 64:
+        if type(self.anchor_num) is not int or not 2 <= self.anchor_num <= 64:
             raise ConfigError(f"anchor_num is {self.anchor_num!r}; it takes 2 to 64 anchor rates")
         if len(self.lambdas) != self.anchor_num:
             raise ConfigError(f"{len(self.lambdas)} lambdas for {self.anchor_num} anchors; give one lambda per anchor")
+        if not all(type(value) in (int, float) and 0 < value < math.inf for value in self.lambdas):
+            raise ConfigError("lambdas are no positive numbers")
+        if not isinstance(self.name, str) or not isinstance(self.actnorm, bool) or not isinstance(self.lrp, bool):
+            raise ConfigError("the name is no text, or actnorm or lrp neither true nor false")
 
     @property
     def q_max(self) -> float:
@@ -115,7 +124,7 @@ class MsinnConfig:
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}
         try:
             return cls(**values)
-        except TypeError as error:
+        except (TypeError, OverflowError) as error:
             raise ConfigError(f"a configuration value has the wrong type: {error}") from error
 
     @classmethod
@@ -127,7 +136,7 @@ class MsinnConfig:
         """
         try:
             mapping = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"the configuration is not JSON: {error}") from error
         if not isinstance(mapping, dict):
             raise ConfigError("the configuration is not a JSON object")

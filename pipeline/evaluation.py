@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 import msinn_core
 from msinn_core import metrics
-from msinn_core.codec import Codec, Picture
+from msinn_core.codec import Codec
+from msinn_core.picture import Picture
 from pipeline import images
 from pipeline.errors import SourceError, UsageError
 from pipeline.peers import Peer, Pixels

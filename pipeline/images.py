@@ -6,6 +6,7 @@ import io
 import re
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from msinn_core.codec import Picture
-from pipeline.metadata import Carried, carried, insert_chunks, picture_end, restored_chunks
+from msinn_core.picture import Picture
+from pipeline.metadata import Carried, carried, insert_chunks, jpeg_metadata_bytes, picture_end, restored_chunks
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -44,6 +45,7 @@ METADATA_LIMIT = "metadata_limit"
 UNCARRIED = "metadata_not_carried"
 SECOND_IMAGE = "second_image"
 CRASHED = "crashed_the_worker"
+DECODE_LIMIT = "decode_limit"
 UNREADABLE = "source_unreadable"
 SIDECAR = "sidecar_unreadable"
 CODEC_FAILED = "codec_failed"
@@ -51,7 +53,7 @@ CODEC_FAILED = "codec_failed"
 MISSING = frozenset({UNREADABLE, SIDECAR})
 """Reasons why something of an image is not in the archive: its status is `failed`."""
 
-UNDECODABLE = frozenset({BROKEN, PIXEL_LIMIT, CRASHED, CODEC_FAILED})
+UNDECODABLE = frozenset({BROKEN, PIXEL_LIMIT, DECODE_LIMIT, CRASHED, CODEC_FAILED})
 """Reasons to look at a file that is kept, byte for byte: exit code 3, though nothing is missing. Its pixels, of which nothing is known for sure,
 buy no bytes."""
 
@@ -116,15 +118,18 @@ def opened(data: bytes, *, formats: tuple[str, ...] = FORMATS) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def load(data: bytes, *, max_pixels: int, name: str = "") -> LoadedImage:
+def load(data: bytes, *, max_pixels: int, name: str = "", on_header: Callable[[ImageInfo], None] | None = None) -> LoadedImage:
     """Decode one file. Never raises for what the file holds; nothing is allocated beyond `max_pixels`.
 
     Args:
         data: The file.
         max_pixels: Images above are not decoded.
         name: A file that is called an image but is none counts as broken, not as something else.
+        on_header: Called before the pixels are decoded.
     """
     info = ImageInfo()
+    if jpeg_metadata_bytes(data) > MAX_METADATA_BYTES:
+        return LoadedImage(info=replace(info, format="jpeg"), reason=METADATA_LIMIT, message=f"more than {MAX_METADATA_BYTES} bytes of metadata")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the result says what matters
@@ -140,6 +145,8 @@ def load(data: bytes, *, max_pixels: int, name: str = "") -> LoadedImage:
                 reason = _reason(image, info, data, max_pixels)
                 if reason is not None:
                     return LoadedImage(info=info, reason=reason[0], message=reason[1])
+                if on_header is not None:
+                    on_header(info)
                 image.load()
                 if not _ends_cleanly(image, data):
                     return LoadedImage(info=info, reason=TRAILING, message="the file goes on after the end of the image")
@@ -157,6 +164,8 @@ def load(data: bytes, *, max_pixels: int, name: str = "") -> LoadedImage:
         if suffix in IMAGE_SUFFIXES:
             return LoadedImage(info=info, reason=UNSUPPORTED, message=f".{suffix} files are not decoded")
         return LoadedImage(info=info, reason=NOT_AN_IMAGE, message="no image format is recognised")
+    except MemoryError:
+        return LoadedImage(info=info, reason=DECODE_LIMIT, message="decoding it takes more memory than its size explains")
     except Exception as error:
         # Image decoders raise every kind of exception for hostile bytes; each means that this file is kept as it is.
         return LoadedImage(info=info, reason=BROKEN, message=f"{type(error).__name__}: {error}"[:300])
@@ -211,8 +220,9 @@ def _reason(image: Image.Image, info: ImageInfo, data: bytes, max_pixels: int) -
         return BROKEN, "the image has no pixels"
     if image.width * image.height > max_pixels or max(image.size) > 65535:
         return PIXEL_LIMIT, f"{image.width} x {image.height} pixels are over the limit of {max_pixels}"
-    if getattr(image, "n_frames", 1) > 1:
-        return ANIMATED, f"{getattr(image, 'n_frames', 1)} frames"
+    # Not `n_frames`: to count 200,000 of them takes minutes.
+    if getattr(image, "is_animated", False):
+        return ANIMATED, "several frames"
     if (info.bit_depth or 8) > 8:
         return DEEP, f"{info.bit_depth} bits per sample"
     if image.format == "TIFF" and not _plain_tiff(image):

@@ -30,6 +30,7 @@ from msinn_core.errors import CodecError
 from pipeline import images, manifest
 from pipeline.archive import END_BYTES, Member, ShardWriter, stored_bytes, verify_members
 from pipeline.commit import Commit, commit, sha256
+from pipeline.decoding import Loader
 from pipeline.errors import SourceError
 from pipeline.rate import PASSTHROUGH_Q, mse_of_psnr
 from pipeline.sources import Fetcher, SourceRecord
@@ -155,6 +156,7 @@ class ShardWorker:
 
     def __init__(self, model: LoadedModel, store: Store, config: WorkConfig, *, device: str = "cpu") -> None:
         self.codec = Codec(model, device=device, max_pixels=config.max_pixels)
+        self.loader = Loader(config.max_pixels)
         self.store = store
         self.config = config
         self.fetcher = Fetcher()
@@ -287,7 +289,7 @@ class ShardWorker:
         if task.skip_reason is not None:
             loaded = images.LoadedImage(info=images.ImageInfo(), reason=task.skip_reason, message="kept as it is")
         else:
-            loaded = images.load(source, max_pixels=self.config.max_pixels, name=record.name)
+            loaded = self.loader.load(source, name=record.name)
         item = _Item(task, source, loaded, (fetched - started) * 1e3, _ms(fetched), sidecars=sidecars, clamp=task.clamp, lost=lost)
         item.reason, item.message = loaded.reason, loaded.message
         if item.coded and task.q == PASSTHROUGH_Q:

@@ -17,7 +17,8 @@ from PIL import Image
 from infra.local.proxy import FaultProxy
 from infra.local.s3 import BUCKET, LocalS3
 from msinn_core.checkpoint import LoadedModel, load_model
-from msinn_core.codec import Codec, Picture
+from msinn_core.codec import Codec
+from msinn_core.picture import Picture
 from tests.matrix import MATRIX, Matrix
 
 PHOTOS = Path(__file__).parents[1] / "infra" / "demo" / "photos"

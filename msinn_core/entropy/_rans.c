@@ -40,12 +40,15 @@ static inline uint64_t pop_raw(uint64_t x, uint32_t *value, int bits, const uint
     return x;
 }
 
-/* Tables: entries of table t are cdf[starts[t] .. starts[t+1]-1]; the last but one interval's successor is the escape. */
+/* Tables: entries of table t are cdf[starts[t] .. starts[t+1]-1]; the last but one interval's successor is the escape. That each rises strictly from
+ * 0 to 65536, that its lookup fits it and that offsets are at most 2^24 in size is proved once, when a model is loaded (`tables.Tables`). */
 static int check_tables(const Views *v, Py_ssize_t *num) {
     Py_ssize_t tables = v->offsets.len / 4;
     if (tables < 1 || tables > 256 || v->starts.len != (tables + 1) * 4 || v->cdf.len % 4) return 0;
     const int32_t *starts = v->starts.buf;
     if (starts[0] != 0 || starts[tables] != v->cdf.len / 4) return 0;
+    for (Py_ssize_t t = 0; t < tables; t++)
+        if (starts[t] < 0 || starts[t + 1] > starts[tables] || (int64_t)starts[t + 1] - starts[t] < 3) return 0;
     *num = tables;
     return 1;
 }

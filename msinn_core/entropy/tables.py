@@ -18,6 +18,8 @@ NUM_SCALES = 128
 SCALE_MIN = 0.11
 SCALE_MAX = 512.0
 _SUPPORT_SIGMAS = 5.0
+MAX_OFFSET = 1 << 24
+"""Of the first symbol of a table, in size: the kernel's sums then stay within int32."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,17 @@ class Tables:
     lookup: NDArray[np.uint16] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        num = len(self.offsets)
+        if any(array.ndim != 1 for array in (self.cdf, self.starts, self.offsets, self.thresholds)):
+            raise CheckpointError("the CDF tables of the model file are no rows of numbers")
+        num, starts = len(self.offsets), self.starts.astype(np.int64)
         fits = (
             1 <= num <= 256
-            and len(self.starts) == num + 1
+            and len(starts) == num + 1
             and len(self.thresholds) == num - 1
-            and self.starts[0] == 0
-            and self.starts[-1] == len(self.cdf)
-            and bool((np.diff(self.starts) >= 3).all())
+            and starts[0] == 0
+            and starts[-1] == len(self.cdf)
+            and bool((np.diff(starts) >= 3).all())
+            and int(np.abs(self.offsets.astype(np.int64)).max()) <= MAX_OFFSET
             and bool(np.isfinite(self.thresholds).all())
             and bool((np.diff(self.thresholds) > 0).all())
         )
@@ -63,6 +68,9 @@ class Tables:
                 raise CheckpointError(f"CDF table {t} of the model file does not rise from 0 to {TOTAL}")
             lookup[t] = np.searchsorted(table, np.arange(256) * 256, side="right") - 1
         object.__setattr__(self, "lookup", lookup)
+        # The kernel relies on what was checked here.
+        for array in (self.cdf, self.starts, self.offsets, lookup):
+            array.setflags(write=False)
 
     def table(self, t: int) -> NDArray[np.uint32]:
         """Cumulative counts of table t."""

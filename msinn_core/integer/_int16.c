@@ -1,5 +1,7 @@
 /* Exact integer layers; the arithmetic is INTEGER.md. int16 activations and weights, int32 sums that the packer has proved cannot overflow, so
  * that every order of summation, every instruction set and every split into rows gives the same bits. The GIL is released while computing.
+ * Lengths, and numbers that are given one by one, are checked at every call; values inside arrays (shifts, tables, weights with their bound) are
+ * checked once, when a model is loaded: `network.IntegerNetwork` refuses what leaves the ranges of INTEGER.md, section 6.
  */
 #define Py_LIMITED_API 0x030B0000
 #define PY_SSIZE_T_CLEAN
@@ -18,6 +20,7 @@
 #define LANES 16 /* output channels of one packed block of weights: [block][tap][channel pair][16][2] */
 #define MAX_TAPS 9
 #define MAX_PIXELS 12
+#define MAX_SIDE (1 << 20)
 
 enum { DENSE = 0, EDGES = 1, CORNERS = 2, POINT = 3 };
 enum { SCALAR = 0, SSE41 = 1, AVX2 = 2, AVX512 = 3 };
@@ -183,7 +186,10 @@ static PyObject *conv(PyObject *self, PyObject *args) {
     if (has_add && PyObject_GetBuffer(add_object, &add, PyBUF_SIMPLE)) { has_add = 0; problem = "the addend is no buffer"; }
     int blocks = (cout + LANES - 1) / LANES, num_taps = mode == POINT ? 1 : mode == DENSE ? 9 : mode == EDGES ? 4 : 5;
     Py_ssize_t pixels = (Py_ssize_t)h * width;
-    if (!problem && (h < 1 || width < 1 || cin < 2 || cin % 2 || cin > 8192 || cout < 1 || cout > 8192 || mode < 0 || mode > POINT || row0 < 0 ||
+    /* Bounded before they are multiplied. */
+    if (!problem && (h < 1 || width < 1 || h > MAX_SIDE || width > MAX_SIDE || cout > 8192 || parity < 0 || parity > 1 << 24))
+        problem = "sizes of the layer's operands are out of range";
+    if (!problem && ( cin < 2 || cin % 2 || cin > 8192 || cout < 1 || cout > 8192 || mode < 0 || mode > POINT || row0 < 0 ||
                      row1 > h || row0 >= row1 || x.len != pixels * cin * 2 || out.len != pixels * cout * 2 || bias.len != blocks * LANES * 4 ||
                      shift.len != blocks * LANES * 4 || w.len != (Py_ssize_t)blocks * num_taps * cin * LANES * 2 ||
                      (has_add && add.len != out.len)))
@@ -266,6 +272,7 @@ static PyObject *conv(PyObject *self, PyObject *args) {
 
 /* State values beyond this are cut: sums of a unit's matrix then stay below 2^52 and doubles are exact. */
 #define STATE_LIMIT 67108864.0 /* 2^26: 1024.0 in Q16 */
+#define MAX_MEAN_SHIFT 14 /* a mean, int16, then stays below 2^29, and its difference to a state in int32 */
 
 /* z2 <- round(z2 * E[s] / 2^20) - t * 2^t_shift, then x <- round(M (z1, z2) / 2^20) - bias; doubles hold whole numbers below 2^53 all the way. */
 #define UNIT(NAME, ATTRIBUTE)                                                                                                                  \
@@ -343,7 +350,7 @@ static PyObject *narrow(PyObject *self, PyObject *args) {
     (void)self;
     if (!PyArg_ParseTuple(args, "y*y*w*i", &x, &shift, &out, &channels)) return NULL;
     Py_ssize_t n = channels > 0 ? x.len / 4 / channels : 0;
-    int good = channels > 0 && x.len == n * channels * 4 && out.len * 2 == x.len && shift.len == (Py_ssize_t)channels * 4;
+    int good = channels > 0 && channels <= 8192 && x.len == n * channels * 4 && out.len * 2 == x.len && shift.len == (Py_ssize_t)channels * 4;
     if (good) {
         Py_BEGIN_ALLOW_THREADS
         const int32_t *in = x.buf, *s = shift.buf;
@@ -420,7 +427,7 @@ static PyObject *couple(PyObject *self, PyObject *args) {
     (void)self;
     if (!PyArg_ParseTuple(args, "w*y*y*dii", &z, &st, &reciprocal, &t_factor, &channels, &affine)) return NULL;
     Py_ssize_t n = channels > 0 ? z.len / 4 / channels : 0;
-    int half = channels / 2, good = channels >= 2 && z.len == n * channels * 4 && st.len == n * (affine ? channels : half) * 2 &&
+    int half = channels / 2, good = channels >= 2 && channels <= 8192 && z.len == n * channels * 4 && st.len == n * (affine ? channels : half) * 2 &&
                                     reciprocal.len == 65536 * 4;
     if (good) {
         Py_BEGIN_ALLOW_THREADS
@@ -447,7 +454,7 @@ static PyObject *levels(PyObject *self, PyObject *args) {
     (void)self;
     if (!PyArg_ParseTuple(args, "y*y*y*w*iiii", &parameters, &log2, &log_gain, &out, &channels, &first, &step, &tables)) return NULL;
     Py_ssize_t n = channels > 0 ? out.len / channels : 0;
-    int good = channels > 0 && out.len == n * channels && parameters.len == n * channels * 4 && log2.len == 32768 * 4 &&
+    int good = channels > 0 && channels <= 8192 && out.len == n * channels && parameters.len == n * channels * 4 && log2.len == 32768 * 4 &&
                log_gain.len == (Py_ssize_t)channels * 4 && step > 0 && step <= 65536 && tables > 0 && tables <= 256;
     if (good) {
         Py_BEGIN_ALLOW_THREADS
@@ -474,8 +481,8 @@ static PyObject *dequantise(PyObject *self, PyObject *args) {
     (void)self;
     if (!PyArg_ParseTuple(args, "y*y*y*w*ii", &symbols, &parameters, &inv_gain, &out, &channels, &mean_shift)) return NULL;
     Py_ssize_t n = channels > 0 ? out.len / 4 / channels : 0;
-    int good = channels > 0 && out.len == n * channels * 4 && symbols.len == out.len && parameters.len == out.len &&
-               inv_gain.len == (Py_ssize_t)channels * 4 && mean_shift >= 0 && mean_shift <= 16;
+    int good = channels > 0 && channels <= 8192 && out.len == n * channels * 4 && symbols.len == out.len && parameters.len == out.len &&
+               inv_gain.len == (Py_ssize_t)channels * 4 && mean_shift >= 0 && mean_shift <= MAX_MEAN_SHIFT;
     if (good) {
         Py_BEGIN_ALLOW_THREADS
         const int32_t *s = symbols.buf, *g = inv_gain.buf;
@@ -483,7 +490,7 @@ static PyObject *dequantise(PyObject *self, PyObject *args) {
         int32_t *to = out.buf;
         for (Py_ssize_t i = 0; i < n; i++, s += channels, m += 2 * channels, to += channels)
             for (int c = 0; c < channels; c++) {
-                int64_t v = ((int64_t)m[channels + c] << mean_shift) + (((int64_t)s[c] * g[c] + 128) >> 8);
+                int64_t v = m[channels + c] * ((int64_t)1 << mean_shift) + (((int64_t)s[c] * g[c] + 128) >> 8);
                 to[c] = (int32_t)(v < -67108864 ? -67108864 : v > 67108864 ? 67108864 : v);
             }
         Py_END_ALLOW_THREADS
@@ -500,7 +507,7 @@ static PyObject *refine(PyObject *self, PyObject *args) {
     (void)self;
     if (!PyArg_ParseTuple(args, "w*y*y*y*i", &y, &l, &table, &inv_gain, &channels)) return NULL;
     Py_ssize_t n = channels > 0 ? y.len / 4 / channels : 0;
-    int good = channels > 0 && y.len == n * channels * 4 && l.len * 2 == y.len && table.len == 4096 * 2 && inv_gain.len == (Py_ssize_t)channels * 4;
+    int good = channels > 0 && channels <= 8192 && y.len == n * channels * 4 && l.len * 2 == y.len && table.len == 4096 * 2 && inv_gain.len == (Py_ssize_t)channels * 4;
     if (good) {
         Py_BEGIN_ALLOW_THREADS
         int32_t *to = y.buf;
@@ -522,8 +529,9 @@ static PyObject *quantise(PyObject *self, PyObject *args) {
     (void)self;
     if (!PyArg_ParseTuple(args, "y*y*y*y*y*w*ii", &y, &parameters, &indexes, &gain, &zone, &out, &channels, &mean_shift)) return NULL;
     Py_ssize_t n = channels > 0 ? out.len / 4 / channels : 0, tables = zone.len / 64;
-    int good = channels > 0 && out.len == n * channels * 4 && y.len == out.len && parameters.len == out.len && indexes.len * 4 == out.len &&
-               gain.len == (Py_ssize_t)channels * 4 && zone.len == tables * 64 && tables >= 256;
+    int good = channels > 0 && channels <= 8192 && out.len == n * channels * 4 && y.len == out.len && parameters.len == out.len && indexes.len * 4 == out.len &&
+               gain.len == (Py_ssize_t)channels * 4 && zone.len == tables * 64 && tables >= 256 && mean_shift >= 0 &&
+               mean_shift <= MAX_MEAN_SHIFT;
     if (good) {
         Py_BEGIN_ALLOW_THREADS
         const int32_t *in = y.buf;
@@ -533,7 +541,7 @@ static PyObject *quantise(PyObject *self, PyObject *args) {
         int32_t *to = out.buf;
         for (Py_ssize_t i = 0; i < n; i++, in += channels, m += 2 * channels, t += channels, to += channels)
             for (int c = 0; c < channels; c++) {
-                float exact = (float)(in[c] - ((int32_t)m[channels + c] << mean_shift)) * g[c], size = fabsf(exact), r = rintf(size);
+                float exact = (float)(in[c] - m[channels + c] * (1 << mean_shift)) * g[c], size = fabsf(exact), r = rintf(size);
                 if (size - r < z[t[c] * 16 + (r < 15 ? (int)r : 15)] - 0.5f) r -= 1;
                 to[c] = (int32_t)(exact < 0 ? -r : r);
             }
@@ -553,8 +561,9 @@ static PyObject *tally(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "y*y*y*y*y*y*y*y*y*y*y*w*iiiiiiiii", &y, &parameters, &log2, &log_gain, &gain, &inv_gain, &zone, &bits, &base, &size,
                           &offsets, &out, &h, &w, &channels, &mean_shift, &first, &step, &tables, &stride, &rates))
         return NULL;
-    Py_ssize_t n = (Py_ssize_t)h * w * channels;
-    int good = h > 0 && w > 0 && channels > 0 && stride > 0 && rates > 0 && step > 0 && step <= 65536 && tables > 0 && tables <= 256 && y.len == n * 4 &&
+    int sane = h > 0 && w > 0 && h <= MAX_SIDE && w <= MAX_SIDE && channels > 0 && channels <= 8192 && rates > 0 && rates <= 4096;
+    Py_ssize_t n = sane ? (Py_ssize_t)h * w * channels : 0;
+    int good = sane && mean_shift >= 0 && mean_shift <= MAX_MEAN_SHIFT && stride > 0 && rates > 0 && step > 0 && step <= 65536 && tables > 0 && tables <= 256 && y.len == n * 4 &&
                parameters.len == n * 4 && log2.len == 32768 * 4 && log_gain.len == (Py_ssize_t)rates * channels * 4 && gain.len == log_gain.len &&
                inv_gain.len == log_gain.len && zone.len >= tables * 64 && base.len == tables * 4 && size.len == base.len && offsets.len == base.len &&
                out.len == (Py_ssize_t)rates * 16;
@@ -581,7 +590,7 @@ static PyObject *tally(PyObject *self, PyObject *args) {
                     const int16_t *m = (const int16_t *)parameters.buf + ((size_t)r * w + x) * 2 * channels;
                     for (int c = 0; c < channels; c++) {
                         int32_t v = m[c] > 0 ? l[m[c]] + lg[c] - first : 0, t = (int32_t)((float)(v < 0 ? 0 : v > top ? top : v) * per_step);
-                        float residual = (float)(in[c] - ((int32_t)m[channels + c] << mean_shift)), exact = residual * g[c], magnitude = fabsf(exact);
+                        float residual = (float)(in[c] - m[channels + c] * (1 << mean_shift)), exact = residual * g[c], magnitude = fabsf(exact);
                         float k = rintf(magnitude), error;
                         if (magnitude - k < z[t * 16 + (k < 15 ? (int)k : 15)] - 0.5f) k -= 1;
                         error = residual - (exact < 0 ? -k : k) * ig[c];

@@ -29,6 +29,11 @@ MAX_LOG2_GAIN = 15
 MAX_LOG2_INV_GAIN = 6
 """Inverse gains lie below 2^6, so that they fit Q24."""
 
+MAX_SHIFT_UP = 14
+"""Of means and of the post-filter's output, int16 both: shifted they stay below 2^29, and a sum with any state fits int32."""
+
+MAX_CHANNELS = 8192
+
 TABLES: dict[str, tuple[int, int, int, type]] = {
     "couple": (65536, 1, 1 << 25, np.int32),
     "log2": (32768, 0, 15 << 16, np.int32),
@@ -184,7 +189,7 @@ class IntegerNetwork:
         self._parameters = [self._stack(f"parameters.{k}", 3, POINT, POINT) for k in range(NUM_STEPS)]
         self._first_parameters = [self._without_spatial(stack) for stack in self._parameters]
         self.scale_exponents = [int(self._get(f"parameters.{k}.scale_exponent", (), -16, 16)) for k in range(NUM_STEPS)]
-        self.mean_shifts = [int(self._get(f"parameters.{k}.mean_shift", (), 0, 16)) for k in range(NUM_STEPS)]
+        self.mean_shifts = [int(self._get(f"parameters.{k}.mean_shift", (), 0, MAX_SHIFT_UP)) for k in range(NUM_STEPS)]
         self._in_shifts = {
             (kind, k): self._shift(f"{kind}.{k}.in_shift", (channels,))
             for k, c in enumerate(LATENT_CHANNELS)
@@ -192,6 +197,7 @@ class IntegerNetwork:
             if not (kind == "cc" and k == 0) and not (kind == "lrp" and not config.lrp)
         }
         self._post = self._post_layers()
+        self._out_shift = int(self._get("post.out_shift", (), 0, MAX_SHIFT_UP)) if self._post else 0
 
     # Reading the packed tensors ----------------------------------------------------------------------------------------------------------------
 
@@ -215,6 +221,8 @@ class IntegerNetwork:
         if weight is None or weight.ndim != 3 or weight.dtype != np.int16 or weight.shape[1] != NUM_TAPS[kind] or weight.shape[2] % 2:
             raise CheckpointError(f"{name}.weight of the integer model is missing or of the wrong shape")
         cout = len(weight)
+        if not (1 <= cout <= MAX_CHANNELS and 2 <= weight.shape[2] <= MAX_CHANNELS):
+            raise CheckpointError(f"{name} of the integer model has {weight.shape[2]} inputs and {cout} outputs; it takes up to {MAX_CHANNELS} each")
         bias, shift = self._get(f"{name}.bias", (cout,)), self._get(f"{name}.shift", (cout,), 1, 30)
         sums = np.abs(weight.astype(np.int64)).sum(axis=(1, 2)) * 32768 + np.abs(bias.astype(np.int64)) + (1 << (shift.astype(np.int64) - 1))
         if int(sums.max()) >= 1 << 31 or int(weight.min()) == -32768:
@@ -243,6 +251,8 @@ class IntegerNetwork:
             forward = np.linalg.inv(matrix.astype(np.float64) / 2**20)
         except np.linalg.LinAlgError:
             raise CheckpointError(f"{name}.matrix of the integer model has no inverse") from None
+        if not float(np.abs(forward).sum()) < 2**52:
+            raise CheckpointError(f"{name}.matrix of the integer model has no inverse that can be computed with")
         layers = (
             self._layer(f"{name}.conv1", DENSE, True),
             self._layer(f"{name}.skip", POINT, False),
@@ -429,7 +439,7 @@ class IntegerNetwork:
 
         inputs = self.backend.narrow(_unshuffled(x), self._shift("post.in_shift", (12,)))
         correction: I32 = _shuffled(_in_bands(inputs, _POST_RADIUS, 64, filtered)).astype(np.int32)
-        correction <<= int(self._get("post.out_shift", (), 0, 16))
+        correction *= np.int32(1 << self._out_shift)
         return correction
 
     def _paper_correction(self, x: I32) -> I32:
@@ -456,7 +466,7 @@ class IntegerNetwork:
         out = block("up_conv3", np.concatenate((down2, _shuffled(conv(out, post["up3"]))), axis=2))
         out = block("up_conv2", np.concatenate((down1, _shuffled(conv(out, post["up2"]))), axis=2))
         correction: I32 = conv(out, post["conv2"]).astype(np.int32)
-        return correction << int(self._get("post.out_shift", (), 0, 16))
+        return correction * np.int32(1 << self._out_shift)
 
 
 def _even(x: I16) -> I16:

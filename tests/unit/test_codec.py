@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from msinn_core import bitstream, metrics
 from msinn_core.checkpoint import LoadedModel, load_model, model_bytes, parse_model
-from msinn_core.codec import Codec, Picture
+from msinn_core.codec import Codec
 from msinn_core.errors import (
     BitstreamError,
     CheckpointError,
@@ -18,6 +18,7 @@ from msinn_core.errors import (
     ModelMismatchError,
     UnsupportedVersionError,
 )
+from msinn_core.picture import Picture
 
 
 @pytest.mark.parametrize("q", [0.0, 3.3, 11.0])

@@ -116,7 +116,7 @@ def test_metadata_survives_into_png(small: Image.Image) -> None:
 
 
 def test_png_keeps_alpha_and_grey(tmp_path: Path, small: Image.Image) -> None:
-    from msinn_core.codec import Picture
+    from msinn_core.picture import Picture
 
     grey = np.asarray(small.convert("L"))
     for pixels, alpha, mode in ((grey, None, "L"), (grey, grey, "LA"), (np.asarray(small), grey, "RGBA")):

@@ -13,8 +13,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from msinn_core import bitstream
-from msinn_core.codec import Codec, Picture
+from msinn_core.codec import Codec
 from msinn_core.errors import UnsupportedVersionError
+from msinn_core.picture import Picture
 from pipeline import images
 from pipeline.metadata import MAX_CARRIED_BYTES, jpeg_segments, png_chunk, png_chunks
 from tests.conftest import encoded

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from msinn_core.checkpoint import LoadedModel
-from msinn_core.codec import Codec, Picture
+from msinn_core.codec import Codec
 from msinn_core.engines import IntegerEngine
 from msinn_core.likelihood import gaussian_bits
 from msinn_core.metrics import mse
+from msinn_core.picture import Picture
 from msinn_core.quantiser import DISTORTION_WEIGHT, rate_aware_round, rate_aware_round_continuous, widened_zone
 
 

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 
 from msinn_core.checkpoint import integer_model_bytes, parse_model
-from msinn_core.codec import Codec, Picture
+from msinn_core.codec import Codec
 from msinn_core.engines import golden_digest
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.ops import Portable
 from msinn_core.integer.packing import pack
+from msinn_core.picture import Picture
 from msinn_core.training.init import informed
 from tests.conftest import PHOTOS
 from tests.unit.test_network import TINY, randomised
