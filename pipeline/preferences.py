@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.config import LIMIT_RANGES, CompressConfig
 from pipeline.errors import UsageError
+from pipeline.parquet import read_bounded
 from pipeline.rate import Limits
 
 Array = NDArray[np.float64]
@@ -52,17 +52,19 @@ class Preferences:
             UsageError: Not such a table, a name that is no image's, or a value out of range.
         """
         try:
-            table = pq.read_table(io.BytesIO(data)) if data[:4] == b"PAR1" else _read_csv(data)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            table = read_bounded(data) if data[:4] == b"PAR1" else _read_csv(data)
+            table.validate(full=True)  # texts are UTF-8
+            column_names = list(table.column_names)
+        except (pa.ArrowException, UnicodeError) as error:
             raise UsageError(f"{where} is neither Parquet nor CSV: {str(error).splitlines()[0]}") from error
         known = ("weight", *LIMIT_RANGES)
-        used = [column for column in table.column_names if column in known]
-        if len(set(table.column_names)) < len(table.column_names):
+        used = [column for column in column_names if column in known]
+        if len(set(column_names)) < len(column_names):
             raise UsageError(f"{where} has some columns twice")
-        if odd := [column for column in table.column_names if column not in (*known, "name")]:
+        if odd := [column for column in column_names if column not in (*known, "name")]:
             raise UsageError(f"{where} has a column {odd[0]!r} that means nothing here; it takes `name` and any of {', '.join(known)}")
-        if "name" not in table.column_names or not used:
-            raise UsageError(f"{where} has columns {', '.join(table.column_names)}; it needs `name` and some of {', '.join(known)}")
+        if "name" not in column_names or not used:
+            raise UsageError(f"{where} has columns {', '.join(column_names)}; it needs `name` and some of {', '.join(known)}")
         try:
             listed = table.column("name").cast(pa.string())
         except pa.ArrowException as error:

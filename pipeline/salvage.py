@@ -10,7 +10,6 @@ import re
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from msinn_core import bitstream
 from pipeline import manifest
@@ -202,16 +201,8 @@ class Salvage:
         if not self._scan:
             return []
         try:
-            return [record for record, number in from_table(read_bounded(self._scan, where=lambda rows: _may_hold(rows, shard))) if number == shard]
+            table = read_bounded(self._scan, holding=("shard_id", shard))
+            return [record for record, number in from_table(table) if number == shard]
         except (pa.ArrowException, KeyError, TypeError, ValueError, AttributeError):
             self._scan = b""  # a listing that its maker damaged names nobody either
             return []
-
-
-def _may_hold(rows: pq.RowGroupMetaData, shard: int) -> bool:
-    """Whether a row group of the listing can hold records of a shard."""
-    for i in range(rows.num_columns):
-        column = rows.column(i)
-        if column.path_in_schema == "shard_id" and column.statistics is not None and column.statistics.has_min_max:
-            return bool(column.statistics.min <= shard <= column.statistics.max)
-    return True

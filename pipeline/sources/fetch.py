@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import threading
 from collections import OrderedDict
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError, StorageError
+from pipeline.parquet import groups
 from pipeline.sources.record import CELL, FILE, RANGE, Part, printable
 from pipeline.storage import from_outside, retry
 
@@ -73,6 +75,10 @@ class Fetcher:
             if key not in self._groups:
                 fs, path = _open(part.uri)
                 with retry(lambda: fs.open(path, "rb"), f"open {printable(part.uri)}") as file:
+                    found = groups(file, file.seek(0, os.SEEK_END))
+                    if part.group >= len(found) or (size := sum(chunk.inflated for chunk in found[part.group].chunks)) > 2 * self.max_file_bytes:
+                        what = f"inflates to {size:,} bytes" if part.group < len(found) else "is gone"
+                        raise SourceError(f"{printable(part.uri)}: row group {part.group} {what}: write it in smaller groups")
                     self._groups[key] = pq.ParquetFile(file).read_row_group(part.group)
                 while len(self._groups) > 2:
                     self._groups.popitem(last=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import hashlib
+import itertools
 import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
@@ -20,12 +21,17 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
 from pipeline.images import IMAGE_SUFFIXES
+from pipeline.parquet import groups
 from pipeline.sources.record import CELL, FILE, RANGE, ROW_JSON, Listing, Part, SourceRecord, printable, with_restore_names
 from pipeline.storage import from_outside, retry
 from pipeline.tars import TarDamageError, members
 from pipeline.text import redacted, without_secrets
 
 _TAR_READERS = 8
+_LABELS = 256
+MAX_LABEL_BYTES = 1 << 16
+"""Of a name in a Parquet file, on average over some."""
+
 _TAR_BLOCK_BYTES = 1 << 21
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content", "data", "picture")
@@ -100,7 +106,7 @@ def scan(source: str, *, image_column: str | None = None, selection: Selection |
     if all(path.endswith(".tar") for path in paths):
         found = _tars(fs, files, root, warnings, left_out)
     elif all(path.endswith(".parquet") for path in paths):
-        found = (record for path, *_ in files for record in _parquet_records(fs, path, root, image_column) if left_out.keeps(record[0]))
+        found = (record for path, size, _ in files for record in _parquet_records(fs, path, size, root, image_column) if left_out.keeps(record[0]))
     else:
         found = _folder_records(fs, files, root)
     digest, total = hashlib.sha256(), 0
@@ -351,32 +357,39 @@ def _tar_records(fs: Any, path: str, size: int, root: str, left_out: _LeftOut) -
     return list(_group(named, _webdataset_stem)), warnings
 
 
-def _parquet_records(fs: Any, path: str, root: str, image_column: str | None) -> Iterator[_Found]:
+def _parquet_records(fs: Any, path: str, size: int, root: str, image_column: str | None) -> Iterator[_Found]:
     prefix = os.path.splitext(_relative(path, root, fs))[0]
     try:
         with fs.open(path, "rb") as opened:
+            found = groups(opened, size)
             file = pq.ParquetFile(opened)
             schema = file.schema_arrow
             column = _image_column(schema, image_column, path)
             names = next((n for n in _NAME_COLUMNS if n in schema.names and n != column and _is_text(schema.field(n).type)), None)
             others = [name for name in schema.names if name != column]
             start = 0
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                chunks = (file.metadata.row_group(group).column(i) for i in range(file.metadata.num_columns))
-                held = sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
-                labels = file.read_row_group(group, columns=[names]).column(0).to_pylist() if names else [None] * rows
-                for row in range(rows):
-                    label = labels[row] or f"{start + row:08d}"
+            for number, group in enumerate(found):
+                held = sum(chunk.length for chunk in group.chunks if chunk.column.split(".")[0] == column)
+                labels: Iterable[str | None] = _labels(file, number, names) if names else itertools.repeat(None, group.rows)
+                for row, label in enumerate(labels):
+                    label = label or f"{start + row:08d}"
                     # The length is the mean of the group: it only serves to divide the work.
-                    part = Part(CELL, path, held // max(rows, 1), row, group, column)
-                    sidecars = [(f"{prefix}/{os.path.splitext(label)[0]}.json", Part(ROW_JSON, path, -1, row, group, column))] if others else []
+                    part = Part(CELL, path, held // max(group.rows, 1), row, number, column)
+                    sidecars = [(f"{prefix}/{os.path.splitext(label)[0]}.json", Part(ROW_JSON, path, -1, row, number, column))] if others else []
                     yield f"{prefix}/{label}", part, sidecars
-                start += rows
+                start += group.rows
     except Exception as error:
-        if not from_outside(error) and not isinstance(error, pa.ArrowException):
+        if not from_outside(error) and not isinstance(error, pa.ArrowException | UnicodeError):
             raise
         raise SourceError(f"cannot read {printable(path)} as Parquet: {error}") from error
+
+
+def _labels(file: pq.ParquetFile, group: int, column: str) -> Iterator[str | None]:
+    """Names of a row group's images, a few at a time: a short file may hold very long ones."""
+    for batch in file.iter_batches(batch_size=_LABELS, row_groups=[group], columns=[column], use_threads=False):
+        if batch.nbytes > _LABELS * MAX_LABEL_BYTES:
+            raise pa.ArrowInvalid(f"its names are longer than {MAX_LABEL_BYTES} bytes")
+        yield from batch.column(0).to_pylist()
 
 
 def _is_text(kind: pa.DataType) -> bool:
