@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from jobs.cli import main
 from pipeline import verify
@@ -16,14 +18,33 @@ from pipeline.restore import restore
 HERE = Path(__file__).parent
 
 
-@pytest.fixture
-def version_1(tmp_path: Path) -> Path:
-    """Made by `archive/make.py`; its model is the golden one."""
-    place = Path(shutil.copytree(HERE / "archive" / "version-1", tmp_path / "archive"))
+def copied(version: str, tmp_path: Path) -> Path:
+    """An archive made by `archive/make.py`; its model is the golden one."""
+    place = Path(shutil.copytree(HERE / "archive" / version, tmp_path / "archive"))
     (place / "model").mkdir()
     digest = Archive(str(place)).run["model_sha256"]
     shutil.copy(HERE / "integer" / "model.safetensors", place / "model" / f"{digest}.safetensors")
     return place
+
+
+@pytest.fixture
+def version_1(tmp_path: Path) -> Path:
+    return copied("version-1", tmp_path)
+
+
+def test_an_archive_of_version_2_restores_and_verifies(tmp_path: Path) -> None:
+    place = copied("version-2", tmp_path)
+    result = restore(str(place), str(tmp_path / "out"))
+    assert (result.problems, result.images, result.sidecars, result.failed_at_source) == ([], 12, 1, 1)
+    assert verify.fixity(str(place)).problems == []
+    assert verify.decode(str(place)).problems == []
+    rows = {row["name"]: row for row in Archive(str(place)).manifest().to_pylist()}
+    assert [rows[name]["bitstream_version"] for name in ("commented.jpg", "printed.png", "photo000.png")] == [2, 2, 1]
+    assert rows["printed.png"]["metadata"] == [{"kind": "PNG pHYs", "bytes": 21}]
+    with Image.open(tmp_path / "out" / "commented.png") as image:
+        image.load()
+        assert image.info["dpi"] == pytest.approx((300, 300), rel=0.01)
+    assert os.stat(tmp_path / "out" / "printed.png").st_mtime == 1767323045
 
 
 def test_an_archive_of_version_1_restores_and_verifies(version_1: Path, tmp_path: Path) -> None:

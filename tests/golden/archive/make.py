@@ -1,6 +1,10 @@
-"""Made the source of `version-1/`, an archive of msinn at commit 2697d14 (archive version 1, manifest schema 1). Never run again.
+"""Made the sources of the archives here. Never run again for a version that is there.
 
-The archive is `msinn compress SOURCE version-1 --q 4 --model ../integer/model.safetensors`, without its model, which is the golden one beside it.
+`version-1/` is of msinn at commit 2697d14 (archive version 1, manifest schema 1), `version-2/` of the first that wrote archive version 2, manifest
+schema 2 and bitstream version 2: `msinn compress SOURCE version-N --q 4 (1 for version 2) --model ../integer/model.safetensors`, without its model,
+which is the golden one beside it.
+
+    python -m tests.golden.archive.make FOLDER
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.conftest import encoded, make_photos, png16
+from tests.conftest import PHOTOS, encoded, make_photos, png16
 
 
 def main(folder: Path) -> None:
@@ -25,6 +29,11 @@ def main(folder: Path) -> None:
     (folder / "broken.jpg").write_bytes((folder / "turned.jpg").read_bytes()[:900])
     (folder / "notes.txt").write_bytes(b"no image")
     (folder / "gone.png").symlink_to("/nonexistent")
+    # Since version 2: what files hold beside their pixels is coded with them.
+    with Image.open(sorted(PHOTOS.rglob("*.webp"))[0]) as photo:
+        part = photo.convert("RGB").crop((40, 100, 168, 196))
+    (folder / "commented.jpg").write_bytes(encoded(part, "JPEG", comment=b"by hand", dpi=(300, 300), quality=100, subsampling=0))
+    (folder / "printed.png").write_bytes(encoded(part, "PNG", dpi=(300, 300)))
 
 
 if __name__ == "__main__":
