@@ -5,7 +5,7 @@ DEMO_OUT ?= demo-out
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml infra/constraints.txt msinn_core/entropy/_rans.c msinn_core/integer/_int16.c
 
-.PHONY: demo test
+.PHONY: demo test fuzz
 
 demo: $(VENV)/.demo
 	infra/demo/run.sh $(BIN)/msinn $(BIN)/python $(DEMO_OUT)
@@ -15,6 +15,12 @@ test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# Hostile inputs for MINUTES, with the C extensions as they are and then under gcc's sanitizers.
+MINUTES ?= 10
+fuzz: $(VENV)/.test
+	$(BIN)/python -m tests.fuzz.campaign --minutes $$(( ($(MINUTES) + 1) / 2 ))
+	$(BIN)/python -m tests.fuzz.campaign --minutes $$(( $(MINUTES) / 2 )) --sanitize --seed 1
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

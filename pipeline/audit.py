@@ -78,16 +78,17 @@ def _run(connection: duckdb.DuckDBPyConnection, statement: duckdb.Statement, max
             found.append(pa.Table.from_batches(batches, schema=reader.schema))
         except BaseException as error:  # handed over below
             found.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    # Not `join`, which takes a thread for ended if it is interrupted itself.
+    ended = threading.Event()
+    threading.Thread(target=work, daemon=True).start()
     try:
-        thread.join(max_seconds)
-        late = thread.is_alive()
+        late = not ended.wait(max_seconds)
     finally:
-        while thread.is_alive():
+        while not ended.wait(0.05):
             connection.interrupt()
-            thread.join(0.05)
     if late:
         raise UsageError(f"the SQL took more than {max_seconds:g} s and was stopped")
     if isinstance(found[0], BaseException):

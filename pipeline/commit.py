@@ -308,7 +308,10 @@ class Archive:
             raise ManifestError(f"{self.store.path(record.manifest)} is missing; commit {record.shard_id} names it") from error
         if sha256(data) != record.manifest_sha256:
             raise ManifestError(f"{self.store.path(record.manifest)} is damaged: its SHA-256 differs from the commit's")
-        return manifest.read(data, columns=columns)
+        try:
+            return manifest.read(data, columns=columns)
+        except ManifestError as error:
+            raise ManifestError(f"{self.store.path(record.manifest)}: {error}") from error
 
     def manifest(self, columns: list[str] | None = None) -> pa.Table:
         """All rows, in the order of shards. Raises `ManifestError`."""

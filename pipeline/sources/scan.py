@@ -103,9 +103,9 @@ def scan(source: str, *, image_column: str | None = None, selection: Selection |
     fs, root, files = _list(source, warnings, left_out)
     paths = [path for path, *_ in files]
     found: Iterable[_Found]
-    if all(path.endswith(".tar") for path in paths):
+    if all(_bare(path).endswith(".tar") for path in paths):
         found = _tars(fs, files, root, warnings, left_out)
-    elif all(path.endswith(".parquet") for path in paths):
+    elif all(_bare(path).endswith(".parquet") for path in paths):
         found = (record for path, size, _ in files for record in _parquet_records(fs, path, size, root, image_column) if left_out.keeps(record[0]))
     else:
         found = _folder_records(fs, files, root)
@@ -203,7 +203,7 @@ def _list(source: str, warnings: list[str], left_out: _LeftOut) -> tuple[Any, st
     listing = {name: info for name, info in listing.items() if info.get("type") != "other" or info.get("islink")}
     if not listing:
         raise SourceError(f"{source} is empty: there is nothing to archive")
-    containers = all(name.endswith((".tar", ".parquet")) for name in listing if not left_out.is_litter(_relative(name, root, fs)))
+    containers = all(_bare(name).endswith((".tar", ".parquet")) for name in listing if not left_out.is_litter(_relative(name, root, fs)))
     files, links = [], []
     for name, info in listing.items():
         relative = _relative(name, root, fs)
@@ -270,6 +270,11 @@ def _check_readable(fs: Any, path: str, warnings: list[str], left_out: _LeftOut)
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def _bare(path: str) -> str:
+    """A path without the query that an address may have."""
+    return path.partition("?")[0] if "://" in path else path
 
 
 def _relative(path: str, root: str, fs: Any) -> str:

@@ -76,11 +76,11 @@ def work(surface_name: str, seed: int, first: int, last: int, until: float, stat
         spec.loader.exec_module(module)
     import torch
 
-    from tests.fuzz.surfaces import SURFACES, quiet
+    from tests.fuzz.surfaces import HIDDEN, SURFACES, quiet
 
     torch.set_num_threads(1)
     quiet()
-    surface = SURFACES[surface_name]()
+    surface = {**SURFACES, **HIDDEN}[surface_name]()
     tally = Tally(surface_name)
     began = _resident()
     if not sanitized:
@@ -96,8 +96,9 @@ def work(surface_name: str, seed: int, first: int, last: int, until: float, stat
             if time.time() > until:
                 break
             data = surface.make(Random(f"{surface_name} {seed} {number}"))
-            if sanitized or number % _SAVE_EVERY == 0 or surface.dear:
-                _save(state, tally, number)
+            exact = bool(sanitized) or surface.dear
+            if exact or number % _SAVE_EVERY == 0:
+                _save(state, tally, number, exact=exact)
             started = time.perf_counter()
             signal.alarm(HANG_S * (10 if sanitized else 1))
             try:
@@ -119,8 +120,9 @@ def work(surface_name: str, seed: int, first: int, last: int, until: float, stat
     _save(state, tally, -1)
 
 
-def _save(state: Path, tally: Tally, number: int) -> None:
-    state.write_text(json.dumps({"tally": asdict(tally), "number": number}))
+def _save(state: Path, tally: Tally, number: int, *, exact: bool = True) -> None:
+    """Note what came of the inputs so far, and which comes next; `exact` if every input is noted."""
+    state.write_text(json.dumps({"tally": asdict(tally), "number": number, "exact": exact}))
 
 
 def _resident() -> int:
@@ -153,7 +155,9 @@ def run(surface: str, *, seed: int, first: int, inputs: int, seconds: float, san
                 sanitized,
             ]
             ran = subprocess.run(command, cwd=ROOT, env=_environment(sanitized), capture_output=True, text=True, errors="replace")
-            found: dict[str, Any] = json.loads(state.read_text()) if state.exists() else {"tally": asdict(Tally(surface)), "number": first}
+            found: dict[str, Any] = (
+                json.loads(state.read_text()) if state.exists() else {"tally": asdict(Tally(surface)), "number": first, "exact": True}
+            )
         part = Tally(**found["tally"])
         total.inputs += part.inputs
         total.refused += part.refused
@@ -166,7 +170,7 @@ def run(surface: str, *, seed: int, first: int, inputs: int, seconds: float, san
         report = next((line for line in ran.stderr.splitlines() if "ERROR: AddressSanitizer" in line or "runtime error:" in line), "")
         total.crashes.append((found["number"], report[:300] or f"exit code {ran.returncode}: {ran.stderr[-300:]}"))
         total.inputs += 1
-        first = found["number"] + (1 if sanitized else _SAVE_EVERY)
+        first = found["number"] + (1 if found["exact"] else _SAVE_EVERY)
     return total
 
 

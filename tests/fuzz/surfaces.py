@@ -456,9 +456,27 @@ class Names(Surface):
                     assert sorted(os.listdir(self.root)) == ["out", "outside"], name
 
 
+class Broken(Surface):
+    """Finds fault with itself: for the test of the campaign."""
+
+    name, dear = "_broken", True
+
+    def make(self, random: Random) -> bytes:
+        return bytes([random.randrange(4)])
+
+    def read(self, data: bytes) -> None:
+        if data == b"\0":
+            raise PipelineError("refused")
+        if data == b"\1":
+            raise RuntimeError("wrong")
+        if data == b"\2":
+            os.abort()
+
+
 SURFACES: dict[str, Callable[[], Surface]] = {
     surface.name: surface for surface in (Bitstreams, Streams, Models, Tars, Parquets, Books, Tables, Images, Names)
 }
+HIDDEN: dict[str, Callable[[], Surface]] = {Broken.name: Broken}
 
 
 def quiet() -> None:

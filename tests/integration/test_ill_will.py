@@ -1,0 +1,556 @@
+"""Archives, names, queries and sources of people who mean harm: nothing outside is read or written, nothing is shown as it is, no secret is kept.
+
+The forged archives are the golden one of version 2 with its hashes made right again.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from jobs.cli import main
+from msinn_core import bitstream
+from msinn_core.checkpoint import parse_model
+from msinn_core.errors import CheckpointError
+from pipeline import actors, manifest, verify
+from pipeline.audit import query
+from pipeline.commit import Archive, Commit, sha256
+from pipeline.errors import ManifestError, UsageError
+from pipeline.limits import Limits
+from pipeline.reader import ArchiveDataset
+from pipeline.restore import restore
+from tests.golden.test_archives import copied
+
+HOSTILE_NAME = "a\x1b]0;owned\x07\x1b]52;c;cm0=\x07[/b]\u202egnp\n.png"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return copied("version-2", tmp_path)
+
+
+def forge(place: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Change rows of an archive's manifest and make its hashes right; without a seal, which would name the commits as they were."""
+    (place / "MANIFEST.json").unlink(missing_ok=True)
+    for path in sorted((place / "commits").iterdir()):
+        record = json.loads(path.read_text())
+        part = place / record["manifest"]
+        table = pq.read_table(part)
+        rows = table.to_pylist()
+        change(rows)
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), sink)
+        part.write_bytes(sink.getvalue())
+        path.write_text(json.dumps({**record, "manifest_sha256": sha256(sink.getvalue())}))
+
+
+def set_of(which: str, **values: Any) -> Callable[[list[dict[str, Any]]], None]:
+    def change(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["name"] == which:
+                row.update(values)
+
+    return change
+
+
+def change_run(place: Path, **values: Any) -> None:
+    run = json.loads((place / "run.json").read_text())
+    (place / "run.json").write_text(json.dumps({**run, **values}))
+
+
+# ---- an archive does not set its own limits ----
+
+
+def test_a_row_reads_no_file_outside_the_archives_shards(place: Path, tmp_path: Path) -> None:
+    os.mkfifo(place / "shards" / "00009-000000000000.tar")
+    odd = {
+        "photo000.png": "../../../../../../etc/passwd", "photo001.png": "/dev/zero", "photo002.png": "shards/00009-000000000000.tar",
+        "photo003.png": "simplecache::/etc/passwd", "photo004.png": "run.json", "photo005.png": None,
+    }  # fmt: skip
+
+    def change(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["name"] in odd:
+                # Not null in the schema: what somebody who writes Parquet by hand can do all the same.
+                row["shard_key"] = odd[row["name"]] or ""
+
+    forge(place, change)
+    result = restore(str(place), str(tmp_path / "out"))
+    for name in odd:
+        assert any(name in problem for problem in result.problems), name
+    assert len([problem for problem in result.problems if "no shard of the archive: the manifest is not to be trusted" in problem]) == 5
+    assert len([problem for problem in result.problems if "is no regular file" in problem]) == 1
+    assert result.images == 6
+    assert main(["get", str(place), "photo000.png", "-o", str(tmp_path / "x.png")]) == 5
+    with pytest.raises(ManifestError, match="no shard of the archive"):
+        list(ArchiveDataset(str(place), where="name = 'photo000.png'"))
+
+
+@pytest.mark.parametrize("target", ["folder", "memory://target"])
+def test_a_row_writes_no_file_outside_the_target(place: Path, tmp_path: Path, target: str) -> None:
+    names = [
+        "../escaped.png",
+        str(tmp_path / "absolute.png"),
+        "simplecache::memory://elsewhere/x.png",
+        "a\\..\\..\\b.png",
+        "C:\\x.png",
+        "a/../../b.png",
+    ]
+    for i, name in enumerate(names):
+        forge(place, set_of(f"photo00{i}.png", restore_name=name))
+    result = restore(str(place), target if "://" in target else str(tmp_path / "inner" / target))
+    assert len([problem for problem in result.problems if "would be written outside" in problem]) == len(names)
+    assert result.images == 6
+    assert not [path for path in tmp_path.rglob("*.png") if not path.is_relative_to(tmp_path / "inner" / target)]
+
+
+def test_a_link_in_the_target_is_not_followed(place: Path, tmp_path: Path) -> None:
+    outside, out = tmp_path / "outside", tmp_path / "out"
+    outside.mkdir()
+    out.mkdir()
+    forge(place, set_of("photo000.png", restore_name="sub/photo000.png"))
+    (out / "sub").symlink_to(outside)
+    (out / "photo001.png").symlink_to(outside / "victim.png")
+    (outside / "victim.png").write_bytes(b"mine")
+    result = restore(str(place), str(out), overwrite=True)
+    assert any("is, or lies behind, a link" in problem for problem in result.problems)
+    assert sorted(path.name for path in outside.iterdir()) == ["victim.png"]
+    assert (outside / "victim.png").read_bytes() == b"mine"
+    assert not (out / "photo001.png").is_symlink()  # replaced itself, not what it led to
+
+
+def test_two_rows_with_one_name_are_two_files(place: Path, tmp_path: Path) -> None:
+    forge(place, set_of("photo001.png", restore_name="photo000.png"))
+    result = restore(str(place), str(tmp_path / "out"))
+    assert [problem for problem in result.problems if "are to be restored as photo000.png: the second is restored as photo000~0" in problem]
+    assert result.images == 12
+    assert len(list((tmp_path / "out").glob("photo000*.png"))) == 2
+
+
+def test_one_bad_row_costs_that_row(place: Path, tmp_path: Path) -> None:
+    def change(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["name"] == "photo000.png":
+                row["offset"] = -5
+            if row["name"] == "photo001.png":
+                row["length"] = 2**61
+            if row["sidecars"]:
+                row["sidecars"][0]["name"] = None
+
+    forge(place, change)
+    # A name that is not UTF-8, and a time that no calendar has.
+    path = sorted((place / "commits").iterdir())[2]
+    record = json.loads(path.read_text())
+    table = pq.read_table(place / record["manifest"])
+    names = [value.encode() + (b"\xff" if value == "printed.png" else b"") for value in table.column("name").to_pylist()]
+    raw = pa.Array.from_buffers(pa.string(), len(names), pa.array(names, pa.binary()).buffers())
+    at = table.column_names.index("name")
+    table = table.set_column(at, table.schema.field("name"), raw)
+    at = table.column_names.index("mtime")
+    table = table.set_column(at, table.schema.field("mtime"), pa.array([2**62] * len(names), pa.int64()).cast(table.schema.field("mtime").type))
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    (place / record["manifest"]).write_bytes(sink.getvalue())
+    path.write_text(json.dumps({**record, "manifest_sha256": sha256(sink.getvalue())}))
+    result = restore(str(place), str(tmp_path / "out"))
+    assert (tmp_path / "out" / "printed.png").exists()
+    assert result.images == 9
+    assert len([problem for problem in result.problems if "not sealed" not in problem]) == 3, result.problems
+    assert main(["audit", str(place), "SELECT name, mtime FROM manifest"]) == 0
+    assert verify.fixity(str(place)).problems
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"shards": 10**10}, "shards is 10000000000"),
+        ({"shards": 1e10}, "shards is no int"),
+        ({"shard_first": [0] * 9}, "shard_first"),
+        ({"config": None}, "it has no config"),
+        ({"scan": "../../etc/passwd"}, "scan is no name of an object of this archive"),
+        ({"model_sha256": "../../etc/passwd"}, "it is no SHA-256"),
+        ({"source": 5}, "source is no str"),
+        ({"archive_version": "\x1b[2J"}, "archive version"),
+    ],
+)
+def test_what_an_archive_says_of_itself_is_checked(place: Path, capsys: pytest.CaptureFixture[str], values: dict[str, Any], what: str) -> None:
+    change_run(place, **values)
+    for arguments in (["status", str(place)], ["restore", str(place), str(place) + "-out"], ["verify", str(place)]):
+        assert main(arguments) == 5
+        assert what in (said := capsys.readouterr().err)
+        assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{}", "[]", "null", '{"archive_version": 2}', "{" * 9 + "\0"])
+def test_books_that_are_no_books(place: Path, text: str) -> None:
+    for name in ("run.json", "MANIFEST.json"):
+        before = (place / name).read_text()
+        (place / name).write_text(text)
+        assert main(["restore", str(place), str(place) + f"-{name}"]) == 5
+        (place / name).write_text(before)
+    path = sorted((place / "commits").iterdir())[0]
+    path.write_text(text)
+    assert main(["restore", str(place), str(place) + "-commits"]) == 5
+
+
+def test_the_pixel_limit_is_the_readers(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """94 bytes of 10,000 x 10,000 pixels took 8.4 GB and 191 s, because run.json allowed it."""
+    digest = Archive(str(place)).run["model_sha256"]
+    bomb = bitstream.Bitstream(
+        profile="int", colour="rgb", model_id=bytes.fromhex(digest)[:16], width=10_000, height=10_000, q=1.0, streams=(b"",) * 10
+    ).to_bytes()
+    assert len(bomb) < 200
+    run = json.loads((place / "run.json").read_text())
+    change_run(place, config={**run["config"], "max_pixels": 10**12})
+
+    def change(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["name"] == "photo000.png":
+                shard = place / row["shard_key"]
+                row.update(offset=shard.stat().st_size, length=len(bomb), payload_sha256=sha256(bomb), recon_sha256="0" * 64)
+                with open(shard, "ab") as file:
+                    file.write(bomb)
+
+    forge(place, change)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = restore(str(place), str(tmp_path / "out"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+    assert any("over the limit of 32000000 pixels: --max-pixels 100000000 decodes it" in problem for problem in result.problems)
+    with pytest.raises(ManifestError, match="over the limit"):
+        list(ArchiveDataset(str(place), where="name = 'photo000.png'"))
+    assert main(["get", str(place), "photo002.png", "-o", str(tmp_path / "x.png"), "--max-pixels", "1000"]) == 5
+    assert "--max-pixels" in capsys.readouterr().err
+
+
+def test_a_kept_picture_is_opened_within_the_readers_limit(place: Path) -> None:
+    assert Image.MAX_IMAGE_PIXELS is not None
+    with pytest.raises(ManifestError, match="pixels are over the limit of 100"):
+        list(ArchiveDataset(str(place), where="name = 'turned.jpg'", limits=Limits(max_pixels=100)))
+    # Ghostscript and other formats with programs in them are not reached.
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"
+
+    def change(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["name"] == "turned.jpg":
+                shard = place / row["shard_key"]
+                row.update(offset=shard.stat().st_size, length=len(eps), payload_sha256=sha256(eps))
+                with open(shard, "ab") as file:
+                    file.write(eps)
+
+    forge(place, change)
+    with pytest.raises(Image.UnidentifiedImageError):
+        list(ArchiveDataset(str(place), where="name = 'turned.jpg'"))
+
+
+def test_parquet_that_inflates_is_refused(place: Path, tmp_path: Path) -> None:
+    """6 MB that inflate to 7 GB: bounded by headers and dictionaries, and the images come back by what the shards say."""
+    path = sorted((place / "commits").iterdir())[0]
+    record = json.loads(path.read_text())
+    table = pq.read_table(place / record["manifest"])
+    long = pa.array(["x" * 40_000_000]).take(pa.array([0] * len(table)))
+    bomb = pa.concat_tables([table.set_column(table.column_names.index("error"), table.schema.field("error"), long)] * 40)
+    (place / "MANIFEST.json").unlink()
+    sink = io.BytesIO()
+    pq.write_table(bomb, sink, compression="zstd")
+    assert len(sink.getvalue()) < 1_000_000
+    (place / record["manifest"]).write_bytes(sink.getvalue())
+    path.write_text(json.dumps({**record, "manifest_sha256": sha256(sink.getvalue())}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = restore(str(place), str(tmp_path / "out"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000
+    assert any("than anything this program writes" in problem for problem in result.problems), result.problems
+    assert result.images == 12
+
+
+# ---- models ----
+
+
+def test_a_float_model_is_measured_before_it_is_built(tmp_path: Path) -> None:
+    """324 kB that ask for a network of 8 GB."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    shipped = Path(__file__).parents[2] / "msinn_core" / "weights" / "msinn-lite-float.safetensors"
+    with safe_open(shipped, "numpy") as model:
+        metadata = dict(model.metadata())
+        tensors = {name: model.get_tensor(name) for name in model.keys() if name.startswith(("tables.", "calibration."))}  # noqa: SIM118
+    config = json.loads(metadata["config"]) | {"hidden": [2048] * 4, "depths": [8] * 4}
+    save_file(tensors, tmp_path / "bomb.safetensors", {**metadata, "config": json.dumps(config)})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match="parameters are missing"):
+        parse_model((tmp_path / "bomb.safetensors").read_bytes())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+
+
+# ---- what people see ----
+
+
+def test_names_reach_the_terminal_and_the_page_as_text(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    forge(place, set_of("photo000.png", name=HOSTILE_NAME, key="<script>alert(1)</script>"))
+    forge(place, set_of("notes.txt", name=HOSTILE_NAME + "<img src=x onerror=alert(2)>"))
+    change_run(place, source=HOSTILE_NAME, model_name="\x1b[31m<b>")
+    (place / "shards" / "00000-000000000000.tar").write_bytes(b"")
+    for arguments in (
+        ["audit", str(place)],
+        ["audit", str(place), "SELECT name FROM manifest"],
+        ["audit", str(place), "SELECT * FROM manifest"],
+        ["audit", str(place), f"SELECT '{HOSTILE_NAME}' AS \"{HOSTILE_NAME}\""],
+        ["status", str(place)],
+        ["verify", str(place)],
+        ["restore", str(place), str(tmp_path / "out")],
+        ["get", str(place), HOSTILE_NAME + "none"],
+        ["inspect", str(next((place / "shards").glob("00001*")))],
+    ):
+        main(arguments)
+        said = "".join(capfd.readouterr())
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", said), (arguments, said)
+    assert main(["audit", str(place), "SELECT name FROM manifest WHERE name LIKE 'a%'"]) == 0
+    assert "a\\x1b]0;owned\\x07" in capfd.readouterr().out
+    assert main(["audit", str(place), "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert not re.search(r"<script|<img src=x|<b>|\x1b|\u202e", page)
+    assert "&lt;script&gt;" in page
+
+
+# ---- secrets ----
+
+SECRET, SIGNATURE = "s3cr3tpassw0rd", "51gnatur3"
+
+
+@pytest.fixture
+def web(tmp_path: Path, archive_tar: bytes) -> Iterator[str]:
+    """A server that wants a user and a password."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self._answer(body=False)
+
+        def do_GET(self) -> None:
+            self._answer(body=True)
+
+        def _answer(self, *, body: bool) -> None:
+            wanted = "Basic " + base64.b64encode(f"user:{SECRET}".encode()).decode()
+            granted = self.headers.get("Authorization") == wanted and SIGNATURE in self.path
+            data, code = (archive_tar, 200) if granted else (b"no", 403)
+            if granted and (found := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))):
+                start, end = int(found[1]), int(found[2]) if found[2] else len(data) - 1
+                code, total, data = 206, len(data), data[start : end + 1]
+            self.send_response(code)
+            if code == 206:
+                self.send_header("Content-Range", f"bytes {start}-{start + len(data) - 1}/{total}")
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Accept-Ranges", "bytes")
+            self.end_headers()
+            if body:
+                self.wfile.write(data)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://user:{SECRET}@127.0.0.1:{server.server_address[1]}/set.tar?X-Amz-Signature={SIGNATURE}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def archive_tar(tmp_path: Path) -> bytes:
+    import tarfile
+
+    from tests.conftest import make_photos
+
+    photos = make_photos(tmp_path / "photos", 3, 64)
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as file:
+        for path in sorted(photos.iterdir()):
+            file.add(path, arcname=path.name)
+    return out.getvalue()
+
+
+def test_a_secret_in_a_sources_address_is_written_nowhere(web: str, tmp_path: Path) -> None:
+    """One planted as password and one as signature: every byte of archive, restore, page, output and Ray's own files is searched."""
+    dst, session = tmp_path / "dst", Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # Ray's sockets want a short path
+    environment = {**os.environ, "FSSPEC_S3_SECRET": SECRET, "FSSPEC_S3": json.dumps({"secret": SECRET, "endpoint_url": "http://x"})}
+    environment |= {"RAY_TMPDIR": str(session), "TMPDIR": str(tmp_path)}
+    said = b""
+
+    def run(*arguments: str, code: int = 0) -> None:
+        nonlocal said
+        ran = subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], env=environment, capture_output=True, timeout=300)
+        assert ran.returncode == code, ran.stderr.decode()
+        said += ran.stdout + ran.stderr
+
+    run("compress", web, str(dst), "--q", "3", "--workers", "1")
+    run("compress", web, str(dst), "--q", "4", code=2)
+    # Signed anew, it is the same source.
+    run("compress", web.replace("Signature=", "Date=1&X-Amz-Signature="), str(dst), "--q", "3")
+    run(
+        "compress",
+        web.replace("set.tar", "gone.tar").replace(SIGNATURE, "other" + SIGNATURE[:4] + SECRET),
+        str(tmp_path / "dst2"),
+        "--q",
+        "3",
+        code=2,
+    )
+    run("status", str(dst))
+    run("audit", str(dst), "SELECT * FROM manifest")
+    run("audit", str(dst), "--html", str(tmp_path / "page.html"))
+    run("verify", str(dst))
+    run("restore", str(dst), str(tmp_path / "out"))
+    run("submit", "--", "compress", web, "s3://bucket/dst", "--q", "3", code=2)
+    searched = 0
+    for path in [*tmp_path.rglob("*"), *session.rglob("*")]:
+        if not path.is_file() or path.is_symlink():
+            continue
+        texts = [path.read_bytes()]
+        if path.suffix == ".parquet":
+            texts.append(json.dumps(pq.read_table(path).to_pylist(), default=str).encode())
+        for text in texts:
+            searched += len(text)
+            for secret in (SECRET, SIGNATURE, base64.b64encode(f"user:{SECRET}".encode()).decode()):
+                assert secret.encode() not in text, path
+    for secret in (SECRET, SIGNATURE):
+        assert secret.encode() not in said
+    assert b"***" in said
+    assert searched > 100_000
+    shutil.rmtree(session)
+    assert json.loads((dst / "run.json").read_text())["source"] == re.sub(r"user:\w+@", "***@", web).partition("?")[0] + "?***"
+
+
+def test_settings_that_are_secret_stay_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("FSSPEC_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("FSSPEC_S3_SECRET", SECRET)
+    monkeypatch.setenv("FSSPEC_S3_KEY", SECRET)
+    monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", "http://localhost:9")
+    monkeypatch.setenv("FSSPEC_GCS", json.dumps({"token": SECRET, "project": "p", "inner": {"password": SECRET, "timeout": 3}}))
+    monkeypatch.setenv("FSSPEC_HTTP_PROXY", f"http://me:{SECRET}@proxy")
+    monkeypatch.setenv("FSSPEC_ABFS", json.dumps({"s3_additional_kwargs": {"SSEKMSKeyId": "arn:kms"}}))
+    sent = actors.forwarded()
+    assert SECRET not in json.dumps(sent)
+    assert sent["FSSPEC_S3_ENDPOINT_URL"] == "http://localhost:9"
+    assert json.loads(sent["FSSPEC_GCS"]) == {"project": "p", "inner": {"timeout": 3}}
+    assert "arn:kms" in sent["FSSPEC_ABFS"]
+    assert actors.withheld() == ["FSSPEC_GCS", "FSSPEC_HTTP_PROXY", "FSSPEC_S3_KEY", "FSSPEC_S3_SECRET"]
+
+
+# ---- SQL ----
+
+TABLE = pa.table({"key": ["a", "b"], "x": [1.0, 2.0]})
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "CALL enable_logging()", "SELECT * FROM enable_logging()", "SET threads = 3", "CREATE TABLE t AS SELECT 1", "SELECT 1; SELECT 2",
+        "PRAGMA version", "COPY manifest TO '/tmp/msinn-no.csv'", "SELECT * FROM read_text('/etc/passwd')", "INSTALL httpfs",
+        "ATTACH '/tmp/msinn-no.db'",
+        "SELECT * FROM glob('/etc/*')", "SELECT * FROM TABLE_OF_THE_CALLER", "EXPORT DATABASE '/tmp/msinn-no'", "",
+    ],
+)  # fmt: skip
+def test_a_query_only_asks(sql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    TABLE_OF_THE_CALLER = TABLE  # noqa: F841  (not to be found by its name)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError):
+        query(TABLE, sql)
+    assert not list(tmp_path.iterdir())
+    assert not list(Path("/tmp").glob("msinn-no*"))
+
+
+def test_a_query_is_bounded_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    with pytest.raises(UsageError, match=r"took more than 0\.5 s"):
+        query(TABLE, "SELECT count(*) FROM range(100000000000)", max_seconds=0.5)
+    with pytest.raises(UsageError, match="Out of Memory"):
+        query(TABLE, "SELECT list(range) FROM range(2000000000)")
+    monkeypatch.setattr("pipeline.audit.MAX_RESULT_BYTES", 1 << 20)
+    with pytest.raises(UsageError, match="ask for less of it"):
+        query(TABLE, "SELECT * FROM range(1000000)")
+    assert query(TABLE, "SELECT max(x) AS m FROM manifest").to_pylist() == [{"m": 2.0}]
+    assert query(TABLE, "DESCRIBE manifest").num_rows == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_query_can_be_interrupted(place: Path) -> None:
+    """Ctrl-C during a long query ended nothing."""
+    command = [sys.executable, "-m", "jobs.cli", "audit", str(place), "SELECT count(*) FROM range(100000000000)"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(8)
+    process.send_signal(2)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert said.startswith(b"interrupted")
+
+
+# ---- Ray ----
+
+
+@pytest.mark.skipif(shutil.which("ss") is None and not Path("/proc/net/tcp").exists(), reason="needs /proc")
+def test_a_local_ray_listens_on_loopback_with_a_token_of_its_own() -> None:
+    script = """
+import os, re
+from pathlib import Path
+from pipeline import actors
+actors.connect(None, 1)
+inodes = set()
+for process in Path("/proc").glob("[0-9]*"):
+    try:
+        if b"ray" in (process / "cmdline").read_bytes() or int(process.name) == os.getpid():
+            inodes |= {os.readlink(file) for file in (process / "fd").iterdir()}
+    except OSError:
+        pass
+session = os.environ["RAY_AUTH_TOKEN"]
+for name in ("tcp", "tcp6"):
+    for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+            print("LISTEN", fields[1].partition(":")[0])
+print("TOKEN", os.environ["RAY_AUTH_MODE"], len(session))
+actors.disconnect()
+"""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", script], env={**clean, "PYTHONPATH": str(Path(__file__).parents[2])}, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    addresses = {line.split()[1] for line in ran.stdout.splitlines() if line.startswith("LISTEN")}
+    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+    assert addresses
+    assert addresses <= loopback, addresses
+    assert "TOKEN token 64" in ran.stdout
+
+
+def test_importing_changes_nothing() -> None:
+    from pipeline import images
+
+    assert images.FORMATS
+    assert Image.MAX_IMAGE_PIXELS is not None
+    assert torch.get_num_threads() >= 1
+    assert Commit is not None
+    assert manifest.SCHEMA is not None
