@@ -263,7 +263,7 @@ def _read_alpha(data: bytes, stream: Bitstream) -> NDArray[np.uint8]:
         raw = inflater.decompress(data, size + 1)
     except zlib.error as error:
         raise BitstreamError(f"the alpha plane does not inflate: {error}") from error
-    if len(raw) != size or not inflater.eof:
+    if len(raw) != size or not inflater.eof or inflater.unused_data:
         raise BitstreamError(f"the alpha plane does not inflate to {stream.width} x {stream.height} samples")
     rows = np.frombuffer(raw, np.uint8).reshape(stream.height, stream.width)
     return np.cumsum(rows, axis=0, dtype=np.uint8)

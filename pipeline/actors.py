@@ -6,6 +6,7 @@ never enter the object store.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import hashlib
 import json
@@ -287,6 +288,7 @@ class Pool:
         self._factory = factory
         self._idle: deque[Any] = deque()
         self._starting: dict[Any, Any] = {}
+        self._busy: list[Any] = []
         self._failed_starts = 0
         self._durations: list[float] = []
         self._storms, self._resume_at = 0, 0.0
@@ -306,8 +308,11 @@ class Pool:
         """End the actors."""
         for actor in (*self._idle, *self._starting.values()):
             self._ray.kill(actor)
+        for actor in self._busy:
+            self._ray.kill(actor)
         self._idle.clear()
         self._starting.clear()
+        self._busy.clear()
 
     def run(self, following: Callable[[], Job | None], done: Callable[[Job, Any], None], tick: Callable[[], None] | None = None) -> None:
         """Feed idle actors until nothing is left.
@@ -336,6 +341,7 @@ class Pool:
                     break
                 actor = self._idle.popleft()
                 job.started = moved = time.monotonic()
+                self._busy.append(actor)
                 running[actor.call.remote(job.method, *job.args)] = (job, actor)
             if exhausted and not running:
                 return
@@ -353,6 +359,7 @@ class Pool:
                     self._started(reference, 1 + len(running) + len(self._idle))
                 else:
                     job, actor = running.pop(reference)
+                    self._busy.remove(actor)
                     retry = self._collect(reference, job, actor, done, stalled=reference in stalled)
                     if retry is not None:
                         waiting.append(retry)
@@ -366,11 +373,11 @@ class Pool:
         try:
             self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
-            raise WorkersError(f"workers cannot load the model: {str(error).strip().splitlines()[-1]}") from error
+            raise WorkersError(f"workers cannot load the model: {_sentence(error)}") from error
         except self._ray.exceptions.RayError as error:
             self._failed_starts += 1
             if getattr(error, "actor_init_failed", False) or self._failed_starts > _FAILED_STARTS * sound:
-                raise WorkersError(f"workers do not start any more: {str(error).strip().splitlines()[-1]}") from error
+                raise WorkersError(f"workers do not start any more: {_sentence(error)}") from error
             self._again("start", "a worker", error)
             self._start()
             return
@@ -379,7 +386,7 @@ class Pool:
 
     def _again(self, kind: str, job: str, error: Exception) -> None:
         self._counters.add("trouble", 1, kind=kind)
-        self._trouble(kind, job, (str(error).strip().splitlines() or [type(error).__name__])[0])
+        self._trouble(kind, job, _sentence(error))
 
     def _slow_down(self) -> None:
         """The store refuses or fails: nobody gets new work for a while, longer each time, so that a thousand workers do not keep up the storm."""
@@ -390,8 +397,7 @@ class Pool:
 
     def _stalled(self, running: dict[Any, tuple[Job, Any]]) -> list[Any]:
         """Calls that run far longer than any before them: the actor is hung, and counts as dead."""
-        durations = sorted(self._durations)
-        p95 = durations[int(0.95 * (len(durations) - 1))] if durations else 0.0
+        p95 = self._durations[int(0.95 * (len(self._durations) - 1))] if self._durations else 0.0
         now = time.monotonic()
         return [reference for reference, (job, _) in running.items() if now - job.started > max(job.patience_s, _STALL_FACTOR * p95)]
 
@@ -426,7 +432,7 @@ class Pool:
         if job.trials is not None:
             return _answer(job.trials, survived=True)
         self._storms = 0
-        self._durations.append(time.monotonic() - job.started)
+        bisect.insort(self._durations, time.monotonic() - job.started)
         done(job, result)
         return None
 
@@ -440,8 +446,20 @@ class Pool:
                 self._slow_down()
                 return job
         elif isinstance(error, self._ray.exceptions.RayError):
-            raise WorkersError(f"{job.key} failed: {str(error).strip().splitlines()[-1]}") from error
-        raise error
+            raise WorkersError(f"{job.key} failed: {_sentence(error)}") from error
+        # What the worker raised, not Ray's wrapping of it with a page of its calls.
+        cause = getattr(error, "cause", None)
+        raise (cause if isinstance(cause, Exception) else error) from error
+
+
+def _sentence(error: BaseException) -> str:
+    """What an error says, without the page of calls and colours that Ray puts around it."""
+    cause = getattr(error, "cause", None)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(cause if isinstance(cause, Exception) else error)).strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    # Of a traceback the last line is the error itself.
+    line = lines[-1 if any("Traceback" in line or ", in " in line or "::" in line for line in lines) else 0]
+    return re.sub(r"^(?:[A-Za-z_]+\.)+([A-Z]\w+): ", r"\1: ", line)[:400]
 
 
 def patience(images: int) -> float:

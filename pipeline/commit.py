@@ -21,7 +21,7 @@ import pyarrow as pa
 from pipeline import manifest
 from pipeline.errors import CommitConflictError, CommitUnknownError, ManifestError, PipelineError, StorageError
 from pipeline.limits import MAX_COMMIT_BYTES, MAX_MODEL_BYTES, MAX_PARQUET_BYTES, MAX_RUN_BYTES, MAX_SHARDS
-from pipeline.storage import Store
+from pipeline.storage import Store, from_outside, is_transient
 
 ARCHIVE_VERSION = 2
 """Version 1 called kept files `passthrough` and counted those that looked wrong as failed."""
@@ -225,6 +225,22 @@ class Archive:
         """Whether this is an outage and no damage: a local disk that does not read today will not read tomorrow."""
         return error.transient and not self.store.local
 
+    def raise_outage(self, error: Exception) -> None:
+        """Raise again what says nothing of the archive: an outage, which may pass, or a mistake of ours. What is left is damage.
+
+        Raises:
+            StorageError: The store cannot be read at the moment.
+        """
+        if isinstance(error, FileNotFoundError | ManifestError):
+            return
+        if isinstance(error, StorageError):
+            if self.passes(error):
+                raise error
+        elif not from_outside(error):
+            raise error
+        elif not self.store.local and is_transient(error):
+            raise StorageError(f"cannot read {self.store.url}: {error}") from error
+
     @property
     def sealed(self) -> bool:
         """Whether `MANIFEST.json` is there: the run finished."""
@@ -272,8 +288,8 @@ class Archive:
             problems.append(str(error))
             expected = {name: sha256(blob) for name, blob in blobs.items()}
         commits = []
-        for name in sorted({*names, *expected}):
-            number = int(name[len("commits/") : -len(".json")])
+        numbers = {name: int(name[len("commits/") : -len(".json")]) for name in (*names, *expected)}
+        for name, number in sorted(numbers.items(), key=lambda item: item[1]):
             if name in expected and sha256(blobs.get(name, b"")) != expected[name]:
                 lost[number] = f"{self.store.path(name)} is {'changed' if name in blobs else 'missing'} since the archive was sealed"
                 continue

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import uuid
+from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -539,16 +540,16 @@ class Run:
             last = max(pending[-_LAST_CANDIDATES:], key=planner.room, default=None)
             if last is not None and not planner.room(last):
                 last = next((shard for shard in reversed(pending) if planner.room(shard)), None)
-            pending = [shard for shard in pending if shard != last]
-        self.reporter.phase("encode", sum(self._size(shard) for shard in [*pending, *([last] if last is not None else [])]))
+        waiting = deque(shard for shard in pending if shard != last)
+        self.reporter.phase("encode", sum(map(self._size, pending)))
         running: set[int] = set()
         counters = actors.Counters()
-        revised_at = sum(record.images for record in committed.values())
+        encoded = revised_at = sum(record.images for record in committed.values())
         stored = 0
 
         def following() -> actors.Job | None:
             nonlocal revised_at, last, stored
-            if not pending:
+            if not waiting:
                 if last is None or running or planner is None:
                     return None
                 shard, last = last, None
@@ -557,7 +558,6 @@ class Run:
                 assert planner.budget_bytes is not None
                 limit = int(planner.budget_bytes) - sum(record.counted_bytes for record in committed.values())
                 return self._encode_job(shard, planner, limit)
-            encoded = sum(record.images for record in committed.values())
             if planner is not None and trims and (planner.revision == 1 or encoded - revised_at >= _REVISE_SHARE * len(self.scan.records)):
                 if planner.revision > 1 or encoded:
                     self._revise(planner, committed, running)
@@ -565,12 +565,14 @@ class Run:
                     self._store_plan(planner)
                     stored = planner.revision
                 revised_at = encoded
-            shard = pending.pop(0)
+            shard = waiting.popleft()
             running.add(shard)
             return self._encode_job(shard, planner, None)
 
         def done(job: actors.Job, record: Commit) -> None:
+            nonlocal encoded
             running.discard(record.shard_id)
+            encoded += record.images - (committed[record.shard_id].images if record.shard_id in committed else 0)
             committed[record.shard_id] = record
             self.reporter.committed(record)
             for status in ("coded", "kept", "failed"):

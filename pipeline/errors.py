@@ -36,6 +36,13 @@ class StorageError(PipelineError):
     transient: bool = True
 
 
+class DamagedError(StorageError):
+    """An object of the store is there and is not what it was: no outage, and trying again does not help."""
+
+    exit_code = 5
+    transient = False
+
+
 class LocationError(StorageError):
     """The place that was named cannot be what it was named for."""
 

@@ -67,7 +67,8 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
         self.sidecars = sidecars
         self.limits = limits
         table = archive.manifest(COLUMNS) if where is None else select(archive.manifest(), where).select(COLUMNS)
-        self._rows = table.filter(pc.and_(pc.is_valid(table.column("codec")), pc.is_valid(table.column("pixels")))).combine_chunks()
+        whole = pc.and_(pc.is_valid(table.column("codec")), pc.is_valid(table.column("pixels")))
+        self._rows = table.filter(pc.and_(whole, pc.not_equal(table.column("status"), "failed"))).combine_chunks()
         self._opened: tuple[int, Archive, Decoder] | None = None
 
     def __len__(self) -> int:

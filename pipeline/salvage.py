@@ -19,7 +19,6 @@ from pipeline.errors import ManifestError, StorageError
 from pipeline.limits import DEFAULT, MAX_PARQUET_BYTES
 from pipeline.parquet import read_bounded
 from pipeline.sources.record import SourceRecord, from_table, printable, utc
-from pipeline.storage import from_outside
 from pipeline.worker import member_name, suffix_of
 
 _CHUNK_BYTES = 1 << 22
@@ -104,7 +103,8 @@ class Salvage:
     def _read(self, name: str) -> bytes | None:
         try:
             return self._archive.store.read(name, limit=MAX_PARQUET_BYTES)
-        except (FileNotFoundError, StorageError):
+        except (FileNotFoundError, StorageError) as error:
+            self._archive.raise_outage(error)
             return None
 
     def is_whole(self, name: str) -> bool:
@@ -115,8 +115,7 @@ class Salvage:
                 while chunk := file.read(_CHUNK_BYTES):
                     digest.update(chunk)
         except Exception as error:
-            if not from_outside(error) and not isinstance(error, StorageError):
-                raise
+            self._archive.raise_outage(error)
             return False
         return digest.hexdigest()[:12] in name
 
@@ -130,9 +129,8 @@ class Salvage:
                     if _KEY.match(member):
                         members.setdefault(member.partition(".")[0], []).append((member, offset, len(data), sha256(data), coded))
         except Exception as error:
-            if not from_outside(error) and not isinstance(error, StorageError):
-                raise
             # What was read before counts.
+            self._archive.raise_outage(error)
         records = {record.key: record for record in self._records(shard)}
         rows = []
         for key, parts in members.items():

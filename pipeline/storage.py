@@ -22,7 +22,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import LocationError, StorageError
+from pipeline.errors import DamagedError, LocationError, StorageError
 
 Names = list[str]
 
@@ -193,12 +193,23 @@ class Store:
 
         Raises:
             FileNotFoundError: No such object.
-            StorageError: It is shorter than that, or cannot be read.
+            DamagedError: It is shorter than that.
+            StorageError: It cannot be read.
         """
         self._check_regular(name)
-        data: bytes = retry(lambda: self.fs.cat_file(self.path(name), start=start, end=start + length), f"read {self.path(name)}")
+        # A range of nothing is one that stores refuse.
+        if not length:
+            return b""
+        try:
+            data: bytes = retry(lambda: self.fs.cat_file(self.path(name), start=start, end=start + length), f"read {self.path(name)}")
+        except StorageError:
+            # A range behind the end is refused by stores as requests that make no sense are.
+            if self.local or self.size(name) > start:
+                raise
+            data = b""
         if len(data) != length:
-            raise StorageError(f"{self.path(name)} ends at byte {start + len(data)}, {length - len(data)} bytes too early")
+            there = start + len(data) if data else min(start, self.size(name))
+            raise DamagedError(f"{self.path(name)} ends at byte {there}, {start + length - there} bytes too early")
         return data
 
     @contextlib.contextmanager

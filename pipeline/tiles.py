@@ -48,13 +48,19 @@ class TileStream:
         records = [record for source in sources for record in scan(source).records]
         self._records = records[rank::world_size] if len(records) >= world_size else records
         self._fetcher = Fetcher()
+        self._orders: dict[int, NDArray[np.int64]] = {}
         self._num_threads = num_threads
         self._origins: deque[tuple[int, int]] = deque()
         self._tiles: Iterator[tuple[tuple[int, int], _Pixels]] = iter(())
         self.streaming = False
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self._records))
+        # Of the present epoch and the next, into which reading ahead goes: to shuffle a million images for each of them takes 95 ms.
+        orders = self._orders
+        if epoch not in orders:
+            found = np.random.default_rng((self.seed, epoch)).permutation(len(self._records))
+            self._orders = orders = {**{known: orders[known] for known in orders if known >= epoch - 1}, epoch: found}
+        return orders[epoch]
 
     def _load(self, position: int) -> list[_Pixels]:
         epoch, index = divmod(position, len(self._records))

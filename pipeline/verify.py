@@ -14,7 +14,6 @@ from pipeline.errors import ManifestError, StorageError, UsageError
 from pipeline.limits import DEFAULT, MAX_PARQUET_BYTES, Limits
 from pipeline.report import Reporter
 from pipeline.restore import Result, check_place, rows_left, run_over_shards, unfinished
-from pipeline.storage import from_outside
 
 _CHUNK_BYTES = 1 << 22
 
@@ -80,8 +79,7 @@ def _check_shard(archive: Archive, record: Commit) -> Result:
         result.problems.append(f"{archive.store.path(record.shard)} is missing, {record.images} images with it")
         return result
     except Exception as error:
-        if not from_outside(error) and not isinstance(error, StorageError):
-            raise
+        archive.raise_outage(error)
         result.problems.append(f"{archive.store.path(record.shard)} cannot be read: {error}")
         return result
     if digest.hexdigest() == record.shard_sha256:
@@ -106,7 +104,8 @@ def _hurt(archive: Archive, record: Commit, row: dict[str, Any]) -> list[str]:
         try:
             check_place(name, record.shard, offset, length, DEFAULT)
             data = archive.store.read_range(record.shard, offset, length)
-        except (ManifestError, StorageError, FileNotFoundError):
+        except (ManifestError, StorageError, FileNotFoundError) as error:
+            archive.raise_outage(error)
             data = b""
         if hashlib.sha256(data).hexdigest() != expected:
             hurt.append(str(name))

@@ -131,6 +131,7 @@ class _Item:
     mse: float = 0.0
     ms_ssim: float | None = None
     recon_sha256: str | None = None
+    q: float | None = None
     clamp: str = "none"
     sidecars: list[tuple[str, str, str, datetime | None, bytes]] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
@@ -312,7 +313,7 @@ class ShardWorker:
         """The trim: the shard's last images, held in memory together, take up exactly what the others leave of the limit."""
         assert task.limit_bytes is not None
         first, last = _split_for_trim(task.images)
-        items = list(self._encode_stream(replace(task, images=first), coder))
+        items = [_released(item) for item in self._encode_stream(replace(task, images=first), coder)]
         used = END_BYTES + sum(self._counted_bytes(item) for item in items)
         trimmed = list(self._load(last))
         used += sum(self._counted_bytes(item) for item in trimmed if not item.coded) + sum(
@@ -346,7 +347,7 @@ class ShardWorker:
         for item in coded:
             self._keep_if_larger(item)
             item.latents = None
-        return items + trimmed
+        return items + [_released(item) for item in trimmed]
 
     def _counted_bytes(self, item: _Item) -> int:
         return (stored_bytes(len(item.payload)) if item.payload is not None else 0) + self._sidecar_bytes(item)
@@ -544,7 +545,7 @@ class ShardWorker:
             "codec": None if member is None else "msinn" if coded else "kept",
             "model_sha256": self.codec.model.sha256 if coded else None,
             "bitstream_version": item.data[4] if coded and item.data else None,
-            "q": item.symbols.q if coded and item.symbols else None,
+            "q": (item.q if item.symbols is None else item.symbols.q) if coded else None,
             "lambda": task.multiplier if coded and task.plan_rev else None,
             "plan_rev": task.plan_rev if task.plan_rev else None,
             "clamp": item.clamp if coded else None,
@@ -618,6 +619,16 @@ ANALYSIS_SCHEMA = pa.schema(
         ("mse", pa.list_(pa.float64())),
     ]
 )
+
+
+def _released(item: _Item) -> _Item:
+    """An image that is done, without what took its memory: the pixels and symbols of a whole shard would be gigabytes."""
+    item.q = item.symbols.q if item.symbols is not None else None
+    item.symbols = item.latents = None
+    if item.loaded.picture is not None:
+        picture = item.loaded.picture
+        item.loaded = replace(item.loaded, picture=replace(picture, pixels=picture.pixels[:1, :1].copy(), alpha=None))
+    return item
 
 
 def _split_for_trim(tasks: tuple[ImageTask, ...]) -> tuple[tuple[ImageTask, ...], tuple[ImageTask, ...]]:

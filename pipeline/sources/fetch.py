@@ -60,6 +60,9 @@ class Fetcher:
             raise StorageError(f"cannot read {printable(part.uri)}: {error}") from error
 
     def _bytes(self, part: Part) -> bytes:
+        # A range of nothing is one that stores refuse.
+        if part.kind == RANGE and not part.length:
+            return b""
         fs, path = _open(part.uri)
         end = part.offset + part.length if part.kind == RANGE else None
         data: bytes = retry(lambda: fs.cat_file(path, start=part.offset or None, end=end), f"read {printable(part.uri)}")
