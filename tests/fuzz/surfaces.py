@@ -249,7 +249,7 @@ class Tars(Surface):
 class Parquets(Surface):
     """Parts of manifests and listings."""
 
-    name, refusals, dear = "parquet", (PipelineError, pa.ArrowException, TypeError, AttributeError), True
+    name, refusals, dear = "parquet", (PipelineError, pa.ArrowException, KeyError, TypeError, AttributeError), True
 
     def __init__(self) -> None:
         self.seeds = [path.read_bytes() for path in sorted((GOLDEN / "archive").glob("version-*/manifest/*.parquet"))]

@@ -24,7 +24,7 @@ from msinn_core.picture import Picture
 from pipeline import actors, storage
 from pipeline.actors import WorkersError
 from pipeline.commit import Archive, commit_name
-from pipeline.errors import DamagedError, StorageError
+from pipeline.errors import DamagedError, ManifestError, StorageError
 from pipeline.reader import ArchiveDataset
 from pipeline.restore import get, restore
 from pipeline.sources import Fetcher, Part, SourceRecord
@@ -106,7 +106,7 @@ class Sinner:
         self.marker = marker
 
     def work(self) -> None:
-        raise ValueError("a plain mistake")
+        raise ManifestError("a plain mistake")
 
     def sleep(self) -> None:
         Path(self.marker).write_text(str(os.getpid()))
@@ -123,7 +123,7 @@ def test_an_error_in_a_worker_is_one_sentence() -> None:
     for factory, what in ((Sinner, "a plain mistake"), (Unborn, "cannot begin")):
         pool = actors.Pool(1, factory)
         jobs = iter([actors.Job("a job", "work", ())])
-        with pytest.raises((ValueError, WorkersError)) as caught:
+        with pytest.raises((ManifestError, WorkersError)) as caught:
             pool.run(lambda jobs=jobs: next(jobs, None), lambda job, result: None)  # type: ignore[misc]
         pool.close()
         said = str(caught.value)
