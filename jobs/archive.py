@@ -46,6 +46,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     shape.add_argument("--json", action="store_true", help="JSON lines instead of a table")
     shape.add_argument("--csv", action="store_true", help="CSV instead of a table")
     p.add_argument("--html", metavar="FILE", help="a page with distributions and the worst images to look at")
+    _add_limits(p)
     p.set_defaults(command=_audit)
 
     p = verbs.add_parser("restore", help="every image back: decoded ones as PNG, the others as they were")
@@ -290,7 +291,7 @@ def _write_page(archive: Archive, arguments: argparse.Namespace) -> int:
         raise UsageError("--html is a report of its own: without SQL and --json")
     reporter = reporter_for(sys.stderr, quiet=arguments.quiet, verbose=arguments.verbose)
     try:
-        text = page(archive, reporter)
+        text = page(archive, reporter, _limits(arguments))
     finally:
         reporter.close()
     try:

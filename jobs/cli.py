@@ -101,7 +101,9 @@ def _explain(error: Exception) -> int:
 
 
 def _flat(error: Exception) -> str:
-    return " ".join(str(error).split())
+    from pipeline.text import redacted
+
+    return redacted(" ".join(str(error).split()))
 
 
 def entry() -> None:

@@ -35,7 +35,13 @@ _START_S = 600.0
 """An actor that has not loaded its model after this long will not."""
 
 
-_SECRET_SETTING = re.compile(r"(?:\b|_)(?:key|secret|token|password|passwd|credentials?|sas|auth)(?:\b|_)", re.I)
+# Names of settings, of any library; and values that are secrets whatever their names.
+_SECRET_SETTING = re.compile(
+    r"(?:\b|_)(?:key|token|sas|auth|pwd)(?:\b|_)|secret|passw|passphrase|credential|authorization|cookie|connection_?string|"
+    r"(?:access|account|api|private)_?key|(?:access|refresh|bearer|session)_?token",
+    re.I,
+)
+_SECRET_VALUE = re.compile(r"AccountKey=|SharedAccess|Bearer |Basic [A-Za-z0-9+/=]{8}|-----BEGIN", re.I)
 
 _FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION")
 
@@ -203,17 +209,23 @@ def _without_secrets(name: str, value: str) -> str | None:
         settings = json.loads(value)
     except (ValueError, RecursionError):
         settings = None
-    if isinstance(settings, dict):
-        kept = _kept_settings(settings)
+    if isinstance(settings, dict | list):
+        kept = _kept(settings)
         return value if kept == settings else json.dumps(kept)
-    return value if redacted(value) == value else None
+    return None if _is_secret(value) else value
 
 
-def _kept_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    kept = {
-        key: value for key, value in settings.items() if not _SECRET_SETTING.search(key) and not (isinstance(value, str) and redacted(value) != value)
-    }
-    return {key: _kept_settings(value) if isinstance(value, dict) else value for key, value in kept.items()}
+def _is_secret(value: Any) -> bool:
+    return isinstance(value, str) and (redacted(value) != value or _SECRET_VALUE.search(value) is not None)
+
+
+def _kept(settings: Any) -> Any:
+    """Settings without those that are secrets by their name or their value, however deep."""
+    if isinstance(settings, dict):
+        return {key: _kept(value) for key, value in settings.items() if not _SECRET_SETTING.search(str(key)) and not _is_secret(value)}
+    if isinstance(settings, list):
+        return [_kept(value) for value in settings if not _is_secret(value)]
+    return settings
 
 
 def disconnect() -> None:

@@ -19,7 +19,7 @@ _WORST = 5
 
 
 MAX_SECONDS = 600.0
-MAX_RESULT_BYTES = 1 << 30
+MAX_RESULT_BYTES = 1 << 32
 _MEMORY = "2GB"
 _SPILL = "8GB"
 
@@ -103,8 +103,8 @@ def _hints(error: Exception) -> str:
 
 def select(table: pa.Table, where: str) -> pa.Table:
     """Rows of a manifest that fulfil an SQL condition, in its order. Raises `UsageError` for bad SQL."""
-    # On a line of its own, so that a comment at its end takes nothing of ours along.
-    keep = query(table, f"SELECT key FROM manifest WHERE (\n{where}\n)").column("key")
+    # Not in brackets: an order and a limit may follow.
+    keep = query(table, f"SELECT key FROM manifest WHERE {where}").column("key")
     return table.filter(pc.is_in(table.column("key"), value_set=keep.combine_chunks()))
 
 

@@ -181,7 +181,7 @@ def commit(store: Store, record: Commit) -> Commit:
     try:
         if store.put_if_absent(name, record.to_bytes()):
             return record
-        return Commit.from_bytes(store.read(name), name)
+        return Commit.from_bytes(store.read(name, limit=MAX_COMMIT_BYTES), name)
     except (StorageError, FileNotFoundError) as error:
         raise CommitUnknownError(f"whether {store.path(name)} was created is unknown: {error}") from error
 
@@ -312,6 +312,16 @@ class Archive:
             raise ManifestError(f"{problem}; {STILL}")
         return books.commits
 
+    def record(self, shard_id: int) -> Commit | None:
+        """The commit of one shard; None if there is none. Raises `ManifestError` if it is damaged."""
+        name = commit_name(shard_id)
+        try:
+            found = Commit.from_bytes(self.store.read(name, limit=MAX_COMMIT_BYTES), name)
+        except FileNotFoundError:
+            return None
+        _check(None if found.shard_id == shard_id else f"it is of shard {found.shard_id}", name)
+        return found
+
     def manifest_part(self, record: Commit, columns: list[str] | None = None) -> pa.Table:
         """Rows of one shard, checked against its commit.
 
@@ -388,7 +398,7 @@ def seal(store: Store, run: dict[str, Any], records: list[Commit], extra: dict[s
         **extra,
     }
     if not store.put_if_absent(SEAL, json_bytes(content)):
-        existing: dict[str, Any] = json.loads(store.read(SEAL))
+        existing = _object(store.read(SEAL, limit=MAX_RUN_BYTES), store.path(SEAL))
         if existing["commits"] != content["commits"]:
             raise CommitConflictError(f"{store.path(SEAL)} exists and names other commits: another run wrote into this archive")
         return existing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import uuid
 from collections import deque
@@ -25,7 +26,7 @@ from pipeline import actors, images, manifest
 from pipeline.commit import ARCHIVE_VERSION, RUN, SEAL, Archive, Commit, MissingArchiveError, json_bytes, seal, sha256
 from pipeline.config import CompressConfig
 from pipeline.errors import ManifestError, StorageError, UsageError
-from pipeline.limits import MAX_PARQUET_BYTES
+from pipeline.limits import MAX_MODEL_BYTES, MAX_PARQUET_BYTES, MAX_RUN_BYTES
 from pipeline.parquet import read_bounded
 from pipeline.plan import Choice, Forecast, Planner
 from pipeline.preferences import Preferences
@@ -667,13 +668,13 @@ def _refuse_foreign(store: Store) -> None:
 def _model(which: str, store: Store) -> LoadedModel:
     """The model asked for; an archive begun with a model of this name keeps the one it was begun with."""
     try:
-        run = json.loads(store.read(RUN))
-        begun, asked = run["model_sha256"], run["config"]["model"]
-    except (FileNotFoundError, ValueError, KeyError, StorageError):
+        run = json.loads(store.read(RUN, limit=MAX_RUN_BYTES))
+        begun, asked = str(run["model_sha256"]), run["config"]["model"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError, StorageError):
         return load_model(which)
-    if asked == which:
+    if asked == which and re.fullmatch("[0-9a-f]{64}", begun):
         try:
-            data = store.read(f"model/{begun}.safetensors")
+            data = store.read(f"model/{begun}.safetensors", limit=MAX_MODEL_BYTES)
             if hashlib.sha256(data).hexdigest() == begun:
                 return parse_model(data)
         except (FileNotFoundError, CheckpointError):

@@ -11,12 +11,14 @@ import os
 import pickle
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from pipeline import images
@@ -37,7 +39,11 @@ _MEMORY_PER_PIXEL = 48
 _MEMORY_PER_THREAD = 16 << 20
 _STARTS = 2
 _START_S = 120.0
-_READY = "ready"
+_READY = b"ready"
+
+
+_MEMORY_PER_BYTE = 3
+_UNSTARTED = 3
 
 
 class _NotStartedError(Exception):
@@ -76,23 +82,29 @@ class Loader:
         self._max_pixels = max_pixels
         self._allowance = allowance or Allowance()
         self._lock = threading.Lock()
-        self._unable = False
+        self._unstarted = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
+        self._socket: socket.socket | None = None
 
     def load(self, data: bytes, *, name: str = "") -> LoadedImage:
         """Decode one file; see `images.load`. What takes too much is kept with a reason, and what ends the process twice."""
         with self._lock:
-            for attempt in range(_STARTS) if resource is not None and not self._unable else ():
+            for attempt in range(_STARTS) if resource is not None and self._unstarted < _UNSTARTED else ():
                 try:
                     return self._ask(data, name)
                 except _NotStartedError:
-                    # Whatever keeps this machine from starting processes says nothing of the file.
-                    self._unable = True
+                    # Whatever keeps this machine from starting processes says nothing of the file. It may pass; if it does not, it is said once.
                     self.close()
+                    self._unstarted += 1
+                    if self._unstarted == _UNSTARTED:
+                        warnings.warn("no process can be started to decode images in: they are decoded here, without bounds", stacklevel=2)
                     break
-                except (EOFError, OSError, pickle.UnpicklingError):
+                except (EOFError, OSError):
                     code = self.close()
+                except BaseException:
+                    # Half an answer must not be taken for the next one's.
+                    self.close()
+                    raise
                 if code == -signal.SIGXCPU:
                     message = "decoding it takes more processor time than its size explains"
                     return LoadedImage(info=ImageInfo(), reason=images.DECODE_LIMIT, message=message)
@@ -103,9 +115,9 @@ class Loader:
 
     def close(self) -> int:
         """End the process; the next file starts another. Returns its exit code."""
-        if self._connection is not None:
-            self._connection.close()
-        process, self._process, self._connection = self._process, None, None
+        if self._socket is not None:
+            self._socket.close()
+        process, self._process, self._socket = self._process, None, None
         if process is None:
             return 0
         try:
@@ -115,49 +127,85 @@ class Loader:
             return process.wait()
 
     def _ask(self, data: bytes, name: str) -> LoadedImage:
-        connection = self._connection or self._start()
-        connection.send((name, len(data)))
-        connection.send_bytes(data)
-        answer, sizes = connection.recv()
-        buffers = []
-        for size in sizes:
-            # Into place: pixels are not copied twice.
-            buffer = bytearray(size)
-            if size:
-                connection.recv_bytes_into(buffer)
-            buffers.append(buffer)
+        connection = self._socket or self._start()
+        _send(connection, name.encode("utf-8", "surrogatepass"), data)
+        # The lengths of what follows are numbers: nothing that a picture holds is ever taken for an instruction.
+        answer, *buffers = _receive(connection)
         found: LoadedImage = pickle.loads(answer, buffers=buffers)
         return found
 
-    def _start(self) -> Connection:
-        ours, theirs = socket.socketpair()
+    def _start(self) -> socket.socket:
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise _NotStartedError from error
         with theirs:
             root = str(Path(__file__).parents[1])
             run = f"import sys; sys.path.insert(0, {root!r}); from pipeline.decoding import serve; serve(*map(float, sys.argv[1:]))"
             limits = (theirs.fileno(), self._max_pixels, self._allowance.seconds, self._allowance.seconds_per_mpx, self._allowance.seconds_per_mb)
             # Arenas of threads that decoders start would count as memory.
             environment = {**os.environ, "MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", run, *map(str, limits)],
-                pass_fds=(theirs.fileno(),),
-                env=environment,
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        self._connection = Connection(ours.detach())
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", run, *map(str, limits)],
+                    pass_fds=(theirs.fileno(),),
+                    env=environment,
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            except OSError as error:
+                ours.close()
+                raise _NotStartedError from error
+        self._socket = ours
         try:
-            started = self._connection.poll(_START_S) and self._connection.recv() == _READY
-        except (EOFError, OSError):
-            started = False
-        if not started:
-            raise _NotStartedError
-        return self._connection
+            ours.settimeout(_START_S)
+            if _receive(ours) != [_READY]:
+                raise EOFError
+            ours.settimeout(None)
+        except (EOFError, OSError) as error:
+            raise _NotStartedError from error
+        self._unstarted = 0
+        return ours
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
+
+
+_SIZE = struct.Struct("<Q")
+_MAX_PARTS = 1024
+
+
+def _send(connection: socket.socket, *parts: bytes | memoryview) -> None:
+    """Some byte strings: their number, their lengths, themselves."""
+    lengths = [len(part) if isinstance(part, bytes) else part.nbytes for part in parts]
+    connection.sendall(b"".join(map(_SIZE.pack, (len(parts), *lengths))))
+    for part in parts:
+        connection.sendall(part)
+
+
+def _receive(connection: socket.socket, expect: Callable[[list[int]], None] | None = None) -> list[bytearray]:
+    """What `_send` sent; `expect` is told the lengths first. Raises `EOFError` if the other side has gone."""
+
+    def exactly(size: int) -> bytearray:
+        buffer = bytearray(size)
+        view, position = memoryview(buffer), 0
+        while position < size:
+            count = connection.recv_into(view[position:], min(size - position, 1 << 24))
+            if not count:
+                raise EOFError
+            position += count
+        return buffer
+
+    (count,) = _SIZE.unpack(exactly(_SIZE.size))
+    if count > _MAX_PARTS:
+        raise EOFError
+    lengths = [_SIZE.unpack(exactly(_SIZE.size))[0] for _ in range(count)]
+    if expect is not None:
+        expect(lengths)
+    return [exactly(length) for length in lengths]
 
 
 def serve(descriptor: float, pixels: float, *allowed: float) -> None:
@@ -170,35 +218,45 @@ def serve(descriptor: float, pixels: float, *allowed: float) -> None:
     """
     max_pixels, allowance = int(pixels), Allowance(*allowed)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver
-    _limit_memory(max_pixels)
-    with Connection(int(descriptor)) as connection:
-        connection.send(_READY)
-        while True:
-            try:
-                name, size = connection.recv()
-                # Nothing is sent for an empty file.
-                data = connection.recv_bytes()
-            except (EOFError, OSError):
-                return
-            _limit_time(allowance.of(size, None))
-            loaded = images.load(data, max_pixels=max_pixels, name=name, on_header=lambda info, size=size: _limit_time(allowance.of(size, info)))  # type: ignore[misc]
-            buffers: list[pickle.PickleBuffer] = []
-            answer = pickle.dumps(loaded, protocol=5, buffer_callback=buffers.append)
-            raw = [buffer.raw() for buffer in buffers]
-            connection.send((answer, [view.nbytes for view in raw]))
-            for view in raw:
-                if view.nbytes:
-                    connection.send_bytes(view)
-
-
-def _limit_memory(max_pixels: int) -> None:
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(ValueError, OSError):
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        present = pages * resource.getpagesize()
-        most = present + _MEMORY_BYTES + _MEMORY_PER_PIXEL * max_pixels + _MEMORY_PER_THREAD * (os.cpu_count() or 1)
-        resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+    present = _virtual_bytes()
+
+    def expect(lengths: list[int]) -> None:
+        _limit_memory(present, max_pixels, sum(lengths))
+        _limit_time(allowance.of(sum(lengths), None))
+
+    with socket.socket(fileno=int(descriptor)) as connection:
+        _send(connection, _READY)
+        while True:
+            try:
+                name, data = _receive(connection, expect)
+            except (EOFError, OSError):
+                return
+            loaded = _load(bytes(data), name.decode("utf-8", "surrogatepass"), max_pixels, allowance)
+            del data
+            buffers: list[pickle.PickleBuffer] = []
+            answer = pickle.dumps(loaded, protocol=5, buffer_callback=buffers.append)
+            _send(connection, answer, *(buffer.raw() for buffer in buffers))
+
+
+def _load(data: bytes, name: str, max_pixels: int, allowance: Allowance) -> LoadedImage:
+    return images.load(data, max_pixels=max_pixels, name=name, on_header=lambda info: _limit_time(allowance.of(len(data), info)))
+
+
+def _virtual_bytes() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (OSError, ValueError):  # not Linux
+        return 0
+
+
+def _limit_memory(present: int, max_pixels: int, size: int) -> None:
+    """Of a file of `size` bytes, beside what the process began with."""
+    if present:
+        most = present + _MEMORY_BYTES + _MEMORY_PER_PIXEL * max_pixels + _MEMORY_PER_BYTE * size + _MEMORY_PER_THREAD * (os.cpu_count() or 1)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 
 def _limit_time(seconds: float) -> None:

@@ -13,11 +13,10 @@ import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from msinn_core.errors import CodecError
 from pipeline import images
 from pipeline.audit import summary
 from pipeline.commit import Archive
-from pipeline.errors import PipelineError
+from pipeline.limits import DEFAULT, Limits
 from pipeline.report import Reporter
 from pipeline.restore import COLUMNS, Decoder, read_part
 from pipeline.text import redacted, shown
@@ -33,12 +32,13 @@ figure{display:inline-block;margin:0 1em 1em 0;width:240px;vertical-align:top;fo
 svg{margin-right:1em}.bad{color:#a00}code{background:#eee;padding:.1em .3em}"""
 
 
-def page(archive: Archive, reporter: Reporter | None = None) -> str:
+def page(archive: Archive, reporter: Reporter | None = None, limits: Limits = DEFAULT) -> str:
     """The report.
 
     Args:
         archive: What it is about.
         reporter: Told about progress.
+        limits: What is decoded at most.
 
     Raises:
         ManifestError: The archive's books are damaged.
@@ -79,7 +79,7 @@ def page(archive: Archive, reporter: Reporter | None = None) -> str:
             _histogram(bpp, "bits per pixel"),
             _percentiles(facts["percentiles"]),
             _html("<h2>The worst {}</h2>", min(WORST, totals["coded"])),
-            *_worst(archive, reporter),
+            *_worst(archive, reporter, limits),
         ]
     if facts["reasons"]:
         rows = _join(
@@ -144,12 +144,12 @@ def _db(value: float | None) -> str:
     return "lossless" if value is None else f"{value:.2f} dB"
 
 
-def _worst(archive: Archive, reporter: Reporter | None) -> list[Markup]:
+def _worst(archive: Archive, reporter: Reporter | None, limits: Limits) -> list[Markup]:
     """The images of the lowest PSNR as they decode now, small."""
     table = archive.manifest([*COLUMNS, "status", "psnr_db", "bpp"])
     coded = table.filter(pc.equal(table.column("codec"), "msinn")).sort_by([("psnr_db", "ascending"), ("key", "ascending")])
     torch.set_num_threads(1)  # as when encoding: a float model is the same for the same number of threads only
-    decoder = Decoder(archive)
+    decoder = Decoder(archive, limits)
     figures = []
     if reporter is not None:
         reporter.phase("worst", min(WORST, len(coded)))
@@ -157,7 +157,7 @@ def _worst(archive: Archive, reporter: Reporter | None) -> list[Markup]:
         if reporter is not None:
             reporter.advance(images=1)
         try:
-            payload = read_part(archive, row, row["offset"], row["length"])
+            payload = read_part(archive, row, row["offset"], row["length"], limits)
             picture, problem = decoder.picture(row, payload)
             small = images.to_image(picture).convert("RGB")
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
@@ -165,7 +165,7 @@ def _worst(archive: Archive, reporter: Reporter | None) -> list[Markup]:
             small.save(out, "PNG")
             image = _html('<img src="data:image/png;base64,{}" alt="">', base64.b64encode(out.getvalue()).decode())
             image += _html("<p class=bad>{}", problem) if problem else Markup("")
-        except (PipelineError, CodecError, FileNotFoundError) as error:
+        except Exception as error:  # whatever one image does, the page shows the others
             image = _html("<p class=bad>{}", error)
         caption = (_db(row["psnr_db"]), "?" if row["bpp"] is None else f"{row['bpp']:.3f}", row["key"], row["name"])
         figures.append(_html("<figure>{}<figcaption>{}, {} bpp<br>{} {}</figcaption></figure>", image, *caption))

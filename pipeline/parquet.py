@@ -19,6 +19,9 @@ MAX_BYTES = 1 << 32
 _MAX_GROUP_VALUES = 1 << 25
 _MAX_FOOTER_BYTES = 1 << 24
 
+MAX_SOURCE_FOOTER = 1 << 29
+"""Of files that others wrote: with statistics of long texts in thousands of row groups they are long."""
+
 
 class TooLargeError(pa.ArrowInvalid):  # type: ignore[misc]
     """A Parquet file holds more than anybody would write."""
@@ -85,12 +88,38 @@ def _read(data: bytes, columns: list[str] | None, holding: tuple[str, int] | Non
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
-def groups(file: IO[bytes], size: int) -> list[Group]:
+def column(file: IO[bytes], path: str, number: int, group: Group) -> pa.Array:
+    """A column of texts of one row group, of any file; measured first.
+
+    Args:
+        file: Can seek.
+        path: The column's.
+        number: Of the row group.
+        group: What the footer says of it.
+
+    Raises:
+        pa.ArrowException: Damaged, or larger than the limits above.
+    """
+    chunk = next((chunk for chunk in group.chunks if chunk.column == path), None)
+    if chunk is None or chunk.length > MAX_GROUP_BYTES:
+        raise pa.ArrowInvalid(f"column {path} is missing or too long")
+    file.seek(chunk.start)
+    inflated, values = measure(memoryview(file.read(chunk.length)))
+    if inflated > MAX_GROUP_BYTES or values > _MAX_GROUP_VALUES:
+        raise TooLargeError(f"column {path} inflates to more than {MAX_GROUP_BYTES:,} bytes")
+    array = pq.ParquetFile(file, read_dictionary=[path]).read_row_group(number, columns=[path], use_threads=False).column(0).combine_chunks()
+    if _expanded_bytes(array) > MAX_GROUP_BYTES:
+        raise TooLargeError(f"column {path} holds more than {MAX_GROUP_BYTES:,} bytes")
+    return array
+
+
+def groups(file: IO[bytes], size: int, *, max_footer_bytes: int = _MAX_FOOTER_BYTES) -> list[Group]:
     """Row groups of a Parquet file by its footer. Not by pyarrow, whose view of a hostile footer ends the process.
 
     Args:
         file: Can seek.
         size: Its bytes.
+        max_footer_bytes: Of its footer.
 
     Raises:
         pa.ArrowInvalid: No footer, or one that points outside the file.
@@ -100,7 +129,7 @@ def groups(file: IO[bytes], size: int) -> list[Group]:
     length = int.from_bytes(tail[:4], "little")
     if tail[4:] != b"PAR1" or not 0 < length <= size - 12:
         raise pa.ArrowInvalid("no Parquet footer")
-    if length > _MAX_FOOTER_BYTES:
+    if length > max_footer_bytes:
         raise TooLargeError(f"a footer of {length:,} bytes")
     file.seek(size - 8 - length)
     footer = _Thrift(memoryview(file.read(length)), 0).struct(_FOOTER)

@@ -20,7 +20,7 @@ from pipeline.audit import select
 from pipeline.commit import Archive, sha256
 from pipeline.errors import ManifestError
 from pipeline.limits import DEFAULT, Limits
-from pipeline.restore import COLUMNS, Decoder, check_payload, read_part
+from pipeline.restore import COLUMNS, Decoder, check_payload, read_part, usable
 
 
 class Sidecars(dict[str, bytes]):
@@ -66,7 +66,7 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
         self.transform = transform
         self.sidecars = sidecars
         self.limits = limits
-        table = archive.manifest(COLUMNS) if where is None else select(archive.manifest(), where).select(COLUMNS)
+        table, _ = usable(archive.manifest(COLUMNS) if where is None else select(archive.manifest(), where).select(COLUMNS), url)
         whole = pc.and_(pc.is_valid(table.column("codec")), pc.is_valid(table.column("pixels")))
         self._rows = table.filter(pc.and_(whole, pc.not_equal(table.column("status"), "failed"))).combine_chunks()
         self._opened: tuple[int, Archive, Decoder] | None = None
@@ -100,7 +100,7 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
         sample: dict[str, Any] = {"key": row["key"], "name": row["name"], "image": image if self.transform is None else self.transform(image)}
         if self.sidecars:
             sample["sidecars"] = Sidecars()
-            for side in row["sidecars"]:
+            for side in row["sidecars"] or []:
                 data = read_part(archive, row, side["offset"], side["length"], self.limits)
                 if sha256(data) != side["sha256"]:
                     raise ManifestError(f"{side['name']}: its bytes in {row['shard_key']} are damaged")

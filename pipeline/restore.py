@@ -22,7 +22,7 @@ from msinn_core.errors import PixelLimitError
 from msinn_core.picture import Picture
 from pipeline import actors, images, manifest
 from pipeline.audit import select
-from pipeline.commit import STILL, Archive, Books, Commit, commit_name, is_shard_name, sha256
+from pipeline.commit import STILL, Archive, Books, Commit, is_shard_name, sha256
 from pipeline.errors import ManifestError, StorageError, UsageError
 from pipeline.limits import DEFAULT, Limits
 from pipeline.report import Reporter
@@ -108,7 +108,7 @@ class Decoder:
             CodecError: It does not decode.
         """
         check_payload(row, payload)
-        codec = self.codec(row["model_sha256"], "cuda" if row["encoder"].startswith("cuda") else "cpu")
+        codec = self.codec(row["model_sha256"], "cuda" if (row["encoder"] or "").startswith("cuda") else "cpu")
         try:
             picture, _ = codec.decode(payload)
         except PixelLimitError as error:
@@ -410,7 +410,7 @@ def rows_left(archive: Archive, where: str | None = None) -> tuple[pa.Table, lis
 
     def read(record: Commit) -> tuple[pa.Table, list[str]] | str:
         try:
-            return _usable(archive.manifest_part(record, wanted), archive.store.path(record.manifest))
+            return usable(archive.manifest_part(record, wanted), archive.store.path(record.manifest))
         except (ManifestError, StorageError) as error:
             if isinstance(error, StorageError) and archive.passes(error):
                 raise
@@ -438,7 +438,7 @@ _TEXTS = ("key", "name", "restore_name", "shard_key")
 _OF_SIDECAR = ("name", "restore_name", "offset", "length", "sha256")
 
 
-def _usable(table: pa.Table, place: str) -> tuple[pa.Table, list[str]]:
+def usable(table: pa.Table, place: str) -> tuple[pa.Table, list[str]]:
     """Rows that say what every row must, and a sentence for each of the others."""
     texts = [table.column(name) for name in _TEXTS]
     sides = table.column("sidecars").combine_chunks().flatten()
@@ -628,15 +628,12 @@ def _find(archive: Archive, wanted: str) -> dict[str, Any]:
     if wanted.isdigit() and len(wanted) == 9:
         firsts = archive.run["shard_first"]
         shard = max((i for i, first in enumerate(firsts) if first <= int(wanted)), default=0)
-        try:
-            record = Commit.from_bytes(archive.store.read(commit_name(shard)), commit_name(shard))
-            rows = _usable(archive.manifest_part(record, columns), record.manifest)[0].to_pylist()
+        if (record := archive.record(shard)) is not None:
+            rows = usable(archive.manifest_part(record, columns), record.manifest)[0].to_pylist()
             found = [row for row in rows if row["key"] == wanted]
-        except FileNotFoundError:
-            pass
     else:
         for record in archive.commits():
-            rows = _usable(archive.manifest_part(record, columns), record.manifest)[0].to_pylist()
+            rows = usable(archive.manifest_part(record, columns), record.manifest)[0].to_pylist()
             found += [row for row in rows if wanted in (row["name"], row["restore_name"], os.path.basename(row["name"]))]
         exact = [row for row in found if wanted in (row["name"], row["restore_name"])]
         found = exact or found

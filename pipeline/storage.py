@@ -27,6 +27,7 @@ from pipeline.errors import DamagedError, LocationError, StorageError
 Names = list[str]
 
 _ATTEMPTS = 5
+_ASK_ABOVE = 1 << 20
 _PROBE = "capabilities/put-if-absent.json"
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -161,11 +162,12 @@ class Store:
     def read(self, name: str, *, limit: int | None = None) -> bytes:
         """Whole object. Raises `FileNotFoundError`, or `StorageError`, also for one of more than `limit` bytes."""
         self._check_regular(name)
-        # A byte more than the limit is enough to know.
-        end = None if limit is None or self.local else limit + 1
+        # A byte more than the limit is enough to know of what is small; large objects are asked first, and come by several connections.
+        asked = limit is not None and (self.local or limit > _ASK_ABOVE)
+        end = None if limit is None or asked else limit + 1
 
         def action() -> bytes:
-            if limit is not None and self.local and self.fs.size(self.path(name)) > limit:
+            if limit is not None and asked and self.fs.size(self.path(name)) > limit:
                 raise _too_large(self.path(name), limit)
             try:
                 data: bytes = self.fs.cat_file(self.path(name), end=end)

@@ -43,6 +43,27 @@ class _Info(tarfile.TarInfo):
             tar.fileobj.seek(here)
         return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
 
+    # Python's readers of the maps of sparse members, which hold as much as a tar says. Whoever reads here leaves such members out, so none is kept.
+
+    def _proc_sparse(self, tar: _Tar) -> tarfile.TarInfo:
+        assert tar.fileobj is not None
+        _, goes_on, original_size = self._sparse_structs  # type: ignore[attr-defined]
+        while goes_on:
+            block = tar.fileobj.read(tarfile.BLOCKSIZE)
+            if len(block) < tarfile.BLOCKSIZE:
+                raise TarDamageError("the map of a sparse member is cut short")
+            goes_on = bool(block[504])
+        self.sparse = []  # type: ignore[assignment]
+        self.offset_data = tar.fileobj.tell()
+        tar.offset = self.offset_data + -(-self.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        self.size = original_size
+        return self
+
+    def _proc_gnusparse_00(self, member: tarfile.TarInfo, *_: object) -> None:
+        member.sparse = []  # type: ignore[assignment]
+
+    _proc_gnusparse_01 = _proc_gnusparse_10 = _proc_gnusparse_00
+
 
 class _Tar(tarfile.TarFile):
     tarinfo = _Info
@@ -67,7 +88,8 @@ def members(file: IO[bytes], size: int) -> Iterator[tarfile.TarInfo]:
                 raise TarDamageError("a header points backwards")
             position = info.offset
             yield info
-            if info.offset_data + info.size > size and info.isreg():
+            # The size of a sparse member is that of the file it stands for, holes included.
+            if info.isreg() and not info.issparse() and info.offset_data + info.size > size:
                 raise TarDamageError("it is cut short there")
             if tar.offset > size:
                 raise TarDamageError(f"a header points to byte {tar.offset} of {size}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 # Controls, which move cursors and set titles and clipboards; marks that turn the direction of writing; separators of lines; lone surrogates.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_BETWEEN_LINES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_BETWEEN_LINES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def shown(text: object) -> str:
@@ -24,21 +25,30 @@ def _escape(found: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
-_USER = re.compile(r"(?<=://)[^/?#\s]+@")
-_QUERY = re.compile(r"(?<![\s?])\?[^\s?#'\"]*")
-_SECRET = re.compile(r"[?&;](?:[^=&;]*[-_])?(?:signature|sig|token|secret|password|passwd|pwd|credentials?|key|(?:access)?key-?id|auth|code)=", re.I)
+# A user and a password before the host; a password may hold slashes, and a port is none.
+_USER = re.compile(r"(?<=://)(?:[^/?#\s]+@|[^/\s@:]+:(?!\d+(?:/|$))[^\s@]*@)")
+_ADDRESS = re.compile(r"(https?://[^\s?#'\"<>]*)([?#][^\s'\"<>]+)", re.I)
+_SECRET_WORD = re.compile(
+    r"sig(?:nature)?$|sig[-_]|signature|token|secret|passw|pwd|passphrase|credential|key(?!word)|auth|jwt|^code$|policy|cookie", re.I
+)
 MASK = "***"
 
 
 def redacted(text: str) -> str:
-    """Text with the secrets of its addresses masked: users and passwords before an `@`, and queries that sign a request."""
-    if "://" not in text and "?" not in text:
+    """Text with the secrets of its addresses masked: users and passwords before an `@`, and queries of web addresses that sign a request.
+
+    Names of files on disk and of objects on stores, which may hold a question mark, stay as they are.
+    """
+    if "://" not in text:
         return text
-    text = _USER.sub(f"{MASK}@", text)
-    return _QUERY.sub(lambda found: f"?{MASK}" if _SECRET.search(found[0]) else found[0], text)
+    return _ADDRESS.sub(lambda found: f"{found[1]}{found[2][0]}{MASK}" if _signs(found[2][1:]) else found[0], _USER.sub(f"{MASK}@", text))
 
 
 def without_secrets(address: str) -> str:
-    """An address without the query that signs it, as a name for what lies there; any other as it is."""
-    head, mark, query = address.partition("?")
-    return head if mark and _SECRET.search(f"?{query}") else address
+    """A web address without the query that signs it, as a name for what lies there; any other address as it is."""
+    found = _ADDRESS.fullmatch(address)
+    return found[1] if found is not None and _signs(found[2][1:]) else address
+
+
+def _signs(query: str) -> bool:
+    return any(_SECRET_WORD.search(unquote(part.partition("=")[0])) for part in re.split(r"[&;?#]", query))

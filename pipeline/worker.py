@@ -32,6 +32,7 @@ from pipeline.archive import END_BYTES, Member, ShardWriter, stored_bytes, verif
 from pipeline.commit import Commit, commit, sha256
 from pipeline.decoding import Loader
 from pipeline.errors import SourceError
+from pipeline.limits import MAX_PARQUET_BYTES
 from pipeline.rate import PASSTHROUGH_Q, mse_of_psnr
 from pipeline.sources import Fetcher, SourceRecord
 from pipeline.sources.record import printable, utc
@@ -254,7 +255,7 @@ class ShardWorker:
         """Names of images that are not as the manifest has them."""
         made = {row["key"]: (row["payload_sha256"], row["sidecars"]) for row in rows}
         digests = ["key", "name", "payload_sha256", "sidecars"]
-        there = manifest.read(self.store.read(record.manifest), columns=digests).to_pylist()
+        there = manifest.read(self.store.read(record.manifest, limit=MAX_PARQUET_BYTES), columns=digests).to_pylist()
         return [row["name"] for row in there if made.get(row["key"], (None, [])) != (row["payload_sha256"], row["sidecars"])]
 
     def _load(self, tasks: list[ImageTask] | tuple[ImageTask, ...], *, with_sidecars: bool = True) -> Iterator[_Item]:

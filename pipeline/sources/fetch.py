@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError, StorageError
-from pipeline.parquet import groups
+from pipeline.parquet import MAX_SOURCE_FOOTER, groups
 from pipeline.sources.record import CELL, FILE, RANGE, Part, printable
 from pipeline.storage import from_outside, retry
 
 DEFAULT_MAX_FILE_BYTES = 2 * 1024**3
+_FOOTERS = 8
 
 
 class Fetcher:
@@ -31,6 +32,7 @@ class Fetcher:
     def __init__(self, *, max_file_bytes: int = DEFAULT_MAX_FILE_BYTES) -> None:
         self.max_file_bytes = max_file_bytes
         self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self._footers: OrderedDict[str, list[int]] = OrderedDict()
         self._lock = threading.Lock()
 
     def fetch(self, part: Part) -> bytes:
@@ -78,14 +80,28 @@ class Fetcher:
             if key not in self._groups:
                 fs, path = _open(part.uri)
                 with retry(lambda: fs.open(path, "rb"), f"open {printable(part.uri)}") as file:
-                    found = groups(file, file.seek(0, os.SEEK_END))
-                    if part.group >= len(found) or (size := sum(chunk.inflated for chunk in found[part.group].chunks)) > 2 * self.max_file_bytes:
-                        what = f"inflates to {size:,} bytes" if part.group < len(found) else "is gone"
-                        raise SourceError(f"{printable(part.uri)}: row group {part.group} {what}: write it in smaller groups")
+                    self._check_group(part, file)
                     self._groups[key] = pq.ParquetFile(file).read_row_group(part.group)
                 while len(self._groups) > 2:
                     self._groups.popitem(last=False)
             return self._groups[key]
+
+    def _check_group(self, part: Part, file: Any) -> None:
+        """Raises `SourceError` for a row group that inflates to more than this machine can hold; its footer is read once."""
+        if part.uri not in self._footers:
+            self._footers[part.uri] = [
+                sum(chunk.inflated for chunk in group.chunks) for group in groups(file, file.seek(0, os.SEEK_END), max_footer_bytes=MAX_SOURCE_FOOTER)
+            ]
+            while len(self._footers) > _FOOTERS:
+                self._footers.popitem(last=False)
+        sizes = self._footers[part.uri]
+        if part.group >= len(sizes):
+            raise SourceError(f"{printable(part.uri)}: row group {part.group} is gone since it was listed")
+        if sizes[part.group] > max(2 * self.max_file_bytes, _memory_bytes() // 2):
+            raise SourceError(
+                f"{printable(part.uri)}: row group {part.group} inflates to {sizes[part.group]:,} bytes, more than this machine can hold: "
+                "write it in smaller groups"
+            )
 
     def _cell(self, part: Part) -> bytes:
         value = self._table(part).column(part.column)[part.offset].as_py()
@@ -102,6 +118,13 @@ class Fetcher:
         if isinstance(image, dict) and (rest := {key: value for key, value in image.items() if key != "bytes" and value is not None}):
             row[part.column] = rest
         return json.dumps(row, default=_jsonable, ensure_ascii=False, sort_keys=True).encode()
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # not a Unix
+        return 0
 
 
 def _open(uri: str) -> tuple[Any, str]:

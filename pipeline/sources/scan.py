@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import glob
 import hashlib
-import itertools
 import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
@@ -19,18 +18,17 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, StorageError
 from pipeline.images import IMAGE_SUFFIXES
-from pipeline.parquet import groups
+from pipeline.parquet import MAX_SOURCE_FOOTER, Group, column, groups
 from pipeline.sources.record import CELL, FILE, RANGE, ROW_JSON, Listing, Part, SourceRecord, printable, with_restore_names
 from pipeline.storage import from_outside, retry
 from pipeline.tars import TarDamageError, members
 from pipeline.text import redacted, without_secrets
 
 _TAR_READERS = 8
-_LABELS = 256
-MAX_LABEL_BYTES = 1 << 16
-"""Of a name in a Parquet file, on average over some."""
+_LABELS = 4096
+_ROWS = 100_000
 
 _TAR_BLOCK_BYTES = 1 << 21
 
@@ -106,7 +104,7 @@ def scan(source: str, *, image_column: str | None = None, selection: Selection |
     if all(_bare(path).endswith(".tar") for path in paths):
         found = _tars(fs, files, root, warnings, left_out)
     elif all(_bare(path).endswith(".parquet") for path in paths):
-        found = (record for path, size, _ in files for record in _parquet_records(fs, path, size, root, image_column) if left_out.keeps(record[0]))
+        found = _parquets(fs, files, root, image_column, warnings, left_out)
     else:
         found = _folder_records(fs, files, root)
     digest, total = hashlib.sha256(), 0
@@ -362,39 +360,58 @@ def _tar_records(fs: Any, path: str, size: int, root: str, left_out: _LeftOut) -
     return list(_group(named, _webdataset_stem)), warnings
 
 
+def _parquets(fs: Any, files: list[_File], root: str, image_column: str | None, warnings: list[str], left_out: _LeftOut) -> Iterator[_Found]:
+    """Rows of all Parquet files, in order; a damaged one costs a warning, and what the store cannot give at the moment ends the scan."""
+    for path, size, _ in files:
+        try:
+            for found in _parquet_records(fs, path, size, root, image_column):
+                if left_out.keeps(found[0]):
+                    yield found
+        except SourceError as error:
+            warnings.append(str(error))
+
+
 def _parquet_records(fs: Any, path: str, size: int, root: str, image_column: str | None) -> Iterator[_Found]:
     prefix = os.path.splitext(_relative(path, root, fs))[0]
     try:
-        with fs.open(path, "rb") as opened:
-            found = groups(opened, size)
-            file = pq.ParquetFile(opened)
-            schema = file.schema_arrow
-            column = _image_column(schema, image_column, path)
-            names = next((n for n in _NAME_COLUMNS if n in schema.names and n != column and _is_text(schema.field(n).type)), None)
-            others = [name for name in schema.names if name != column]
+        with retry(lambda: fs.open(path, "rb"), f"list {printable(path)}") as opened:
+            found = groups(opened, size, max_footer_bytes=MAX_SOURCE_FOOTER)
+            schema = pq.ParquetFile(opened).schema_arrow
+            column_name = _image_column(schema, image_column, path)
+            names = next((n for n in _NAME_COLUMNS if n in schema.names and n != column_name and _is_text(schema.field(n).type)), None)
+            others = [name for name in schema.names if name != column_name]
             start = 0
             for number, group in enumerate(found):
-                held = sum(chunk.length for chunk in group.chunks if chunk.column.split(".")[0] == column)
-                labels: Iterable[str | None] = _labels(file, number, names) if names else itertools.repeat(None, group.rows)
-                for row, label in enumerate(labels):
-                    label = label or f"{start + row:08d}"
+                # An image is some bytes: a group of more rows than that is one that lies.
+                if group.rows > _ROWS + 8 * sum(chunk.length for chunk in group.chunks):
+                    raise pa.ArrowInvalid(f"row group {number} claims {group.rows} rows")
+                held = sum(chunk.length for chunk in group.chunks if chunk.column.split(".")[0] == column_name)
+                labels = _labels(opened, number, group, names)
+                for row in range(group.rows):
+                    label = next(labels, None) or f"{start + row:08d}"
                     # The length is the mean of the group: it only serves to divide the work.
-                    part = Part(CELL, path, held // max(group.rows, 1), row, number, column)
-                    sidecars = [(f"{prefix}/{os.path.splitext(label)[0]}.json", Part(ROW_JSON, path, -1, row, number, column))] if others else []
-                    yield f"{prefix}/{label}", part, sidecars
+                    part = Part(CELL, path, held // max(group.rows, 1), row, number, column_name)
+                    extra = [(f"{prefix}/{os.path.splitext(label)[0]}.json", Part(ROW_JSON, path, -1, row, number, column_name))] if others else []
+                    yield f"{prefix}/{label}", part, extra
                 start += group.rows
+    except FileNotFoundError as error:
+        raise SourceError(f"{printable(path)} vanished while it was listed") from error
     except Exception as error:
-        if not from_outside(error) and not isinstance(error, pa.ArrowException | UnicodeError):
-            raise
-        raise SourceError(f"cannot read {printable(path)} as Parquet: {error}") from error
+        # pyarrow says what is damaged as a plain OSError too, without a number.
+        damaged = isinstance(error, pa.ArrowException | UnicodeError) or (type(error) is OSError and error.errno is None)
+        if damaged:
+            raise SourceError(f"cannot read {printable(path)} as Parquet: {error}") from error
+        if from_outside(error):
+            raise StorageError(f"cannot list {printable(path)}: {error}") from error
+        raise
 
 
-def _labels(file: pq.ParquetFile, group: int, column: str) -> Iterator[str | None]:
-    """Names of a row group's images, a few at a time: a short file may hold very long ones."""
-    for batch in file.iter_batches(batch_size=_LABELS, row_groups=[group], columns=[column], use_threads=False):
-        if batch.nbytes > _LABELS * MAX_LABEL_BYTES:
-            raise pa.ArrowInvalid(f"its names are longer than {MAX_LABEL_BYTES} bytes")
-        yield from batch.column(0).to_pylist()
+def _labels(file: Any, number: int, group: Group, name: str | None) -> Iterator[str | None]:
+    """Names of a row group's images, if it has any."""
+    if name is not None:
+        labels = column(file, name, number, group)
+        for start in range(0, len(labels), _LABELS):
+            yield from labels.slice(start, _LABELS).to_pylist()
 
 
 def _is_text(kind: pa.DataType) -> bool:

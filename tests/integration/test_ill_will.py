@@ -11,7 +11,6 @@ import io
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -34,10 +33,13 @@ from msinn_core.errors import CheckpointError
 from pipeline import actors, manifest, verify
 from pipeline.audit import query
 from pipeline.commit import Archive, Commit, sha256
-from pipeline.errors import ManifestError, UsageError
+from pipeline.errors import ManifestError, SourceError, UsageError
 from pipeline.limits import Limits
+from pipeline.parquet import Chunk, Group
 from pipeline.reader import ArchiveDataset
 from pipeline.restore import restore
+from pipeline.sources import scan
+from pipeline.text import redacted
 from tests.golden.test_archives import copied
 
 HOSTILE_NAME = "a\x1b]0;owned\x07\x1b]52;c;cm0=\x07[/b]\u202egnp\n.png"
@@ -70,6 +72,20 @@ def set_of(which: str, **values: Any) -> Callable[[list[dict[str, Any]]], None]:
                 row.update(values)
 
     return change
+
+
+def peak_mib(*arguments: str) -> tuple[int, float]:
+    """Exit code and largest resident memory of a command, or of Python code after `-c`, in a process of its own."""
+    command = [sys.executable, *(arguments if arguments[0] == "-c" else ("-m", "jobs.cli", *arguments))]
+    # Started by a small process: what is begun from this one counts this one's memory as its own.
+    small = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+    said = subprocess.run([sys.executable, "-c", small, *command], capture_output=True, text=True, check=True).stdout
+    code, kib = map(int, said.split())
+    return code, kib / 1024
 
 
 def change_run(place: Path, **values: Any) -> None:
@@ -231,9 +247,9 @@ def test_the_pixel_limit_is_the_readers(place: Path, tmp_path: Path, capsys: pyt
                     file.write(bomb)
 
     forge(place, change)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    code, peak = peak_mib("restore", str(place), str(tmp_path / "out-a"))
+    assert (code, peak < 1500) == (5, True), peak
     result = restore(str(place), str(tmp_path / "out"))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
     assert any("over the limit of 32000000 pixels: --max-pixels 100000000 decodes it" in problem for problem in result.problems)
     with pytest.raises(ManifestError, match="over the limit"):
         list(ArchiveDataset(str(place), where="name = 'photo000.png'"))
@@ -274,11 +290,101 @@ def test_parquet_that_inflates_is_refused(place: Path, tmp_path: Path) -> None:
     assert len(sink.getvalue()) < 1_000_000
     (place / record["manifest"]).write_bytes(sink.getvalue())
     path.write_text(json.dumps({**record, "manifest_sha256": sha256(sink.getvalue())}))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    code, peak = peak_mib("restore", str(place), str(tmp_path / "out-a"))
+    assert (code, peak < 1500) == (5, True), peak
     result = restore(str(place), str(tmp_path / "out"))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000
     assert any("than anything this program writes" in problem for problem in result.problems), result.problems
     assert result.images == 12
+
+
+def test_a_commit_of_gigabytes_is_not_read(place: Path) -> None:
+    with open(place / "commits" / "00000.json", "r+b") as file:
+        file.truncate(3 * 2**30)
+    for arguments in (
+        ("get", str(place), "000000000", "-o", str(place / "x.png")),
+        ("status", str(place)),
+        ("restore", str(place), str(place) + "-o"),
+    ):
+        code, peak = peak_mib(*arguments)
+        assert code in (5, 6, 2)
+        assert peak < 1500
+
+
+def test_a_row_without_an_encoder_costs_nothing(place: Path, tmp_path: Path) -> None:
+    forge(place, set_of("photo000.png", encoder=None, psnr_db=None, bpp=None))
+    assert main(["audit", str(place), "--html", str(tmp_path / "page.html")]) == 0
+    assert main(["get", str(place), "photo000.png", "-o", str(tmp_path / "x.png")]) == 0
+    assert restore(str(place), str(tmp_path / "out")).images == 12
+
+
+def test_a_condition_may_order_and_end(place: Path, tmp_path: Path) -> None:
+    result = restore(str(place), str(tmp_path / "out"), where="psnr_db > 1 ORDER BY psnr_db LIMIT 3 -- the worst")
+    assert (result.images, result.problems) == (3, [])
+
+
+# ---- sources ----
+
+
+def test_names_with_question_marks_stay_whole(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    names = ["a.jpg?key=1", "a.jpg?key=2", "img.php?code=7.jpg", "what?token=.jpg", "what?token=.txt", "b@c:d.png"]
+    for name in names:
+        (source / name).write_bytes(name.encode())
+    found = scan(str(source))
+    assert sorted([record.name for record in found.records] + [name for record in found.records for name, _ in record.sidecars]) == sorted(names)
+    (source / "a.jpg?key=1").rename(source / "a.jpg?key=9")
+    assert scan(str(source)).digest != found.digest
+
+
+@pytest.mark.parametrize("style", ["gnu", "pax"])
+def test_a_sparse_member_costs_itself(tmp_path: Path, style: str) -> None:
+    if shutil.which("tar") is None or "GNU tar" not in subprocess.run(["tar", "--version"], capture_output=True, text=True).stdout:
+        pytest.skip("needs GNU tar")
+    for name in ("a.jpg", "c.jpg", "d.jpg"):
+        (tmp_path / name).write_bytes(name.encode() * 100)
+    with open(tmp_path / "b.img", "wb") as file:
+        file.truncate(200_000_000)
+        file.seek(100_000_000)
+        file.write(b"x")
+    command = ["tar", "-S", f"--format={style}", "-cf", "set.tar", "a.jpg", "b.img", "c.jpg", "d.jpg"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    found = scan(str(tmp_path / "set.tar"))
+    assert [record.name for record in found.records] == ["set/a.jpg", "set/c.jpg", "set/d.jpg"]
+    assert [warning.rpartition(": ")[2] for warning in found.warnings] == ["1 sparse members left out"]
+
+
+def test_parquet_sources_that_lie(tmp_path: Path) -> None:
+    """One damaged file costs a warning; rows, names and footers are bounded by what is stored."""
+    source = tmp_path / "src"
+    source.mkdir()
+    images = [b"\xff\xd8 %d" % i for i in range(4)]
+    pq.write_table(pa.table({"image": images, "caption": list("abcd")}), source / "a.parquet")
+    whole = (source / "a.parquet").read_bytes()
+    (source / "cut.parquet").write_bytes(whole[:-30])
+    (source / "b.parquet").write_bytes(whole)
+    found = scan(str(source))
+    assert len(found.records) == 8
+    assert any("cut.parquet as Parquet" in warning for warning in found.warnings)
+    # A name of a gigabyte.
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"image": [b"x"], "name": ["n" * 400_000_000]}), sink, compression="zstd")
+    (source / "name.parquet").write_bytes(sink.getvalue())
+    code, peak = peak_mib("-c", f"from pipeline.sources import scan; assert len(scan({str(source)!r}).records) == 8")
+    assert (code, peak < 700) == (0, True), peak
+    (source / "name.parquet").unlink()
+    # A footer of many megabytes is an honest one.
+    with pq.ParquetWriter(source / "long.parquet", pa.schema([("image", pa.binary()), ("caption", pa.string())])) as writer:
+        for i in range(300):
+            writer.write_table(pa.table({"image": [b"\xff\xd8"], "caption": [chr(97 + i % 26) * 60_000]}))
+    assert len(scan(str(source)).records) == 308
+
+
+def test_a_group_of_more_rows_than_bytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "a.parquet")
+    monkeypatch.setattr(sys.modules["pipeline.sources.scan"], "groups", lambda *_, **__: [Group(2**40, (Chunk("image", 4, 20, 20),))])
+    with pytest.raises(SourceError, match="claims 1099511627776 rows"):
+        scan(str(tmp_path / "a.parquet"))
 
 
 # ---- models ----
@@ -295,10 +401,10 @@ def test_a_float_model_is_measured_before_it_is_built(tmp_path: Path) -> None:
         tensors = {name: model.get_tensor(name) for name in model.keys() if name.startswith(("tables.", "calibration."))}  # noqa: SIM118
     config = json.loads(metadata["config"]) | {"hidden": [2048] * 4, "depths": [8] * 4}
     save_file(tensors, tmp_path / "bomb.safetensors", {**metadata, "config": json.dumps(config)})
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CheckpointError, match="parameters are missing"):
         parse_model((tmp_path / "bomb.safetensors").read_bytes())
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+    code, peak = peak_mib("inspect", str(tmp_path / "bomb.safetensors"))
+    assert (code, peak < 1200) == (2, True), peak
 
 
 # ---- what people see ----
@@ -447,6 +553,10 @@ def test_settings_that_are_secret_stay_here(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("FSSPEC_S3_KEY", SECRET)
     monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", "http://localhost:9")
     monkeypatch.setenv("FSSPEC_GCS", json.dumps({"token": SECRET, "project": "p", "inner": {"password": SECRET, "timeout": 3}}))
+    monkeypatch.setenv("FSSPEC_HTTPS", json.dumps({"client_kwargs": {"headers": {"Authorization": f"Bearer {SECRET}"}, "trust_env": True}}))
+    monkeypatch.setenv("FSSPEC_ADL_CONNECTION_STRING", f"AccountName=a;AccountKey={SECRET}")
+    monkeypatch.setenv("FSSPEC_SFTP_PASSPHRASE", SECRET)
+    monkeypatch.setenv("FSSPEC_OSS", json.dumps([{"accessKeyId": SECRET, "x": [{"secretAccessKey": SECRET, "region": "r"}]}]))
     monkeypatch.setenv("FSSPEC_HTTP_PROXY", f"http://me:{SECRET}@proxy")
     monkeypatch.setenv("FSSPEC_ABFS", json.dumps({"s3_additional_kwargs": {"SSEKMSKeyId": "arn:kms"}}))
     sent = actors.forwarded()
@@ -454,7 +564,30 @@ def test_settings_that_are_secret_stay_here(monkeypatch: pytest.MonkeyPatch) -> 
     assert sent["FSSPEC_S3_ENDPOINT_URL"] == "http://localhost:9"
     assert json.loads(sent["FSSPEC_GCS"]) == {"project": "p", "inner": {"timeout": 3}}
     assert "arn:kms" in sent["FSSPEC_ABFS"]
-    assert actors.withheld() == ["FSSPEC_GCS", "FSSPEC_HTTP_PROXY", "FSSPEC_S3_KEY", "FSSPEC_S3_SECRET"]
+    assert json.loads(sent["FSSPEC_HTTPS"]) == {"client_kwargs": {"headers": {}, "trust_env": True}}
+    assert json.loads(sent["FSSPEC_OSS"]) == [{"x": [{"region": "r"}]}]
+    names = ("ADL_CONNECTION_STRING", "GCS", "HTTPS", "HTTP_PROXY", "OSS", "S3_KEY", "S3_SECRET", "SFTP_PASSPHRASE")
+    assert actors.withheld() == [f"FSSPEC_{name}" for name in names]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://u:PASS@h/x", "https://h/x?apikey=PASS", "https://h/x?a=1&authkey=PASS", "https://h/x?accessToken=PASS", "https://h/x?AWSAccessKeyId=PASS",
+        "https://h/x?sv=1&SIG=PASS", "https://h/x?%73ig=PASS", "https://h/x#access_token=PASS", "https://h/x?jwt=PASS", "s3://AK:S/PASS@bucket/x",
+        "sftp://me:PASS@h/y", "https://h/x?Policy=PASS&Key-Pair-Id=1", "see (https://h/x?X-Amz-Signature=PASS) and more",
+    ],
+)  # fmt: skip
+def test_secrets_in_addresses_are_masked(address: str) -> None:
+    assert "PASS" not in redacted(address)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["s3://bucket/a?key=1.jpg", "what?token=.jpg", "https://h/x?id=3&keyword=cat", "http://h:8080/a@b.jpg", "file:///a@b/c", "why? https://h/x"],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert redacted(text) == text
 
 
 # ---- SQL ----

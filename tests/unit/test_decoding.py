@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import struct
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +93,7 @@ def test_a_decoder_that_dies_is_started_again_and_the_file_is_tried_twice(loader
     loader.close()
     starter = loader._start
 
-    def fragile() -> Connection:
+    def fragile() -> socket.socket:
         connection = starter()
         assert loader._process is not None
         loader._process.kill()
@@ -104,10 +104,50 @@ def test_a_decoder_that_dies_is_started_again_and_the_file_is_tried_twice(loader
     assert (found.reason, found.message) == (images.CRASHED, "decoding it ends the decoder (signal 9)")
 
 
-def test_a_machine_that_starts_no_process_decodes_here(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding.sys, "executable", "/bin/false")
-    assert loader.load(encoded(Image.new("L", (8, 8)), "PNG")).reason is None
-    assert loader._process is None
+def test_a_machine_that_starts_no_process_decodes_here_and_says_so(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = encoded(Image.new("L", (8, 8)), "PNG")
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding.sys, "executable", "/bin/false")
+        assert loader.load(sound).reason is None
+        assert loader._process is None
+    # It may pass.
+    assert loader.load(sound).reason is None
+    assert loader._process is not None
+    loader.close()
+    monkeypatch.setattr(decoding.subprocess, "Popen", lambda *arguments, **options: (_ for _ in ()).throw(BlockingIOError(11, "no processes")))
+    for _ in range(2):
+        assert loader.load(sound).reason is None
+    with pytest.warns(UserWarning, match="without bounds"):
+        assert loader.load(sound).reason is None
+
+
+def test_half_an_answer_is_not_taken_for_the_next(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels of one picture were read as the beginning of another's answer, and unpickled."""
+    first = encoded(Image.fromarray(np.random.default_rng(2).integers(0, 255, (300, 300), np.uint8)), "PNG")
+    second = encoded(Image.new("L", (9, 7)), "PNG")
+    receive = decoding._receive
+
+    def half(connection: socket.socket, expect: None = None) -> list[bytearray]:
+        connection.recv(1000)
+        raise MemoryError
+
+    assert loader.load(second).reason is None
+    monkeypatch.setattr(decoding, "_receive", half)
+    with pytest.raises(MemoryError):
+        loader.load(first)
+    monkeypatch.setattr(decoding, "_receive", receive)
+    found = loader.load(second)
+    assert found.picture is not None
+    assert found.picture.pixels.shape == (7, 9)
+
+
+def test_a_large_file_that_is_no_image_is_no_crash() -> None:
+    loader = Loader(1000)
+    try:
+        assert loader.load(bytes(400_000_000), name="film.mp4").reason == images.NOT_AN_IMAGE
+        assert loader.load(b"", name="a.png").reason == images.BROKEN
+    finally:
+        loader.close()
 
 
 def test_the_memory_of_a_decoder_is_bounded() -> None:
