@@ -89,17 +89,17 @@ def msinn(nodes: Nodes, *arguments: str) -> subprocess.Popen[str]:
 
 
 def test_submitted_once_joined_by_the_same_and_refused_to_others(nodes: Nodes, tmp_path: Path) -> None:
-    photos, archive = make_photos(tmp_path / "in", 40, 96), tmp_path / "dst"
+    photos, archive = make_photos(tmp_path / "in", 80, 96), tmp_path / "dst"
     command = ["submit", "--address", nodes.dashboard, "--", "compress", str(photos), str(archive), "--bpp", "2.0"]
     first = msinn(nodes, *command)
-    _until(lambda: (archive / "run.json").exists())
+    _until(lambda: (archive / "analyse").exists())  # the others come while it works
     second, other = msinn(nodes, *command), msinn(nodes, *command[:-1], "1.5")
     out, err = first.communicate(timeout=240)
     assert first.returncode == 0, err
     job = re.search(r"submitted (msinn-\w+-\w+) on", err)
     assert job is not None
     assert '"event": "commit"' in out
-    assert "40 coded" in out
+    assert "80 coded" in out
     joined_out, joined_err = second.communicate(timeout=120)
     assert second.returncode == 0, joined_err
     assert f"joined the running job {job[1]}" in joined_err
@@ -107,7 +107,7 @@ def test_submitted_once_joined_by_the_same_and_refused_to_others(nodes: Nodes, t
     _, refused = other.communicate(timeout=120)
     assert other.returncode == 2
     assert "is writing to" in refused
-    assert json.loads((archive / "MANIFEST.json").read_text())["images"] == 40
+    assert json.loads((archive / "MANIFEST.json").read_text())["images"] == 80
     # Done is done: once more, under a new id, changes nothing.
     sealed = (archive / "MANIFEST.json").read_bytes()
     third = msinn(nodes, *command)
