@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.arguments import size
+from jobs.arguments import add_executor, executor_of, size
 from jobs.output import raw
 from pipeline.text import redacted, shown
 
@@ -34,6 +34,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     how = p.add_mutually_exclusive_group()
     how.add_argument("--fixity", action="store_true", help="hash every object and compare (the default)")
     how.add_argument("--decode", action="store_true", help="decode every image and compare its pixels' hash")
+    add_executor(p)
     p.add_argument("--sample", type=_share, default=1.0, metavar="1%", help="with --decode: a random share of the images")
     p.add_argument("--workers", type=int, metavar="N")
     _add_limits(p)
@@ -53,6 +54,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     p.add_argument("archive", metavar="DST")
     p.add_argument("out", metavar="OUT", help="folder or URL; the same command again goes on after an interrupt")
     p.add_argument("--where", metavar="SQL", help='only rows of the manifest that fulfil a condition, e.g. "psnr_db < 32"')
+    add_executor(p)
     p.add_argument("--overwrite", action="store_true", help="replace files of other content that are there")
     p.add_argument("--workers", type=int, metavar="N")
     _add_limits(p)
@@ -187,7 +189,13 @@ def _verified(arguments: argparse.Namespace, verify: Any, reporter: Reporter) ->
     if arguments.decode:
         with contextlib.redirect_stdout(sys.stderr):  # Ray speaks of lost workers there
             result = verify.decode(
-                arguments.archive, sample=arguments.sample, workers=arguments.workers, reporter=reporter, limits=_limits(arguments)
+                arguments.archive,
+                sample=arguments.sample,
+                workers=arguments.workers,
+                reporter=reporter,
+                limits=_limits(arguments),
+                cluster=arguments.cluster,
+                executor=executor_of(arguments),
             )
         done = f"{result.images} images and {result.sidecars} sidecars decoded and compared"
     else:
@@ -357,6 +365,8 @@ def _restore(arguments: argparse.Namespace) -> int:
                 workers=arguments.workers,
                 reporter=reporter,
                 limits=_limits(arguments),
+                cluster=arguments.cluster,
+                executor=executor_of(arguments),
             )
         finally:
             reporter.close()

@@ -18,3 +18,21 @@ def size(text: str) -> float:
         return float(number) * _UNITS[unit]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write 500000, 500k, 1.5G or 2Gi") from error
+
+
+def add_executor(p: argparse.ArgumentParser) -> None:
+    """Who does the work."""
+    p.add_argument("--cluster", metavar="ADDR", help="address of a running Ray cluster (default: a local one, started and ended here)")
+    p.add_argument(
+        "--executor", choices=("auto", "local", "ray"), default="auto", help="this process alone, Ray, or what suits size and options (default: auto)"
+    )
+
+
+def executor_of(arguments: argparse.Namespace) -> str:
+    """The executor asked for. Raises `UsageError` for a cluster or workers of this process."""
+    from pipeline.errors import UsageError
+
+    chosen: str = arguments.executor
+    if chosen == "local" and (arguments.cluster is not None or (arguments.workers or 1) > 1):
+        raise UsageError("--executor local is this process alone: it takes neither --cluster nor --workers")
+    return chosen

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.arguments import size
+from jobs.arguments import add_executor, executor_of, size
 from pipeline.text import shown
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--label", action="append", default=[], metavar="KEY=VALUE", help="run on nodes with this Ray label, e.g. ray.io/accelerator-type=L4"
     )
-    p.add_argument("--cluster", metavar="ADDR", help="address of a running Ray cluster (default: a local one, started and ended here)")
+    add_executor(p)
     p.add_argument("--json", action="store_true", help="print the summary as JSON")
     p.set_defaults(command=_compress)
 
@@ -121,6 +121,7 @@ def _compress(arguments: argparse.Namespace) -> int:
             workers=arguments.workers,
             resources=resources,
             preferences=preferences,
+            executor=executor_of(arguments),
         )
         with contextlib.redirect_stdout(sys.stderr):  # Ray speaks of lost nodes and workers there
             outcome = run.execute(dry_run=arguments.dry_run)

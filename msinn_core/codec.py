@@ -27,10 +27,7 @@ from msinn_core.engines import Engine, engine_for
 from msinn_core.entropy import rans
 from msinn_core.errors import BitstreamError, ConfigError, PixelLimitError
 from msinn_core.integer.ops import Compiled, Portable
-from msinn_core.picture import Picture
-
-DEFAULT_MAX_PIXELS = 32_000_000
-"""Pictures above this are refused: the float profile needs about 230 bytes of memory per pixel."""
+from msinn_core.picture import DEFAULT_MAX_PIXELS, Picture
 
 BAND_ROWS, ROWS_PER_BAND = 128, 384
 """A sampled analysis looks at bands of 128 rows, one for each 384, at least two: over 124 images of 512 rows this costs half as much, predicts an

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from msinn_core import bitstream
 from msinn_core.errors import ConfigError
 
+DEFAULT_MAX_PIXELS = 32_000_000
+"""Pictures above this are refused: the integer profile needs about 90 bytes of memory per pixel, the float one 230."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:

@@ -18,15 +18,15 @@ import secrets
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.errors import PipelineError, StorageError
+from pipeline.executor import TASK_RETRIES, Job, Trials, WorkersError
 from pipeline.text import redacted
 
-_TASK_RETRIES = 6
 _LONGEST_PAUSE_S = 60.0
 _FAILED_STARTS = 5
 _DEATHS_BEFORE_ISOLATION = 2
@@ -44,41 +44,6 @@ _SECRET_SETTING = re.compile(
 _SECRET_VALUE = re.compile(r"AccountKey=|SharedAccess|Bearer |Basic [A-Za-z0-9+/=]{8}|-----BEGIN", re.I)
 
 _FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION")
-
-
-class WorkersError(PipelineError):
-    """The Ray instance cannot be reached or cannot run the work."""
-
-
-Trials = Generator["Job", bool, "Job"]
-"""See `Job.split`."""
-
-
-@dataclass
-class Job:
-    """One call for some actor.
-
-    Attributes:
-        key: Names it in messages.
-        method: Method of the object that the actor holds.
-        args: Its arguments.
-        split: Called with the job after the second death. Yields parts of it to try, is sent whether the worker survived each, and returns a job that
-            avoids whatever kills. The tries take their turn among the other jobs.
-        patience_s: How long it may run before the actor counts as hung; more if others took long.
-        deaths: Actors lost with it.
-        failures: Errors it raised.
-        trials: What this is a try of; its end is an answer, and its result is not wanted.
-    """
-
-    key: str
-    method: str
-    args: tuple[Any, ...]
-    split: Callable[[Job], Trials] | None = None
-    patience_s: float = 3600.0
-    deaths: int = 0
-    failures: int = 0
-    trials: Trials | None = field(default=None, repr=False)
-    started: float = field(default=0.0, repr=False)
 
 
 @dataclass(frozen=True)
@@ -316,6 +281,10 @@ class Pool:
         actor = self._new()
         self._starting[actor.ready.remote()] = actor
 
+    def count(self, name: str, value: float, **tags: str) -> None:
+        """Add to a metric of the run, which Prometheus finds at every node."""
+        self._counters.add(name, value, **tags)
+
     def close(self) -> None:
         """End the actors."""
         for actor in (*self._idle, *self._starting.values()):
@@ -453,7 +422,7 @@ class Pool:
         if isinstance(error, PipelineError):
             job.failures += 1
             # Ray raises a class of its own that has the cause's type, not its attributes.
-            if isinstance(error, StorageError) and getattr(error, "cause", error).transient and job.failures < _TASK_RETRIES:
+            if isinstance(error, StorageError) and getattr(error, "cause", error).transient and job.failures < TASK_RETRIES:
                 self._again("storage", job.key, error)
                 self._slow_down()
                 return job
@@ -472,28 +441,6 @@ def _sentence(error: BaseException) -> str:
     # Of a traceback the last line is the error itself.
     line = lines[-1 if any("Traceback" in line or ", in " in line or "::" in line for line in lines) else 0]
     return re.sub(r"^(?:[A-Za-z_]+\.)+([A-Z]\w+): ", r"\1: ", line)[:400]
-
-
-def patience(images: int) -> float:
-    """Seconds after which a shard's worker counts as hung, before any shard has shown what is usual: an image at the pixel limit takes minutes."""
-    return 900.0 + 180.0 * images
-
-
-def isolate(part: list[Any], attempt: Callable[[list[Any]], Job]) -> Generator[Job, bool, Any | None]:
-    """For `Job.split`: the element that kills workers, by halving; None if none of them does when tried again.
-
-    Args:
-        part: What the job was about.
-        attempt: A job about some of it.
-    """
-    while len(part) > 1:
-        half = part[: len(part) // 2]
-        survived = yield attempt(half)
-        part = part[len(part) // 2 :] if survived else half
-    # Twice, because a worker may also die of what its neighbours do to the machine.
-    if not part or (yield attempt(part)) or (yield attempt(part)):
-        return None
-    return part[0]
 
 
 def _answer(trials: Trials, *, survived: bool | None) -> Job:

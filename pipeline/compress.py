@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 
 from msinn_core.checkpoint import LoadedModel, load_model, parse_model
 from msinn_core.errors import CheckpointError
+from msinn_core.integer.ops import COMPILED
 from pipeline import actors, images, manifest
 from pipeline.commit import ARCHIVE_VERSION, RUN, SEAL, Archive, Commit, MissingArchiveError, json_bytes, seal, sha256
 from pipeline.config import CompressConfig
 from pipeline.errors import ManifestError, StorageError, UsageError
+from pipeline.executor import Executor, InProcess, Job, Trials, WorkersError, isolate, patience, processors
 from pipeline.limits import MAX_MODEL_BYTES, MAX_PARQUET_BYTES, MAX_RUN_BYTES
 from pipeline.parquet import read_bounded
 from pipeline.plan import Choice, Forecast, Planner
@@ -50,6 +52,9 @@ shard costs the 1024 bytes of its tar's end."""
 
 SAMPLED_ABOVE = 256
 """Sets of more images than this are analysed on a part of the rows of each: errors of single predictions average out."""
+
+IN_PROCESS_IMAGES, IN_PROCESS_BYTES = 48, 64 * 2**20
+"""Runs up to this size need no Ray: to start it takes longer than they take."""
 
 _PACE_IMAGES = 8
 _LAST_CANDIDATES = 8
@@ -100,12 +105,12 @@ class Outcome:
         return self.sealed is not None and self.budget_bytes is not None and self.sealed["counted_bytes"] > self.budget_bytes
 
 
-def make_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
-    """Factory for actors: one model, one thread of arithmetic, so that every machine runs the network the same way."""
+def make_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
+    """Factory for workers: one model each. The integer network gives the same bytes for every number of threads."""
     import torch
 
     torch.set_num_threads(1)
-    return ShardWorker(parse_model(model), Store(url), config, device=config.device)
+    return ShardWorker(parse_model(model), Store(url), config, device=config.device, threads=threads)
 
 
 def shard_plan(records: Sequence[SourceRecord]) -> NDArray[np.int32]:
@@ -134,6 +139,7 @@ class Run:
         workers: Number of actors, or None for all that fit.
         resources: Of each actor; one CPU, or one GPU if that is the device, if not given.
         preferences: Content of the table of single images' weights and limits whose digest `config` holds, or None.
+        executor: `ray`; `local` for this process alone; or `auto`, which takes this process for small runs that ask for nothing else.
     """
 
     def __init__(
@@ -147,7 +153,9 @@ class Run:
         workers: int | None = None,
         resources: actors.Resources | None = None,
         preferences: bytes | None = None,
+        executor: str = "ray",
     ) -> None:
+        self.executor = executor
         self.source = source
         self.config = config
         self.reporter = reporter
@@ -200,14 +208,15 @@ class Run:
         self.reporter.begin(images=len(self.scan.records), shards=shards, source_bytes=self.scan.source_bytes, resumed=resumed)
         for warning in self.scan.warnings:
             self.reporter.warn(warning)
+        if not COMPILED:
+            self.reporter.warn(
+                "the compiled kernels are missing here (no C compiler when msinn was installed): the same bytes, in a hundred times the time"
+            )
         for note in self.scan.notes:
             self.reporter.note(note)
         if self.cluster is not None and (kept_back := actors.withheld()):
             self.reporter.note(f"{', '.join(kept_back)}: secrets are not sent to the cluster, whose machines have roles of their own")
-        size = actors.connect(self.cluster, self.workers, self.resources)
-        pool = actors.Pool(
-            size, make_worker, self.model.data, self.store.url, self._work_config(), resources=self.resources, trouble=self.reporter.trouble
-        )
+        pool, size = self._executor()
         try:
             unmade = self._remake(pool, lost)
             if begun is not None and len(committed) == shards and (sealed := Archive(self.store.url).seal()) is not None:
@@ -242,20 +251,29 @@ class Run:
         sealed = seal(self.store, run, records, extra)
         return Outcome(sealed, None, budget_bytes, shards - resumed, resumed, self.scan.warnings)
 
-    def _pace(self, pool: actors.Pool, forecast: Forecast) -> float | None:
+    def _executor(self) -> tuple[Executor, int]:
+        """Who does the work, and how many they are."""
+        work = (self.model.data, self.store.url, self._work_config())
+        if self._in_process:
+            return InProcess(make_worker, *work, processors(), trouble=self.reporter.trouble), 1
+        size = actors.connect(self.cluster, self.workers, self.resources)
+        return actors.Pool(size, make_worker, *work, resources=self.resources, trouble=self.reporter.trouble), size
+
+    @property
+    def _in_process(self) -> bool:
+        if self.executor != "auto":
+            return self.executor == "local"
+        asked = self.cluster is not None or self.workers is not None or self.resources != actors.Resources()
+        return not asked and len(self.scan.records) <= IN_PROCESS_IMAGES and self.scan.source_bytes <= IN_PROCESS_BYTES
+
+    def _pace(self, pool: Executor, forecast: Forecast) -> float | None:
         """Pixels per second of one worker, over a few images drawn at random."""
         coded = np.flatnonzero(np.isfinite(forecast.allocation.q))
         if not len(coded):
             return None
         drawn = np.sort(np.random.default_rng(0).choice(coded, min(_PACE_IMAGES, len(coded)), replace=False))
         tasks = tuple(ImageTask(self.scan.records[forecast.index[i]], float(forecast.allocation.q[i])) for i in drawn)
-        jobs = iter(
-            [
-                actors.Job(
-                    "a sample of the images", "pace", (ShardTask(shard_id=0, attempt="pace", images=tasks),), patience_s=actors.patience(len(tasks))
-                )
-            ]
-        )
+        jobs = iter([Job("a sample of the images", "pace", (ShardTask(shard_id=0, attempt="pace", images=tasks),), patience_s=patience(len(tasks)))])
         measured: list[tuple[int, float]] = []
         pool.run(lambda: next(jobs, None), lambda job, result: measured.append(result), self.reporter.tick)
         pixels, seconds = measured[0]
@@ -385,7 +403,7 @@ class Run:
         present = set(self.store.list("shards"))
         return [record for record in committed.values() if record.shard not in present]
 
-    def _remake(self, pool: actors.Pool, lost: list[Commit]) -> list[str]:
+    def _remake(self, pool: Executor, lost: list[Commit]) -> list[str]:
         """Make lost shards again; returns why some could not be, a sentence each."""
         if not lost:
             return []
@@ -398,7 +416,7 @@ class Run:
             failures.append(sentence)
             self.reporter.warn(sentence)
 
-        def following() -> actors.Job | None:
+        def following() -> Job | None:
             for record in waiting:
                 try:
                     tasks = self._as_made(record)
@@ -406,10 +424,10 @@ class Run:
                     failed(f"{self.store.path(record.shard)} is lost and cannot be made again without its rates: {error}")
                     continue
                 task = ShardTask(shard_id=record.shard_id, attempt="remake", images=tasks)
-                return actors.Job(f"shard {record.shard_id}, again", "remake", (task, record), patience_s=actors.patience(len(tasks)))
+                return Job(f"shard {record.shard_id}, again", "remake", (task, record), patience_s=patience(len(tasks)))
             return None
 
-        def done(job: actors.Job, failure: str | None) -> None:
+        def done(job: Job, failure: str | None) -> None:
             if failure is not None:
                 failed(failure)
             self.reporter.advance(images=len(job.args[0].images))
@@ -441,7 +459,7 @@ class Run:
 
     # ---- analysis ----
 
-    def _planner(self, pool: actors.Pool, shards: int) -> Planner:
+    def _planner(self, pool: Executor, shards: int) -> Planner:
         parameters = f"v2 {self.scan.digest} {self.model.sha256} {self.config.max_pixels} {self.config.count_sidecars}"
         if self._sampled_analysis:
             parameters += " sampled"
@@ -477,11 +495,11 @@ class Run:
         self.reporter.phase("analyse", sum(self._size(shard) for shard in missing))
         waiting = iter(missing)
 
-        def following() -> actors.Job | None:
+        def following() -> Job | None:
             shard = next(waiting, None)
             return None if shard is None else self._analysis_job(shard)
 
-        def done(job: actors.Job, table: pa.Table) -> None:
+        def done(job: Job, table: pa.Table) -> None:
             shard = int(job.key.split()[-1])
             table = self._with_skipped(table, shard)
             # What could not be read now may be readable when the run is resumed: such an analysis is used, but not kept.
@@ -501,14 +519,14 @@ class Run:
     def _records(self, shard: int) -> list[SourceRecord]:
         return self.scan.records[self._first[shard] : self._first[shard + 1]]
 
-    def _analysis_job(self, shard: int) -> actors.Job:
+    def _analysis_job(self, shard: int) -> Job:
         records = [record for record in self._records(shard) if record.index not in self.skip]
 
-        def split(job: actors.Job) -> actors.Trials:
-            self._poisoned((yield from actors.isolate(records, lambda some: replace(job, args=(some,), patience_s=actors.patience(len(some))))))
+        def split(job: Job) -> Trials:
+            self._poisoned((yield from isolate(records, lambda some: replace(job, args=(some,), patience_s=patience(len(some))))))
             return self._analysis_job(shard)
 
-        return actors.Job(f"analysis of shard {shard}", "analyse", (records,), split, patience_s=actors.patience(len(records)))
+        return Job(f"analysis of shard {shard}", "analyse", (records,), split, patience_s=patience(len(records)))
 
     def _with_skipped(self, table: pa.Table, shard: int) -> pa.Table:
         """Rows for images that no worker survived, so that each record has one."""
@@ -524,14 +542,14 @@ class Run:
         if record is None:
             self.unexplained += 1
             if self.unexplained > _UNEXPLAINED_DEATHS:
-                raise actors.WorkersError("workers keep dying and no single image explains it: look at the memory and the logs of the machines")
+                raise WorkersError("workers keep dying and no single image explains it: look at the memory and the logs of the machines")
             return
         self.skip[record.index] = images.CRASHED
         self.reporter.warn(f"{record.name} kills the worker that touches it: it is kept as it is")
 
     # ---- encoding ----
 
-    def _encode(self, pool: actors.Pool, planner: Planner | None, committed: dict[int, Commit], shards: int) -> None:
+    def _encode(self, pool: Executor, planner: Planner | None, committed: dict[int, Commit], shards: int) -> None:
         order = np.random.default_rng(int(self.scan.digest[:8], 16)).permutation(shards).tolist()
         pending = [shard for shard in order if shard not in committed]
         trims = planner is not None and planner.budget_bytes is not None
@@ -544,11 +562,10 @@ class Run:
         waiting = deque(shard for shard in pending if shard != last)
         self.reporter.phase("encode", sum(map(self._size, pending)))
         running: set[int] = set()
-        counters = actors.Counters()
         encoded = revised_at = sum(record.images for record in committed.values())
         stored = 0
 
-        def following() -> actors.Job | None:
+        def following() -> Job | None:
             nonlocal revised_at, last, stored
             if not waiting:
                 if last is None or running or planner is None:
@@ -570,17 +587,17 @@ class Run:
             running.add(shard)
             return self._encode_job(shard, planner, None)
 
-        def done(job: actors.Job, record: Commit) -> None:
+        def done(job: Job, record: Commit) -> None:
             nonlocal encoded
             running.discard(record.shard_id)
             encoded += record.images - (committed[record.shard_id].images if record.shard_id in committed else 0)
             committed[record.shard_id] = record
             self.reporter.committed(record)
             for status in ("coded", "kept", "failed"):
-                counters.add("images", getattr(record, status), status=status)
-            counters.add("shards", 1)
-            counters.add("source_bytes", record.source_bytes)
-            counters.add("stored_bytes", record.shard_bytes)
+                pool.count("images", getattr(record, status), status=status)
+            pool.count("shards", 1)
+            pool.count("source_bytes", record.source_bytes)
+            pool.count("stored_bytes", record.shard_bytes)
 
         if planner is not None and not trims:
             self._store_plan(planner)
@@ -596,7 +613,7 @@ class Run:
         data = manifest.table_bytes(planner.table())
         self.store.publish_bytes(data, content_name("plan", f"{planner.revision:05d}", sha256(data), "parquet"))
 
-    def _encode_job(self, shard: int, planner: Planner | None, limit: int | None) -> actors.Job:
+    def _encode_job(self, shard: int, planner: Planner | None, limit: int | None) -> Job:
         tasks = []
         choices = planner.promise(shard) if planner is not None else {}
         records = self._records(shard)
@@ -620,18 +637,18 @@ class Run:
             limit_bytes=limit,
         )
 
-        def split(job: actors.Job) -> actors.Trials:
+        def split(job: Job) -> Trials:
             suspects = [t for t in task.images if t.skip_reason is None]
 
-            def rehearsal(some: list[ImageTask]) -> actors.Job:
+            def rehearsal(some: list[ImageTask]) -> Job:
                 args = (replace(task, images=tuple(some), limit_bytes=None),)
-                return replace(job, method="rehearse", args=args, patience_s=actors.patience(len(some)))
+                return replace(job, method="rehearse", args=args, patience_s=patience(len(some)))
 
-            culprit = yield from actors.isolate(suspects, rehearsal)
+            culprit = yield from isolate(suspects, rehearsal)
             self._poisoned(culprit.record if culprit is not None else None)
             return self._encode_job(shard, planner, limit)
 
-        return actors.Job(f"shard {shard}", "encode", (task,), split, patience_s=actors.patience(len(tasks)))
+        return Job(f"shard {shard}", "encode", (task,), split, patience_s=patience(len(tasks)))
 
 
 def _raise_unmade(failures: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from msinn_core.codec import DEFAULT_MAX_PIXELS
+from msinn_core.picture import DEFAULT_MAX_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)

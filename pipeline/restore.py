@@ -24,6 +24,7 @@ from pipeline import actors, images, manifest
 from pipeline.audit import select
 from pipeline.commit import STILL, Archive, Books, Commit, is_shard_name, sha256
 from pipeline.errors import ManifestError, StorageError, UsageError
+from pipeline.executor import Executor, InProcess, Job, Trials, WorkersError, isolate, patience, processors
 from pipeline.limits import DEFAULT, Limits
 from pipeline.report import Reporter
 from pipeline.salvage import Salvage
@@ -70,10 +71,12 @@ class Decoder:
     Args:
         archive: Where the models are.
         limits: What is decoded at most.
+        threads: Of an integer network, which gives the same pixels for every number of them.
     """
 
-    def __init__(self, archive: Archive, limits: Limits = DEFAULT) -> None:
+    def __init__(self, archive: Archive, limits: Limits = DEFAULT, threads: int = 1) -> None:
         self._archive = archive
+        self._threads = threads
         self._limits = limits
         self._codecs: dict[tuple[str, str], Codec] = {}
         self._missing: dict[str, Exception] = {}
@@ -84,7 +87,7 @@ class Decoder:
         if (model_sha256, wanted) not in self._codecs:
             model = self._model(model_sha256)
             device = device if model.profile == "float" else "cpu"
-            self._codecs[model_sha256, wanted] = Codec(model, device=device, max_pixels=self._limits.max_pixels)
+            self._codecs[model_sha256, wanted] = Codec(model, device=device, max_pixels=self._limits.max_pixels, threads=self._threads)
         return self._codecs[model_sha256, wanted]
 
     def _model(self, digest: str) -> LoadedModel:
@@ -137,16 +140,17 @@ class RestoreWorker:
         target: Where files go; None only checks.
         overwrite: Replace files of other content that are there; otherwise they stay, and are a problem.
         limits: What is decoded at most.
+        threads: See `Decoder`.
     """
 
-    def __init__(self, url: str, target: str | None, overwrite: bool = False, limits: Limits = DEFAULT) -> None:
+    def __init__(self, url: str, target: str | None, overwrite: bool = False, limits: Limits = DEFAULT, threads: int = 1) -> None:
         import torch
 
         # As when encoding: a float model is the same for the same number of threads only.
         torch.set_num_threads(1)
         self.archive = Archive(url)
         self.limits = limits
-        self.decoder = Decoder(self.archive, limits)
+        self.decoder = Decoder(self.archive, limits, threads)
         self.target = Target(target) if target is not None else None
         self.overwrite = overwrite
 
@@ -290,6 +294,8 @@ def restore(
     workers: int | None = None,
     reporter: Reporter | None = None,
     limits: Limits = DEFAULT,
+    cluster: str | None = None,
+    executor: str = "auto",
 ) -> Result:
     """Write every image (decoded ones as PNG, the others as they were) and every sidecar under `target`.
 
@@ -301,6 +307,8 @@ def restore(
         workers: Parallel decoders.
         reporter: Told about progress.
         limits: What is decoded at most.
+        cluster: Ray address, or None for a local instance.
+        executor: `ray`, `local` for this process alone, or `auto`, which takes this process for few images.
 
     Raises:
         UsageError: `target` holds files that are not of this restore, or the condition is not SQL.
@@ -321,7 +329,7 @@ def restore(
             os.makedirs(out.root, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot create {target}: {error.strerror}") from error
-    result = run_over_shards(url, target, rows, workers, overwrite=not compare, reporter=reporter, limits=limits)
+    result = run_over_shards(url, target, rows, workers, overwrite=not compare, reporter=reporter, limits=limits, cluster=cluster, executor=executor)
     if len(rows):
         Target(target).write(names_map, names_table(rows))
     result.problems = problems + result.problems
@@ -501,6 +509,8 @@ def run_over_shards(
     overwrite: bool = False,
     reporter: Reporter | None = None,
     limits: Limits = DEFAULT,
+    cluster: str | None = None,
+    executor: str = "auto",
 ) -> Result:
     """Restore or check rows, shard by shard, in this process or on Ray."""
     # Workers run in other folders; a relative path would name another place there.
@@ -516,33 +526,32 @@ def run_over_shards(
 
     edges = _shard_edges(rows)
     parts = (rows.slice(start, end - start).to_pylist() for start, end in itertools.pairwise(edges))
-    if len(rows) <= INLINE_IMAGES:
-        worker = RestoreWorker(url, target, overwrite, limits)
-        for part in parts:
-            done(worker.restore(part))
-        return result
-    pool = actors.Pool(min(actors.connect(None, workers), len(edges) - 1), RestoreWorker, url, target, overwrite, limits)
+    pool: Executor
+    if executor == "local" or (executor == "auto" and cluster is None and workers is None and len(rows) <= INLINE_IMAGES):
+        pool = InProcess(RestoreWorker, url, target, overwrite, limits, processors())
+    else:
+        pool = actors.Pool(min(actors.connect(cluster, workers), max(1, len(edges) - 1)), RestoreWorker, url, target, overwrite, limits)
     try:
 
-        def following() -> actors.Job | None:
+        def following() -> Job | None:
             part = next(parts, None)
             return None if part is None else job_of(part)
 
-        def job_of(part: list[dict[str, Any]]) -> actors.Job:
-            def split(job: actors.Job) -> actors.Trials:
-                culprit = yield from actors.isolate(part, lambda some: replace(job, args=(some,), patience_s=actors.patience(len(some))))
+        def job_of(part: list[dict[str, Any]]) -> Job:
+            def split(job: Job) -> Trials:
+                culprit = yield from isolate(part, lambda some: replace(job, args=(some,), patience_s=patience(len(some))))
                 if culprit is not None:
                     result.problems.append(
                         f"{culprit['name']} kills the worker that decodes it: `msinn get --original` gives its bytes; more memory may be all it takes"
                     )
                 elif (deaths := unexplained.get(key, 0) + 1) > _UNEXPLAINED_DEATHS:
-                    raise actors.WorkersError("workers keep dying and no single image explains it: try fewer of them (--workers)")
+                    raise WorkersError("workers keep dying and no single image explains it: try fewer of them (--workers)")
                 else:
                     unexplained[key] = deaths
                 return job_of([row for row in part if row is not culprit])
 
             key = part[0]["shard_key"] if part else ""
-            return actors.Job(f"shard {key}", "restore", (part,), split, patience_s=actors.patience(len(part)))
+            return Job(f"shard {key}", "restore", (part,), split, patience_s=patience(len(part)))
 
         unexplained: dict[str, int] = {}
         pool.run(following, lambda job, part: done(part), reporter.tick if reporter is not None else None)

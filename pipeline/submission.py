@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.actors import WorkersError, forwarded, packages
+from pipeline.actors import forwarded, packages
 from pipeline.errors import UsageError
+from pipeline.executor import WorkersError
 
 _DESTINATION, _COMMAND = "msinn.destination", "msinn.command"
 

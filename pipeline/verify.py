@@ -113,7 +113,15 @@ def _hurt(archive: Archive, record: Commit, row: dict[str, Any]) -> list[str]:
 
 
 def decode(
-    url: str, *, sample: float = 1.0, seed: int = 0, workers: int | None = None, reporter: Reporter | None = None, limits: Limits = DEFAULT
+    url: str,
+    *,
+    sample: float = 1.0,
+    seed: int = 0,
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+    limits: Limits = DEFAULT,
+    cluster: str | None = None,
+    executor: str = "auto",
 ) -> Result:
     """Decode every coded image (or a random share) and compare with the hash of the pixels that were measured when it was encoded.
 
@@ -124,6 +132,8 @@ def decode(
         workers: Parallel decoders.
         reporter: Told about progress.
         limits: What is decoded at most.
+        cluster: Ray address, or None for a local instance.
+        executor: See `restore.restore`.
 
     Raises:
         UsageError: `sample` out of range.
@@ -136,6 +146,6 @@ def decode(
     if sample < 1:
         count = min(len(rows), max(1, round(sample * len(rows))))
         rows = rows.take(pa.array(sorted(random.Random(seed).sample(range(len(rows)), count))))
-    result = run_over_shards(url, None, rows, workers, reporter=reporter, limits=limits)
+    result = run_over_shards(url, None, rows, workers, reporter=reporter, limits=limits, cluster=cluster, executor=executor)
     result.problems = problems + result.problems
     return result

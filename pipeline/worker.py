@@ -154,10 +154,11 @@ class ShardWorker:
         store: The archive.
         config: The run's.
         device: Of the network.
+        threads: Of the integer network.
     """
 
-    def __init__(self, model: LoadedModel, store: Store, config: WorkConfig, *, device: str = "cpu") -> None:
-        self.codec = Codec(model, device=device, max_pixels=config.max_pixels)
+    def __init__(self, model: LoadedModel, store: Store, config: WorkConfig, *, device: str = "cpu", threads: int = 1) -> None:
+        self.codec = Codec(model, device=device, max_pixels=config.max_pixels, threads=threads)
         self.loader = Loader(config.max_pixels)
         self.store = store
         self.config = config

@@ -42,6 +42,9 @@ try:
 except ImportError:  # installed without a C compiler
     kernel = None
 
+COMPILED = kernel is not None
+"""Whether the fast kernel is there; the portable form gives the same bits at about 1/100 of the speed."""
+
 
 @dataclass(frozen=True)
 class Layer:

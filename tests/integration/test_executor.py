@@ -1,0 +1,121 @@
+"""Small runs need no Ray: the same archive, to the byte, from this process alone."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import main
+from pipeline import executor, verify
+from pipeline.commit import Archive
+from pipeline.compress import Run
+from pipeline.config import Budget, CompressConfig
+from pipeline.errors import ManifestError, StorageError
+from pipeline.executor import InProcess, Job
+from pipeline.report import JsonReporter
+from pipeline.restore import restore
+from tests.conftest import make_photos
+
+
+def shards(archive: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (archive / "shards").iterdir()}
+
+
+@pytest.mark.usefixtures("ray_pool")
+@pytest.mark.parametrize(("kind", "value"), [("bpp", 2.0), ("psnr", 36.0), ("q", 4.0)])
+def test_both_executors_write_the_same_shards(tmp_path: Path, kind: str, value: float) -> None:
+    photos = make_photos(tmp_path / "in", 12, 96)
+    for name in ("ray", "local"):
+        config = CompressConfig(budget=Budget(kind=kind, value=value))
+        outcome = Run(str(photos), str(tmp_path / name), config, JsonReporter(io.StringIO()), executor=name).execute()
+        assert outcome.sealed is not None
+    if kind == "bpp":
+        # Revisions of the plan depend on which shards are done when; both end within their budget.
+        budgets = [Archive(str(tmp_path / name)).seal() for name in ("ray", "local")]
+        assert all(seal is not None and seal["counted_bytes"] <= seal["budget_bytes"] for seal in budgets)
+    else:
+        assert shards(tmp_path / "ray") == shards(tmp_path / "local")
+    result = restore(str(tmp_path / "local"), str(tmp_path / "out"), executor="local")
+    assert (result.images, result.problems) == (12, [])
+    assert verify.decode(str(tmp_path / "local"), executor="local").problems == []
+
+
+def test_a_small_command_starts_no_ray(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "in", 5, 64)
+    script = f"""
+import sys
+from jobs.cli import main
+photos, dst, out = {str(photos)!r}, {str(tmp_path / "dst")!r}, {str(tmp_path / "out")!r}
+for arguments in (["compress", photos, dst, "--bpp", "3"], ["verify", dst, "--decode"], ["restore", dst, out]):
+    assert main(arguments) == 0, arguments
+assert "ray" not in sys.modules
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert len(list((tmp_path / "out").glob("*.png"))) == 5
+
+
+def test_a_killed_local_run_goes_on(tmp_path: Path) -> None:
+    photos, dst = make_photos(tmp_path / "in", 40, 128), tmp_path / "dst"
+    command = [sys.executable, "-m", "jobs.cli", "compress", str(photos), str(dst), "--q", "4", "--executor", "local"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    until = time.monotonic() + 60
+    while not (dst / "commits").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    before = {path.name: path.read_bytes() for path in (dst / "commits").iterdir()}
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
+    assert before
+    assert {name: (dst / "commits" / name).read_bytes() for name in before} == before
+    result = restore(str(dst), str(tmp_path / "out"), executor="local")
+    assert (result.images, result.problems) == (40, [])
+
+
+def test_options_that_contradict_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for extra in (["--workers", "3"], ["--cluster", "auto"]):
+        assert main(["compress", str(tmp_path), str(tmp_path / "d"), "--q", "3", "--executor", "local", *extra]) == 2
+        assert "this process alone" in capsys.readouterr().err
+
+
+class Flaky:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def outage(self) -> int:
+        self.calls += 1
+        if self.calls < 3:
+            raise StorageError("the store is away")
+        return self.calls
+
+    def damage(self) -> None:
+        raise ManifestError("damaged")
+
+
+def test_outages_are_tried_again_and_damage_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "back_off", lambda attempt: None)
+    told: list[tuple[str, str, str]] = []
+    results: list[object] = []
+    pool = InProcess(Flaky, trouble=lambda *said: told.append(said))
+    jobs = iter([Job("first", "outage", ()), None, Job("second", "damage", ())])
+    pool.run(lambda: next(jobs), lambda job, result: results.append(result))
+    assert results == [3]
+    assert told == [("storage", "first", "the store is away")] * 2
+    with pytest.raises(ManifestError, match="damaged"):
+        pool.run(lambda: next(jobs), lambda job, result: None)
+    pool.close()
+
+
+def test_missing_kernels_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.compress.COMPILED", False)
+    log = io.StringIO()
+    photos = make_photos(tmp_path / "in", 1, 32)
+    Run(str(photos), str(tmp_path / "dst"), CompressConfig(budget=Budget(kind="q", value=4.0)), JsonReporter(log), executor="local").execute()
+    assert "the compiled kernels are missing here" in log.getvalue()
