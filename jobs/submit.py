@@ -26,7 +26,6 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def _submit(arguments: argparse.Namespace) -> int:
     from jobs import cli
-    from msinn_core.checkpoint import shipped_models
     from pipeline.errors import UsageError
     from pipeline.submission import Cluster, default_address
     from pipeline.text import redacted
@@ -40,7 +39,7 @@ def _submit(arguments: argparse.Namespace) -> int:
             raise UsageError(f"{place} is a path of this machine: the cluster needs a URL, or an absolute path that all its machines share")
         if redacted(place) != place:
             raise UsageError(f"{place} holds a secret, which Ray would show with the job: let the cluster's machines read it by their roles")
-    if inner.model not in shipped_models() and not inner.model.startswith("/") and (os.sep in inner.model or inner.model.endswith(".safetensors")):
+    if not inner.model.startswith("/") and (os.sep in inner.model or inner.model.endswith(".safetensors")):
         raise UsageError(
             f"--model {inner.model} is a path of this machine: the cluster needs a shipped model, or an absolute path that its machines share"
         )
