@@ -39,8 +39,9 @@ class Nodes:
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """Three nodes of one CPU each. Never `ray stop`: it would end every Ray on the machine."""
     folder = tmp_path_factory.mktemp("ray")
-    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    env.pop("RAY_ADDRESS", None)
+    # Without what a local Ray of this process has set.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # as in an activated environment: `python` is ours
     gcs, dashboard, metrics, *agents = free_ports(6)
     ray = str(Path(sys.executable).with_name("ray"))
@@ -89,25 +90,38 @@ def msinn(nodes: Nodes, *arguments: str) -> subprocess.Popen[str]:
 
 
 def test_submitted_once_joined_by_the_same_and_refused_to_others(nodes: Nodes, tmp_path: Path) -> None:
-    photos, archive = make_photos(tmp_path / "in", 80, 96), tmp_path / "dst"
+    photos, archive = make_photos(tmp_path / "in", 40, 96), tmp_path / "dst"
     command = ["submit", "--address", nodes.dashboard, "--", "compress", str(photos), str(archive), "--bpp", "2.0"]
     first = msinn(nodes, *command)
-    _until(lambda: (archive / "analyse").exists())  # the others come while it works
-    second, other = msinn(nodes, *command), msinn(nodes, *command[:-1], "1.5")
+    _until(lambda: (archive / "analyse").exists())
+    # The others come while it works: its workers stand still meanwhile.
+    held = _actors(nodes)
+    for pid in held:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        second, other = msinn(nodes, *command), msinn(nodes, *command[:-1], "1.5")
+        _, refused = other.communicate(timeout=120)
+        joined_err = ""
+        assert second.stderr is not None
+        while "joined the running job" not in joined_err and (line := second.stderr.readline()):
+            joined_err += line
+    finally:
+        for pid in held:
+            os.kill(pid, signal.SIGCONT)
     out, err = first.communicate(timeout=240)
     assert first.returncode == 0, err
     job = re.search(r"submitted (msinn-\w+-\w+) on", err)
     assert job is not None
     assert '"event": "commit"' in out
-    assert "80 coded" in out
-    joined_out, joined_err = second.communicate(timeout=120)
+    assert "40 coded" in out
+    joined_out, rest = second.communicate(timeout=120)
+    joined_err += rest
     assert second.returncode == 0, joined_err
     assert f"joined the running job {job[1]}" in joined_err
     assert '"event": "begin"' in joined_out
-    _, refused = other.communicate(timeout=120)
     assert other.returncode == 2
     assert "is writing to" in refused
-    assert json.loads((archive / "MANIFEST.json").read_text())["images"] == 80
+    assert json.loads((archive / "MANIFEST.json").read_text())["images"] == 40
     # Done is done: once more, under a new id, changes nothing.
     sealed = (archive / "MANIFEST.json").read_bytes()
     third = msinn(nodes, *command)
