@@ -43,6 +43,9 @@ _SECRET_SETTING = re.compile(
 )
 _SECRET_VALUE = re.compile(r"AccountKey=|SharedAccess|Bearer |Basic [A-Za-z0-9+/=]{8}|-----BEGIN", re.I)
 
+_OURS: list[str] = []
+"""Settings that a local Ray wants, and a cluster that is joined later does not."""
+
 _FORWARDED = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION", "AWS_REGION")
 
 
@@ -123,9 +126,13 @@ def connect(address: str | None, workers: int | None, resources: Resources | Non
 
 def _keep_to_this_machine() -> None:
     """A local Ray listens on the loopback device only, and answers to a token that only its own processes have. Read when Ray is imported."""
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    wanted = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        wanted["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    for name, value in wanted.items():
+        if name not in os.environ:
+            os.environ[name] = value
+            _OURS.append(name)
 
 
 @contextlib.contextmanager
@@ -198,6 +205,8 @@ def disconnect() -> None:
     import ray
 
     ray.shutdown()
+    while _OURS:
+        os.environ.pop(_OURS.pop(), None)
 
 
 def _home() -> str:

@@ -651,10 +651,19 @@ import os, re
 from pathlib import Path
 from pipeline import actors
 actors.connect(None, 1)
+
+def ours(number):
+    # Other Rays of this machine are none of our business.
+    while number > 1:
+        if number == os.getpid():
+            return True
+        number = int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
+    return False
+
 inodes = set()
 for process in Path("/proc").glob("[0-9]*"):
     try:
-        if b"ray" in (process / "cmdline").read_bytes() or int(process.name) == os.getpid():
+        if ours(int(process.name)):
             inodes |= {os.readlink(file) for file in (process / "fd").iterdir()}
     except OSError:
         pass
@@ -674,7 +683,7 @@ actors.disconnect()
     assert ran.returncode == 0, ran.stderr
     addresses = {line.split()[1] for line in ran.stdout.splitlines() if line.startswith("LISTEN")}
     loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
-    assert addresses
+    assert ran.stdout.count("LISTEN") > 5
     assert addresses <= loopback, addresses
     assert "TOKEN token 64" in ran.stdout
 
