@@ -20,7 +20,7 @@ from tests.conftest import make_photos
 from tests.matrix import Matrix
 
 ROOT = Path(__file__).parents[2]
-MINUTES = float(os.environ.get("MSINN_FAULT_MINUTES", "0.7"))
+MINUTES = float(os.environ.get("MSINN_FAULT_MINUTES", "0.4"))
 SEED = int(os.environ.get("MSINN_FAULT_SEED", "20261122"))
 
 
@@ -82,7 +82,7 @@ def test_a_store_that_never_comes_back_ends_the_run_with_a_sentence(s3: str, s3_
     run = msinn("compress", str(photos), f"{s3}/dst", "--q", "3", "--workers", "1")
     # Long patience is right for a run of days; here it is enough to see that nothing is lost when somebody gives up.
     try:
-        _, err = run.communicate(timeout=30)
+        _, err = run.communicate(timeout=15)
     except subprocess.TimeoutExpired:
         os.killpg(run.pid, signal.SIGINT)
         _, err = run.communicate(timeout=60)
