@@ -305,16 +305,6 @@ class Pool:
         self._busy.clear()
 
     def run(self, following: Callable[[], Job | None], done: Callable[[Job, Any], None], tick: Callable[[], None] | None = None) -> None:
-        """Feed idle actors until nothing is left.
-
-        Args:
-            following: Next job, or None if there is none at the moment; asked again after each completion.
-            done: Called with each job and its result.
-            tick: Called about once a second.
-
-        Raises:
-            PipelineError: A job failed for good, or no actor starts.
-        """
         ray = self._ray
         first = following()
         if first is None:

@@ -10,6 +10,7 @@ import shutil
 import struct
 import tempfile
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -45,7 +46,7 @@ MAX_PIXELS = 1 << 17
 _ODD = (None, True, -1, 0, 1e400, 2**31, 2**63, 10**30, "", "x", "../../etc/passwd", "\x1b]0;x\x07", [], {}, [[]], float("nan"))
 
 
-class Surface:
+class Surface(ABC):
     """One way in.
 
     Attributes:
@@ -58,13 +59,13 @@ class Surface:
     refusals: tuple[type[Exception], ...] = (PipelineError,)
     dear = False
 
+    @abstractmethod
     def make(self, random: Random) -> bytes:
         """An input."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, data: bytes) -> None:
         """Read it as the product does; raises one of `refusals`, or nothing."""
-        raise NotImplementedError
 
 
 def _golden_model() -> LoadedModel:
