@@ -15,7 +15,7 @@ import time
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -114,10 +114,11 @@ def _train(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.precision == "bf16"
     out = Path(arguments.out or f"runs/{config.name}")
     chief = rank.rank == 0
     with _stop_on_signals() as stopping, _process_group(rank, device):
+        if rank.world_size > 1:
+            config = replace(config, capture=False)
         trainer = Trainer(config, device, rank=rank.rank, wrap=_wrapper(config, rank), reduce=_summed if rank.world_size > 1 else None)
         resumed = (out / STATE).exists()
         if resumed:

@@ -60,21 +60,22 @@ def interpolate(table: Tensor, q: Tensor) -> Tensor:
     floor = q.floor().clamp(max=table.shape[0] - 2)
     t = (q - floor)[:, None, None, None]
     f = floor.long()
-    return torch.exp((1 - t) * bounded[f].log() + t * bounded[f + 1].log())
+    return torch.exp((1 - t) * bounded.index_select(0, f).log() + t * bounded.index_select(0, f + 1).log())
 
 
-def gains_at(gain: Tensor, inv_gain: Tensor, scale_gain: Tensor, q: float | Tensor) -> Gains:
+def gains_at(gain: Tensor, inv_gain: Tensor, scale_gain: Tensor, q: float | Tensor, *, checked: bool = True) -> Gains:
     """Gains at a continuous rate index.
 
     Args:
         gain: Table `[A, 138, 1, 1]`; so are `inv_gain` and `scale_gain`.
         q: A number, or `[N]`, in [0, A - 1], both ends included.
+        checked: Look whether it is. Training draws q itself, and looking at a value makes a GPU wait.
 
     Raises:
         ConfigError: q outside its range or not finite.
     """
     q = torch.as_tensor(q, dtype=torch.float32, device=gain.device).reshape(-1)
     top = gain.shape[0] - 1
-    if not bool(((q >= 0) & (q <= top)).all()):
+    if checked and not bool(((q >= 0) & (q <= top)).all()):
         raise ConfigError(f"q is {q.tolist()}; this model takes 0 to {top}")
     return Gains(interpolate(gain, q), interpolate(inv_gain, q), interpolate(scale_gain, q))

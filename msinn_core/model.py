@@ -197,10 +197,11 @@ class Msinn(nn.Module):
         return y_hat
 
     def forward(self, x: Tensor, q: float | Tensor) -> tuple[Tensor, Tensor]:
-        """See the class. Raises `ConfigError` for a bad q or size."""
+        """See the class. Raises `ConfigError` for a bad size, and outside training for a bad q."""
         latents = self.analysis(x)
         estimator = Estimator(latents, training=self.training, rate_aware=self.rate_aware, noise=self.noise)
         n, _, h, w = latents[0].shape
-        x_hat = self.walk(estimator, self.gains(q), (n, h, w))
+        gains = gains_at(self.gain, self.inv_gain, self.scale_gain, q, checked=not self.training)
+        x_hat = self.walk(estimator, gains, (n, h, w))
         assert x_hat is not None
         return x_hat, torch.stack(estimator.bits, dim=1)

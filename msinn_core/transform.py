@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -95,12 +97,18 @@ class InvertibleUnit(nn.Module):
         self.block = nn.Sequential(ResidualBlock(half, hidden), ZeroConv1x1(hidden, channels if self.affine else half))
         self._folded: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
         self.reduced: torch.dtype | None = None
+        self.inverter: Callable[[Tensor], Tensor] | None = None
+        """In place of `torch.linalg.inv` in training: a library's inverse waits for the GPU."""
 
     def _matrix(self) -> Tensor:
         if isinstance(self.permute, InvertibleConv1x1):
             return self.permute.weight
         indices = self.permute.indices
         return F.one_hot(indices, len(indices)).float()
+
+    def _inverse(self, matrix: Tensor) -> Tensor:
+        inverse: Tensor = torch.linalg.inv(matrix) if self.inverter is None or not self.training else self.inverter(matrix)
+        return inverse
 
     def _linear(self, inverse: bool, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Weight `[C, C]` and bias `[C]` of actnorm and permutation as one map, or of its inverse."""
@@ -110,7 +118,7 @@ class InvertibleUnit(nn.Module):
         else:
             bias, logs = self.actnorm.bias.flatten().to(dtype), self.actnorm.logs.flatten().to(dtype)
         if inverse:
-            return torch.exp(-logs)[:, None] * torch.linalg.inv(matrix), -bias
+            return torch.exp(-logs)[:, None] * self._inverse(matrix), -bias
         weight = matrix * torch.exp(logs)
         return weight, weight @ bias
 

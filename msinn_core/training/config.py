@@ -16,8 +16,10 @@ from msinn_core.errors import ConfigError
 
 CONFIGS = Path(__file__).parent / "configs"
 
-_UNTRACKED = ("max_minutes", "checkpoint_minutes", "log_every", "compile")
-"""Keys that may differ between a run and its continuation. They change nothing that is learned, float rounding (`compile`) and the end of a schedule
+PRECISIONS = ("float32", "tf32", "bf16")
+
+_UNTRACKED = ("max_minutes", "checkpoint_minutes", "log_every", "compile", "capture")
+"""Keys that may differ between a run and its continuation. They change nothing that is learned, float rounding (`compile`, `capture`) and the end of a schedule
 by time (`max_minutes`) aside."""
 
 
@@ -30,12 +32,14 @@ class Stage:
         crop: Side of the square crops in pixels, a multiple of 32.
         batch: Crops a step (on each GPU).
         rate: `noise` (rate at values plus uniform noise) or `rounded` (of the symbols themselves: see `model.Estimator`).
+        precision: Of this stage in place of the run's; empty for the run's. bf16 holds the top rates back, so that a run should end in float32.
     """
 
     until: float
     crop: int
     batch: int
     rate: str = "noise"
+    precision: str = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.until <= 1:
@@ -46,6 +50,8 @@ class Stage:
             raise ConfigError(f"a stage has a batch of {self.batch}; give 1 or more")
         if self.rate not in ("noise", "rounded"):
             raise ConfigError(f"a stage has rate {self.rate!r}; choose noise or rounded")
+        if self.precision not in ("", *PRECISIONS):
+            raise ConfigError(f"a stage has precision {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,12 +73,14 @@ class TrainConfig:
         learning_rate: Peak, after `warmup_steps`, before cosine decay to `final_share` of it.
         optimiser: `adam`, or `soap` for the convolutions (Adam keeps gains, actnorm, biases and 1x1 matrices).
         soap_rate: Peak of SOAP's learning rate; it follows the same warm-up and decay.
+        soap_frequency: Steps between renewals of SOAP's bases.
         slow_share: Learning rate of 1x1 flow matrices and actnorm, as a share (all at full rate stalls: ENVIRONMENT).
         ema_decay: Of the averaged parameters, which are the model.
         gradient_clip: Largest gradient norm.
         downscale_share: Share of crops antialiased down from up to twice the side.
         init: `informed` (gains, Haar, swaps, scale head) or `paper`, for runs without `start`.
-        precision: `float32`, or `bf16` for couplings and context stacks.
+        precision: `float32`; `bf16` for couplings and context stacks; on a GPU also `tf32` (float32 whose convolutions multiply 10 bits of mantissa).
+        capture: On a GPU, record each stage's forward and backward as one CUDA graph (see `capture`); not with DistributedDataParallel.
         compile: Run the network through `torch.compile`.
         channels_last: Memory format.
         tile: Training images are cut into tiles of this side.
@@ -102,6 +110,7 @@ class TrainConfig:
     learning_rate: float = 4e-4
     optimiser: str = "adam"
     soap_rate: float = 1e-3
+    soap_frequency: int = 10
     slow_share: float = 0.2
     warmup_steps: int = 200
     final_share: float = 0.02
@@ -110,6 +119,7 @@ class TrainConfig:
     downscale_share: float = 0.35
     init: str = "informed"
     precision: str = "float32"
+    capture: bool = True
     compile: bool = False
     channels_last: bool = True
     tile: int = 512
@@ -132,13 +142,13 @@ class TrainConfig:
         for key, low, high in (
             ("steps", 1, 1e9), ("learning_rate", 1e-9, 1), ("warmup_steps", 0, 1e9), ("gradient_clip", 1e-6, 1e6), ("ema_decay", 0, 0.999999),
             ("tile", 64, 4096), ("resident_mib", 1, 1e6), ("log_every", 1, 1e6), ("validate_every", 0, 1e9), ("valid_images", 1, 1e4),
-            ("checkpoint_minutes", 0, 1e4), ("max_skips", 1, 1e6), ("max_minutes", 0, 1e6), ("soap_rate", 1e-9, 1),
+            ("checkpoint_minutes", 0, 1e4), ("max_skips", 1, 1e6), ("max_minutes", 0, 1e6), ("soap_rate", 1e-9, 1), ("soap_frequency", 1, 1e4),
             *((share, 0, 1) for share in shares),
         ):  # fmt: skip
             if not low <= getattr(self, key) <= high:
                 raise ConfigError(f"{key} is {getattr(self, key)!r}; it takes {low:g} to {high:g}")
         for key, choices in (
-            ("init", ("informed", "paper")), ("schedule", ("steps", "time")), ("precision", ("float32", "bf16")), ("optimiser", ("adam", "soap")),
+            ("init", ("informed", "paper")), ("schedule", ("steps", "time")), ("precision", PRECISIONS), ("optimiser", ("adam", "soap")),
         ):  # fmt: skip
             if getattr(self, key) not in choices:
                 raise ConfigError(f"{key} is {getattr(self, key)!r}; choose {' or '.join(choices)}")

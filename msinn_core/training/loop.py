@@ -16,7 +16,8 @@ from msinn_core.checkpoint import load_parameters, read_safetensors
 from msinn_core.config import MsinnConfig
 from msinn_core.errors import CheckpointError, CodecError
 from msinn_core.model import Msinn
-from msinn_core.training.config import TrainConfig
+from msinn_core.training.capture import CapturedStep, keep_inverses
+from msinn_core.training.config import Stage, TrainConfig
 from msinn_core.training.data import Tiles
 from msinn_core.training.init import extend_anchors, informed
 from msinn_core.training.loss import PEAK, RateDistortion, Sample
@@ -114,6 +115,9 @@ class Trainer:
         self.optimiser = Optimisers(self.network, config, device)
         self.average = self._parameters()
         self._call: nn.Module = self.network if wrap is None else wrap(self.network)
+        self._ahead: dict[tuple[Stage, int, int], tuple[Tensor, Tensor]] = {}
+        self._captures = config.capture and device.type == "cuda"
+        self._captured: tuple[Stage, CapturedStep] | None = None
 
     def _parameters(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
@@ -165,30 +169,25 @@ class Trainer:
         """
         config, progress = self.config, self.progress
         stage = config.stage(self.share)
-        seed = (config.seed * 1_000_003 + progress.step) * 64 + self.rank
-        generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed + 1)  # the noise in place of rounding
-        x = tiles.crops(stage.batch, stage.crop, config.downscale_share, generator)
-        if config.channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        anchor = torch.randint(config.anchor_num, (stage.batch,), generator=generator).to(self.device)
+        drawn = self._ahead.pop(self._key(stage, progress.step, tiles), None) or self._draw(stage, progress.step, tiles)
+        self._ahead.clear()
+        torch.manual_seed(self._seed(progress.step) + 1)  # the noise in place of rounding
         self.optimiser.set_rate(config.rate_at(progress.step, self.share))
         mark("data")
-        self.network.train()
-        self.network.noise = stage.rate == "noise"
-        x_hat, bits = self._call(x, anchor.float())
-        loss, sample = self.objective(x, x_hat, bits, anchor)
-        mark("forward")
-        self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        mark("backward")
-        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip))
-        skipped = not math.isfinite(norm) or (progress.step > 100 and norm > _EXPLODED * progress.norm_mean)
+        loss, sample = self._forward_backward(stage, *drawn, mark)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
+        if self.device.type == "cuda":
+            # While the GPU computes: the next crops, so that it need not wait for them.
+            self._ahead[self._key(stage, progress.step + 1, tiles)] = self._draw(stage, progress.step + 1, tiles)
+        # One look at the device for all figures: each is a wait.
+        figures = torch.cat((loss.detach()[None], norm[None], sample.bpp, sample.mse, sample.lagrangian)).cpu()
+        norm_value = float(figures[1])
+        skipped = not math.isfinite(norm_value) or (progress.step > 100 and norm_value > _EXPLODED * progress.norm_mean)
         if not skipped:
             self.optimiser.step()
             self.objective.remember(sample, self._reduce)
             self._remember_average()
-            progress.norm_mean = norm if progress.norm_mean == 0 else 0.99 * progress.norm_mean + 0.01 * norm
+            progress.norm_mean = norm_value if progress.norm_mean == 0 else 0.99 * progress.norm_mean + 0.01 * norm_value
         progress.step += 1
         progress.num_skipped += skipped
         progress.skipped_in_row = progress.skipped_in_row + 1 if skipped else 0
@@ -198,7 +197,49 @@ class Trainer:
                 f"{progress.skipped_in_row} steps in a row had a loss or gradient that is not finite or exploded (step {progress.step}): "
                 "lower learning_rate, or look at the data; the last checkpoint is from before"
             )
-        return StepResult(float(loss.detach()), norm, skipped, sample)
+        return StepResult(float(figures[0]), norm_value, skipped, Sample(drawn[1].cpu(), *figures[2:].chunk(3)))
+
+    def _seed(self, step: int) -> int:
+        return (self.config.seed * 1_000_003 + step) * 64 + self.rank
+
+    @staticmethod
+    def _key(stage: Stage, step: int, tiles: Tiles) -> tuple[Stage, int, int]:
+        return stage, step, tiles.num_seen
+
+    def _draw(self, stage: Stage, step: int, tiles: Tiles) -> tuple[Tensor, Tensor]:
+        """Crops and anchors of a step."""
+        generator = torch.Generator().manual_seed(self._seed(step))
+        x = tiles.crops(stage.batch, stage.crop, self.config.downscale_share, generator)
+        if self.config.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x, torch.randint(self.config.anchor_num, (stage.batch,), generator=generator).to(self.device)
+
+    def _forward_backward(self, stage: Stage, x: Tensor, anchor: Tensor, mark: Callable[[str], None]) -> tuple[Tensor, Sample]:
+        self.network.train()
+        self.network.noise = stage.rate == "noise"
+        precision = stage.precision or self.config.precision
+        self.network.reduce_precision(torch.bfloat16 if precision == "bf16" else None)
+        # Convolutions alone: plain products are the optimiser's bases and the flow's inverses.
+        torch.backends.cudnn.allow_tf32 = precision != "float32"
+        if self._captures:
+            if self._captured is None or self._captured[0] != stage:
+                self._captured = None  # its memory first
+                keep_inverses(self.network)
+                self._captured = stage, CapturedStep(self.network, self._compute, (x, anchor))
+            loss, (bpp, mse, lagrangian) = self._captured[1]((x, anchor))
+            mark("forward and backward")
+            return loss, Sample(anchor, bpp, mse, lagrangian)
+        self.optimiser.zero_grad()
+        loss, (bpp, mse, lagrangian) = self._compute(x, anchor)
+        mark("forward")
+        loss.backward()  # type: ignore[no-untyped-call]
+        mark("backward")
+        return loss, Sample(anchor, bpp, mse, lagrangian)
+
+    def _compute(self, x: Tensor, anchor: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        x_hat, bits = self._call(x, anchor.float())
+        loss, sample = self.objective(x, x_hat, bits, anchor)
+        return loss, (sample.bpp, sample.mse, sample.lagrangian)
 
     def _remember_average(self) -> None:
         decay = min(self.config.ema_decay, (self.progress.step + 1) / (self.progress.step + 10))
@@ -233,7 +274,6 @@ class Trainer:
             psnr = float((10 * torch.log10(PEAK**2 / mse.clamp_min(1e-9))).mean())
             points.append(Point(float(q), float(bpp.mean()), psnr, float((bpp + self.network.config.lambdas[q] * mse).mean())))
         load_parameters(self.network, now)
-        self.network.reduce_precision(torch.bfloat16 if self.config.precision == "bf16" else None)
         return points
 
     # State -----------------------------------------------------------------------------------------------------------------------------------------

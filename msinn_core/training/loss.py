@@ -60,4 +60,5 @@ class RateDistortion:
             reduce(count)
             reduce(total)
         share = 1 - self.MEMORY**count
-        self.means = torch.where(count > 0, self.means + share * (total / count.clamp_min(1) - self.means), self.means)
+        # In place: a recorded step (`capture`) reads them where they are.
+        self.means.copy_(torch.where(count > 0, self.means + share * (total / count.clamp_min(1) - self.means), self.means))

@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from msinn_core.errors import CheckpointError, ConfigError
+from msinn_core.errors import CheckpointError
 from msinn_core.training.config import TrainConfig
+from msinn_core.training.soap import Soap
 
 _SLOW = ("permute", "actnorm")
 _SOAP_PREFIX, _ADAM_PREFIX = "soap.", "adam."
-_SOAP_STEP = "soap.step"
-_LARGEST_SIDE = 1000
-"""SOAP rotates the sides of a weight up to this length; longer ones would need too large an eigenbasis."""
 
 
 class Optimisers:
@@ -25,9 +23,6 @@ class Optimisers:
         network: Whose parameters are learned.
         config: `optimiser`, `learning_rate` (Adam's), `soap_rate`, `slow_share`.
         device: Where the network is.
-
-    Raises:
-        ConfigError: SOAP is asked for and pytorch-optimizer is not installed.
     """
 
     def __init__(self, network: nn.Module, config: TrainConfig, device: torch.device) -> None:
@@ -44,7 +39,7 @@ class Optimisers:
         relative = 1.0 / config.learning_rate
         groups = [{"params": fast, "share": 1.0}, {"params": slow, "share": config.slow_share}]
         self.adam = torch.optim.Adam(groups, lr=config.learning_rate, fused=device.type == "cuda")
-        self.soap = _soap(turned, config.soap_rate) if turned else None
+        self.soap = Soap(turned, config.soap_rate, frequency=config.soap_frequency) if turned else None
         for group in self.soap.param_groups if self.soap is not None else ():
             group["share"] = config.soap_rate * relative
 
@@ -73,14 +68,7 @@ class Optimisers:
         for parameter, kept in self.adam.state.items():
             tensors |= {f"{_ADAM_PREFIX}{key}.{self._names[parameter]}": value for key, value in kept.items()}
         if self.soap is not None:
-            tensors[_SOAP_STEP] = torch.tensor(self.soap.param_groups[0].get("step", 0))
-            for parameter, kept in self.soap.state.items():
-                name = self._names[parameter]
-                named = {key: kept[key] for key in ("exp_avg", "exp_avg_sq")}
-                named |= {f"{key}{side}": value for key in ("GG", "Q") for side, value in enumerate(kept[key]) if len(value)}
-                for key, value in named.items():
-                    tensors[f"{_SOAP_PREFIX}{key}.{name}"] = value
-                    tensors[f"{_SOAP_PREFIX}{key}.order.{name}"] = torch.tensor(_order(value))
+            tensors |= {f"{_SOAP_PREFIX}{name}": value for name, value in self.soap.state(self._names).items()}
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -95,25 +83,11 @@ class Optimisers:
             }
             if kept:
                 self.adam.state[parameter] = {key: self._placed(value) for key, value in kept.items()}
-        if self.soap is None or not int(tensors.get(_SOAP_STEP, torch.tensor(0))):
+        if self.soap is None:
             return
-        group = self.soap.param_groups[0]
-        group["step"] = int(tensors[_SOAP_STEP])
+        kept = {name.removeprefix(_SOAP_PREFIX): value for name, value in tensors.items() if name.startswith(_SOAP_PREFIX)}
         try:
-            for parameter in group["params"]:
-                name = self._names[parameter]
-
-                def kept_as(key: str, name: str = name) -> Tensor:
-                    # Sums run in the order of memory: a continuation must lay tensors out as they were to repeat the curve to the bit.
-                    order = tensors[f"{_SOAP_PREFIX}{key}.order.{name}"].tolist()
-                    laid = tensors[f"{_SOAP_PREFIX}{key}.{name}"].to(self._device).permute(order).contiguous()
-                    return laid.permute([order.index(i) for i in range(len(order))])
-
-                state: dict[str, Any] = {key: kept_as(key) for key in ("exp_avg", "exp_avg_sq")}
-                for key in ("GG", "Q"):
-                    state[key] = [kept_as(f"{key}{side}") if length <= _LARGEST_SIDE else [] for side, length in enumerate(parameter.shape)]
-                state |= {"precondition_frequency": group["precondition_frequency"], "shampoo_beta": group["betas"][1]}
-                self.soap.state[parameter] = state
+            self.soap.restore(kept, self._names)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"the training state lacks something of the optimiser: {error}") from error
 
@@ -122,18 +96,3 @@ class Optimisers:
         if value.ndim == 4 and self._channels_last:
             return value.to(on_device, memory_format=torch.channels_last)
         return value.to(on_device)
-
-
-def _soap(parameters: list[nn.Parameter], rate: float) -> Any:
-    try:
-        from pytorch_optimizer import SOAP
-    except ImportError as error:
-        raise ConfigError("optimiser = \"soap\" needs pytorch-optimizer: pip install 'msinn[train]'") from error
-    return SOAP(
-        parameters, lr=rate, betas=(0.95, 0.95), weight_decay=0.0, precondition_frequency=10, max_precondition_dim=_LARGEST_SIDE, merge_dims=False
-    )
-
-
-def _order(value: Tensor) -> list[int]:
-    """Dimensions from the outermost in memory to the innermost; those of length 1, whose place means nothing, last."""
-    return sorted(range(value.ndim), key=lambda i: (value.shape[i] == 1, -value.stride()[i], i))
