@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 _SPECTRUM_FLOOR = 1e-30
 _POLISHING = 2
+_STEPS_BEFORE_CAPTURE = 3
 
 
 @dataclass
@@ -35,8 +36,12 @@ class _Stack:
     turned: list[int]
     first: Tensor
     second: Tensor
-    statistics: dict[int, Tensor] = field(default_factory=dict)
+    statistics: dict[int, Tensor]
     bases: dict[int, Tensor] = field(default_factory=dict)
+
+    def gradient(self) -> Tensor:
+        """`[K, s0, s1, ...]`."""
+        return torch.stack([weight.grad for weight in self.weights if weight.grad is not None])
 
     def kinds(self) -> dict[str, Tensor]:
         """The state by name."""
@@ -54,6 +59,7 @@ class Soap:
         eps: Added to the denominator.
         frequency: Steps between renewals of the bases.
         longest: Sides above this length are not turned.
+        capture: Record the step as a CUDA graph, for gradients that stay where they are.
     """
 
     def __init__(
@@ -65,10 +71,12 @@ class Soap:
         eps: float = 1e-8,
         frequency: int = 10,
         longest: int = 1000,
+        capture: bool = False,
     ) -> None:
         self.param_groups: list[dict[str, float]] = [{"lr": lr}]
         self.num_steps = 0
-        self._betas, self._eps, self._frequency = betas, eps, frequency
+        self._betas, self._eps, self._frequency, self._capture = betas, eps, frequency, capture
+        self._recorded: tuple[tuple[int, ...], torch.cuda.CUDAGraph] | None = None
         by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
         for parameter in parameters:
             by_shape[parameter.shape].append(parameter)
@@ -76,7 +84,9 @@ class Soap:
         for shape, weights in by_shape.items():
             zeros = torch.zeros((len(weights), *shape), device=weights[0].device)
             turned = [side for side, length in enumerate(shape) if 1 < length <= longest]
-            self.stacks.append(_Stack(weights, turned, zeros, zeros.clone()))
+            statistics = {side: zeros.new_zeros(len(weights), shape[side], shape[side]) for side in turned}
+            self.stacks.append(_Stack(weights, turned, zeros, zeros.clone(), statistics))
+        self._rate = torch.zeros((), device=self.stacks[0].first.device)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget gradients."""
@@ -122,32 +132,43 @@ class Soap:
         """One update of all weights, every one of which has a gradient. The first only begins the statistics, as in the paper's own code."""
         self.num_steps += 1
         number = self.num_steps - 1
-        for stack in self.stacks:
-            gradient = torch.stack([weight.grad for weight in stack.weights if weight.grad is not None])
-            if number:
-                self._update(stack, gradient, number)
-            self._gather(stack, gradient)
-            if not stack.bases:
+        if not number:
+            for stack in self.stacks:
+                self._gather(stack, stack.gradient())
                 stack.bases = {side: _eigenbasis(value) for side, value in stack.statistics.items()}
-            elif number % self._frequency == 0:
+            return
+        beta1, beta2 = self._betas
+        self._rate.fill_(-self.param_groups[0]["lr"] * math.sqrt(1 - beta2**number) / (1 - beta1**number))
+        if not self._capture or number <= _STEPS_BEFORE_CAPTURE:
+            self._advance()
+        else:
+            places = tuple(weight.grad.data_ptr() for stack in self.stacks for weight in stack.weights if weight.grad is not None)
+            if self._recorded is None or self._recorded[0] != places:
+                self._recorded = None
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    self._advance()
+                self._recorded = places, graph
+            self._recorded[1].replay()
+        if number % self._frequency == 0:
+            for stack in self.stacks:
                 _renew(stack)
 
-    def _update(self, stack: _Stack, gradient: Tensor, number: int) -> None:
-        beta1, beta2 = self._betas
-        stack.first.lerp_(gradient, 1 - beta1)
-        stack.second.lerp_(_turn(gradient, stack.bases).square_(), 1 - beta2)
-        direction = _turn(stack.first, stack.bases) / stack.second.sqrt().add_(self._eps)
-        update = _turn(direction, {side: basis.mT for side, basis in stack.bases.items()})
-        rate = self.param_groups[0]["lr"] * math.sqrt(1 - beta2**number) / (1 - beta1**number)
-        torch._foreach_add_(stack.weights, list(update.unbind(0)), alpha=-rate)
+    def _advance(self) -> None:
+        """Everything of a step but what comes with `_frequency`. The state stays where it is: a recorded step reads and writes it there."""
+        for stack in self.stacks:
+            gradient = stack.gradient()
+            stack.first.lerp_(gradient, 1 - self._betas[0])
+            stack.second.lerp_(_turn(gradient, stack.bases).square_(), 1 - self._betas[1])
+            direction = _turn(stack.first, stack.bases) / stack.second.sqrt().add_(self._eps)
+            update = _turn(direction, {side: basis.mT for side, basis in stack.bases.items()}).mul_(self._rate)
+            torch._foreach_add_(stack.weights, list(update.unbind(0)))
+            self._gather(stack, gradient)
 
     def _gather(self, stack: _Stack, gradient: Tensor) -> None:
         for side in stack.turned:
             rows = gradient.movedim(side + 1, 1).flatten(2)
-            product = rows @ rows.mT
-            if side not in stack.statistics:
-                stack.statistics[side] = torch.zeros_like(product)
-            stack.statistics[side].lerp_(product, 1 - self._betas[1])
+            stack.statistics[side].lerp_(rows @ rows.mT, 1 - self._betas[1])
 
 
 def _turn(x: Tensor, bases: dict[int, Tensor]) -> Tensor:
@@ -169,9 +190,9 @@ def _renew(stack: _Stack) -> None:
         product = stack.statistics[side] @ basis
         order = (basis * product).sum(1).argsort(dim=1, descending=True)
         index = order.reshape([len(order)] + [order.shape[1] if i == side else 1 for i in range(stack.second.ndim - 1)])
-        stack.second = stack.second.gather(side + 1, index.expand_as(stack.second))
+        stack.second.copy_(stack.second.gather(side + 1, index.expand_as(stack.second)))
         columns = product.gather(2, order[:, None, :].expand_as(product))
-        stack.bases[side] = _orthogonal(columns)
+        basis.copy_(_orthogonal(columns))
 
 
 def _orthogonal(columns: Tensor) -> Tensor:
@@ -181,7 +202,7 @@ def _orthogonal(columns: Tensor) -> Tensor:
     identity, and batched Cholesky is a hundred times faster there than Householder reflections. Two Newton-Schulz steps polish what rounding left.
     """
     if columns.device.type != "cuda":
-        return torch.linalg.qr(columns)[0].contiguous()
+        return torch.linalg.qr(columns)[0]
     length = columns.norm(dim=1, keepdim=True)
     identity = torch.eye(columns.shape[-1], device=columns.device)
     # A column of no length (weights whose gradient was zero throughout) keeps its place in an arbitrary, valid basis.
