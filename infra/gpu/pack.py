@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.sources import Fetcher, scan
@@ -56,14 +57,17 @@ def main() -> None:
 def _wheels(folder: Path, names: list[str], python: str) -> None:
     """Unpacked, so that PYTHONPATH is all it takes."""
     folder.mkdir()
-    if not names:
-        return
     platforms = [f"--platform=manylinux{tag}_x86_64" for tag in ("_2_28", "_2_27", "_2_17", "2014")]
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", f"--python-version={python}", "--implementation=cp"]
-    subprocess.run([*command, *platforms, "-d", str(folder), *names], check=True)
+    if names:
+        subprocess.run([*command, *platforms, "-d", str(folder), *names], check=True)
     for wheel in folder.glob("*.whl"):
         zipfile.ZipFile(wheel).extractall(folder)
         wheel.unlink()
+    # Our own name and version, which an installation would have left.
+    ours = folder / f"msinn-{version('msinn')}.dist-info"
+    ours.mkdir()
+    (ours / "METADATA").write_text(f"Metadata-Version: 2.1\nName: msinn\nVersion: {version('msinn')}\n")
 
 
 def _tar(path: Path, sources: list[str], limit: int) -> tuple[int, int]:
