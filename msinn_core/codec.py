@@ -12,6 +12,8 @@ decode(bytes) -> picture, symbols        everything back
 from __future__ import annotations
 
 import zlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +27,9 @@ from msinn_core.checkpoint import LoadedModel
 from msinn_core.config import LATENT_STRIDES, SIZE_MULTIPLE
 from msinn_core.engines import Engine, engine_for
 from msinn_core.entropy import rans
-from msinn_core.errors import BitstreamError, ConfigError, PixelLimitError
-from msinn_core.integer.ops import Compiled, Portable
+from msinn_core.errors import BitstreamError, CodecError, ConfigError, PixelLimitError
+from msinn_core.integer.gpu.engine import DeviceEngine
+from msinn_core.integer.network import Backend
 from msinn_core.picture import DEFAULT_MAX_PIXELS, Picture
 
 BAND_ROWS, ROWS_PER_BAND = 128, 384
@@ -54,6 +57,10 @@ class Symbols:
     q: float
     symbols: list[NDArray[np.int32]]
     indexes: list[NDArray[np.uint8]]
+
+
+Decoded = tuple[Picture, list[NDArray[np.int32]]]
+"""A picture and its ten arrays of symbols."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ class Codec:
         device: str = "cpu",
         max_pixels: int = DEFAULT_MAX_PIXELS,
         threads: int = 1,
-        backend: Compiled | Portable | None = None,
+        backend: Backend | None = None,
     ) -> None:
         self.model = model
         self.max_pixels = max_pixels
@@ -132,10 +139,7 @@ class Codec:
         """
         height, width = picture.pixels.shape[:2]
         self._check_size(width, height)
-        pixels = picture.pixels if picture.pixels.ndim == 3 else np.repeat(picture.pixels[:, :, None], 3, axis=2)
-        padding = ((0, _padded(height) - height), (0, _padded(width) - width), (0, 0))
-        pixels = np.pad(pixels, padding, mode="edge") if any(p[1] for p in padding) else np.require(pixels, requirements=["C", "W"])
-        return Latents(picture, self.engine.transform(pixels))
+        return Latents(picture, self.engine.transform(_padded_pixels(picture)))
 
     def _shape(self, width: int, height: int) -> tuple[int, int]:
         return _padded(height) // LATENT_STRIDES[0], _padded(width) // LATENT_STRIDES[0]
@@ -146,6 +150,70 @@ class Codec:
         q = self.quantise_q(q)
         height, width = latents.picture.pixels.shape[:2]
         return Symbols(latents.picture, q, *self.engine.compress(latents.y, q, self._shape(width, height)))
+
+    def encode_many(self, pictures: Sequence[Picture], rates: Sequence[float], *, batch: int = 32) -> list[bytes]:
+        """Bitstreams of pictures, each at a q of its own: the same as `encode` gives one by one, on a GPU in batches of one padded size.
+
+        Args:
+            pictures: RGB or grey.
+            rates: A q for each.
+            batch: Pictures a batch at most; a GPU without the memory for them gets smaller ones.
+
+        Raises:
+            ConfigError: A q out of range.
+            PixelLimitError: A picture over the pixel limit.
+        """
+        qs = [self.quantise_q(q) for q in rates]
+        for picture in pictures:
+            self._check_size(picture.pixels.shape[1], picture.pixels.shape[0])
+        engine = self.engine
+        if not isinstance(engine, DeviceEngine):
+            return [self.encode(picture, q) for picture, q in zip(pictures, qs, strict=True)]
+        out: list[bytes] = [b""] * len(pictures)
+
+        def run(chosen: list[int], shape: tuple[int, int]) -> None:
+            latents = engine.transform_many(np.stack([_padded_pixels(pictures[i]) for i in chosen]))
+            coded = engine.compress_many(latents, [qs[i] for i in chosen], shape)
+            packed = engine.threads.map(lambda i, parts: self.pack(Symbols(pictures[i], qs[i], *parts)), chosen, coded)
+            for i, data in zip(chosen, packed, strict=True):
+                out[i] = data
+
+        shapes = [self._shape(picture.pixels.shape[1], picture.pixels.shape[0]) for picture in pictures]
+        _in_batches(shapes, batch, run)
+        return out
+
+    def decode_many(self, bitstreams: Sequence[bytes | memoryview], *, batch: int = 32) -> list[Decoded | CodecError]:
+        """What `decode` gives for each bitstream, or the error it raises: one that is damaged says nothing about the others."""
+        engine = self.engine
+        out: list[Decoded | CodecError] = [CodecError("not decoded")] * len(bitstreams)
+        parsed: dict[int, Bitstream] = {}
+        for i, data in enumerate(bitstreams):
+            try:
+                parsed[i] = self._parse(data)
+                if not isinstance(engine, DeviceEngine):
+                    out[i] = self.decode(data)
+            except CodecError as error:
+                out[i] = error
+                parsed.pop(i, None)
+        if not isinstance(engine, DeviceEngine):
+            return out
+        numbers = list(parsed)
+
+        def run(chosen: list[int], shape: tuple[int, int]) -> None:
+            streams = [parsed[numbers[i]] for i in chosen]
+            try:
+                padded, symbols = engine.decode_many([stream.streams for stream in streams], [stream.q for stream in streams], shape)
+                for i, stream, pixels, mine in zip(chosen, streams, padded, symbols, strict=True):
+                    out[numbers[i]] = _finished(stream, pixels), mine
+            except CodecError as error:
+                if len(chosen) == 1:
+                    out[numbers[chosen[0]]] = error
+                else:
+                    for i in chosen:
+                        run([i], shape)
+
+        _in_batches([self._shape(stream.width, stream.height) for stream in parsed.values()], batch, run)
+        return out
 
     def pack(self, symbols: Symbols) -> bytes:
         """Entropy-code and serialise. Raises `CodecError` if the picture does not fit the format."""
@@ -174,22 +242,18 @@ class Codec:
             BitstreamError: Any of its kinds: see `bitstream.parse`; also a foreign model, or streams that do not fit.
             PixelLimitError: Over the pixel limit.
         """
+        stream = self._parse(data)
+        padded, symbols = self.engine.decode(stream.streams, stream.q, self._shape(stream.width, stream.height))
+        return _finished(stream, padded), symbols
+
+    def _parse(self, data: bytes | memoryview) -> Bitstream:
+        """A bitstream that this codec may decode."""
         stream = bitstream.parse(data)
         bitstream.check_model(stream, self.model.sha256, self.model.profile)
         self._check_size(stream.width, stream.height)
         if stream.q > self.q_max:
             raise BitstreamError(f"the bitstream declares q = {stream.q}; its model ends at {self.q_max:g}")
-        padded, symbols = self.engine.decode(stream.streams, stream.q, self._shape(stream.width, stream.height))
-        array = np.ascontiguousarray(padded[: stream.height, : stream.width])
-        if stream.colour == "grey":
-            # The nearest whole number to the mean of the three.
-            array = ((array.sum(axis=2, dtype=np.uint16) + 1) // 3).astype(np.uint8)
-        boxes = stream.boxes
-        alpha = _read_alpha(boxes[bitstream.ALPHA], stream) if bitstream.ALPHA in boxes else None
-        return Picture(
-            pixels=array, alpha=alpha, icc=boxes.get(bitstream.ICC), exif=boxes.get(bitstream.EXIF), xmp=boxes.get(bitstream.XMP),
-            jpeg_segments=boxes.get(bitstream.JPEG_SEGMENTS), png_chunks=boxes.get(bitstream.PNG_CHUNKS),
-        ), symbols  # fmt: skip
+        return stream
 
     def analyse(self, picture: Picture, *, sampled: bool = False) -> Curves:
         """Predicted bytes and MSE of a picture at every anchor.
@@ -237,6 +301,46 @@ class Codec:
         mse = (tally.squares[:-1] @ calibration.level_weights) / num_samples * 255**2 * np.exp(calibration.log_mse_bias)
         rate = tally.bits[:-1] * np.exp(calibration.log_rate_bias)
         return Curves(anchors, rate / 8 + self._overhead(latents.picture), mse)
+
+
+def _padded_pixels(picture: Picture) -> NDArray[np.uint8]:
+    """uint8 `[H, W, 3]`, sides multiples of 32: the last row and column repeated."""
+    height, width = picture.pixels.shape[:2]
+    pixels = picture.pixels if picture.pixels.ndim == 3 else np.repeat(picture.pixels[:, :, None], 3, axis=2)
+    padding = ((0, _padded(height) - height), (0, _padded(width) - width), (0, 0))
+    return np.pad(pixels, padding, mode="edge") if any(p[1] for p in padding) else np.require(pixels, requirements=["C", "W"])
+
+
+def _in_batches(shapes: list[tuple[int, int]], batch: int, run: Callable[[list[int], tuple[int, int]], None]) -> None:
+    """`run(numbers, shape)` for items of one shape, `batch` of them at most; halves where the device's memory is too small."""
+    by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, shape in enumerate(shapes):
+        by_shape[shape].append(i)
+    for shape, numbers in by_shape.items():
+        waiting = [numbers[i : i + batch] for i in range(0, len(numbers), batch)]
+        while waiting:
+            chosen = waiting.pop(0)
+            try:
+                run(chosen, shape)
+            except torch.OutOfMemoryError:
+                if len(chosen) == 1:
+                    raise
+                half = len(chosen) // 2
+                waiting = [chosen[:half], chosen[half:], *waiting]
+
+
+def _finished(stream: Bitstream, padded: NDArray[np.uint8]) -> Picture:
+    """The picture of decoded pixels: cropped, grey where it was, with all that came with it."""
+    array = np.ascontiguousarray(padded[: stream.height, : stream.width])
+    if stream.colour == "grey":
+        # The nearest whole number to the mean of the three.
+        array = ((array.sum(axis=2, dtype=np.uint16) + 1) // 3).astype(np.uint8)
+    boxes = stream.boxes
+    alpha = _read_alpha(boxes[bitstream.ALPHA], stream) if bitstream.ALPHA in boxes else None
+    return Picture(
+        pixels=array, alpha=alpha, icc=boxes.get(bitstream.ICC), exif=boxes.get(bitstream.EXIF), xmp=boxes.get(bitstream.XMP),
+        jpeg_segments=boxes.get(bitstream.JPEG_SEGMENTS), png_chunks=boxes.get(bitstream.PNG_CHUNKS),
+    )  # fmt: skip
 
 
 def _boxes(picture: Picture) -> dict[int, bytes]:

@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from msinn_core.config import LATENT_CHANNELS, MsinnConfig
 from msinn_core.layers import MaskedConv2d, conv3x3_stack, stack
-
-NUM_STEPS = len(LATENT_CHANNELS)
-
-
-def anchor_parity(k: int) -> int:
-    """`(row + col) % 2` of the positions coded first in step k: odd for even k, even for odd k."""
-    return 1 - k % 2
 
 
 def cc_transforms(config: MsinnConfig) -> nn.ModuleList:
@@ -54,9 +46,3 @@ def lrp_transforms(config: MsinnConfig) -> nn.ModuleList:
         conv3x3_stack(c if k == 0 else 2 * c, config.context_widths[k], c, config.lrp_layers, config.context_activation)
         for k, c in enumerate(LATENT_CHANNELS)
     )
-
-
-def residual_prediction(lrp: nn.Module, y_hat: Tensor, support: Tensor | None, inv_gain: Tensor) -> Tensor:
-    """`y_hat` plus at most half a quantisation step."""
-    inputs = y_hat if support is None else torch.cat((y_hat, support), dim=1)
-    return y_hat + 0.5 * torch.tanh(lrp(inputs).float()) * inv_gain

@@ -13,16 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msinn_core import context
 from msinn_core.checkpoint import LoadedModel
 from msinn_core.entropy import rans
 from msinn_core.entropy.tables import Tables
 from msinn_core.errors import CheckpointError
-from msinn_core.integer.network import IntegerNetwork, half_of
-from msinn_core.integer.ops import I16, I32, Compiled, Portable, best_backend
+from msinn_core.integer.arrays import I16, I32
+from msinn_core.integer.network import Backend, IntegerNetwork
+from msinn_core.integer.ops import Portable, best_backend
 from msinn_core.layers import pack
 from msinn_core.model import Msinn
 from msinn_core.quantiser import rate_aware_round, widened_zone
+from msinn_core.walk import NUM_STEPS, walk
 
 Flat32 = NDArray[np.int32]
 Flat8 = NDArray[np.uint8]
@@ -158,21 +159,20 @@ class FloatEngine:
 
     def compress(self, latents: list[Any], q: float, shape: tuple[int, int]) -> tuple[list[Flat32], list[Flat8]]:
         collector = _Collector(latents, self._thresholds, self._zone)
-        self._net.walk(collector, self._net.gains(q), (1, *shape), finest=False)
+        walk(self._net, collector, self._net.gains(q), (1, *shape), finest=False)
         return collector.symbols_out, collector.indexes_out
 
     def decode(self, streams: Sequence[bytes], q: float, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], list[Flat32]]:
         reader = _Reader(streams, self._tables, self._thresholds)
-        x_hat = self._net.walk(reader, self._net.gains(q), (1, *shape))
-        assert x_hat is not None
+        x_hat: Tensor = walk(self._net, reader, self._net.gains(q), (1, *shape))
         pixels = (x_hat[0].clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(1, 2, 0).contiguous().cpu().numpy(), reader.symbols_out
 
     def tally(self, latents: list[Any], rates: list[float], shape: tuple[int, int]) -> Tally:
         gains = self._net.gains(rates[-1])
-        prober = _Prober(latents, [gains.level(k)[2] for k in range(context.NUM_STEPS)], self._thresholds, self._zone)
-        self._net.walk(prober, gains, (1, *shape), finest=False)
-        exact, sampled = np.zeros((context.NUM_STEPS, 2)), np.zeros((len(rates), context.NUM_STEPS, 2))
+        prober = _Prober(latents, [gains.level(k)[2] for k in range(NUM_STEPS)], self._thresholds, self._zone)
+        walk(self._net, prober, gains, (1, *shape), finest=False)
+        exact, sampled = np.zeros((NUM_STEPS, 2)), np.zeros((len(rates), NUM_STEPS, 2))
         at_rates = [self._net.gains(q) for q in rates]
         for k, residual, scale in prober.residuals:
             step = _stride(k, *residual.shape[2:])
@@ -208,8 +208,9 @@ class _IntegerCollector:
     probes: list[tuple[int, I32, I16]] | None = None
 
     def symbols(self, k: int, parity: int, parameters: I16, indexes: Flat8) -> I32:
-        net, y = self.engine.network, half_of(self.y[k], parity)
-        symbols = net.backend.quantise(y, parameters, indexes, self.gain[k], self.engine.zone, net.mean_shifts[k])
+        net = self.engine.network
+        y = net.backend.half(self.y[k], parity)
+        symbols: I32 = net.backend.quantise(y, parameters, indexes, self.gain[k], self.engine.zone, net.model.mean_shifts[k])
         if self.probes is None:
             self.symbols_out.append(symbols.reshape(-1))
             self.indexes_out.append(indexes.reshape(-1))
@@ -234,22 +235,24 @@ class _IntegerReader:
 class _GoldenCoder:
     """Symbols of a fixed pattern; digests the table indexes, so that every integer of the decoder is covered."""
 
+    backend: Backend
     digest: Any = field(default_factory=hashlib.sha256)
 
-    def symbols(self, k: int, parity: int, parameters: I16, indexes: Flat8) -> I32:
-        self.digest.update(indexes.tobytes())
-        self.digest.update(parameters.tobytes())
-        position = np.arange(indexes.size, dtype=np.int64).reshape(indexes.shape)
+    def symbols(self, k: int, parity: int, parameters: Any, indexes: Any) -> Any:
+        seen = self.backend.to_host(indexes)
+        self.digest.update(seen.tobytes())
+        self.digest.update(self.backend.to_host(parameters).tobytes())
+        position = np.arange(seen.size, dtype=np.int64).reshape(seen.shape)
         symbols: I32 = ((position * 7919 + 31 * k + parity) % 13 - 6).astype(np.int32) // (1 + 2 * (position % 3 > 0)).astype(np.int32)
-        return symbols
+        return self.backend.to_device(symbols)
 
 
 def golden_digest(network: IntegerNetwork) -> bytes:
     """SHA-256 of the indexes, parameters and pixels that a fixed pattern of symbols gives: the golden vector of a model file."""
-    coder = _GoldenCoder()
-    pixels = network.walk(coder, network.gains(GOLDEN_Q if network.config.q_max >= GOLDEN_Q else network.config.q_max / 2), GOLDEN_SHAPE)
-    assert pixels is not None
-    coder.digest.update(pixels.tobytes())
+    coder = _GoldenCoder(network.backend)
+    gains = network.gains(GOLDEN_Q if network.config.q_max >= GOLDEN_Q else network.config.q_max / 2)
+    pixels = walk(network, coder, gains, (*network.backend.lead, *GOLDEN_SHAPE))
+    coder.digest.update(network.backend.to_host(pixels).tobytes())
     result: bytes = coder.digest.digest()
     return result
 
@@ -275,8 +278,8 @@ class IntegerEngine:
 
     def _walk(self, latents: list[Any], q: float, shape: tuple[int, int], probes: list[tuple[int, I32, I16]] | None) -> _IntegerCollector:
         gains = self.network.gains(q)
-        collector = _IntegerCollector(latents, self, [gains.level(k)[2] for k in range(context.NUM_STEPS)], probes=probes)
-        self.network.walk(collector, gains, shape, finest=False)
+        collector = _IntegerCollector(latents, self, [gains.level(k)[2] for k in range(NUM_STEPS)], probes=probes)
+        walk(self.network, collector, gains, (*self.network.backend.lead, *shape), finest=False)
         return collector
 
     def compress(self, latents: list[Any], q: float, shape: tuple[int, int]) -> tuple[list[Flat32], list[Flat8]]:
@@ -285,18 +288,17 @@ class IntegerEngine:
 
     def decode(self, streams: Sequence[bytes], q: float, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], list[Flat32]]:
         reader = _IntegerReader(streams, self.tables)
-        pixels = self.network.walk(reader, self.network.gains(q), shape)
-        assert pixels is not None
+        pixels = walk(self.network, reader, self.network.gains(q), shape)
         return pixels, reader.symbols_out
 
     def tally(self, latents: list[Any], rates: list[float], shape: tuple[int, int]) -> Tally:
         net = self.network
         probes = self._walk(latents, rates[-1], shape, []).probes or []
         at_rates = [net.gains(q) for q in rates]
-        exact, sampled = np.zeros((context.NUM_STEPS, 2)), np.zeros((len(rates), context.NUM_STEPS, 2))
+        exact, sampled = np.zeros((NUM_STEPS, 2)), np.zeros((len(rates), NUM_STEPS, 2))
         for k, y, parameters in probes:
             levels = [at.level(k) for at in at_rates]
-            log_gain = np.stack([scale_log2 for _, scale_log2, _ in levels]) - np.int32(net.scale_exponents[k] << 16)
+            log_gain = np.stack([scale_log2 for _, scale_log2, _ in levels]) - np.int32(net.model.scale_exponents[k] << 16)
             gain = np.stack([gain for _, _, gain in levels])
             inv_gain = np.stack([(inv / 2.0**24 * 2**16).astype(np.float32) for inv, _, _ in levels])
 
@@ -311,25 +313,25 @@ class IntegerEngine:
                 inv_gain: NDArray[np.float32] = inv_gain,
             ) -> NDArray[np.float64]:
                 at = log_gain[rates], gain[rates], inv_gain[rates]
-                position = net.mean_shifts[k], net.tables["log2"], net.first, net.step
+                position = net.model.mean_shifts[k], net.model.tables["log2"], net.model.first, net.model.step
                 return net.backend.tally(y, parameters, *position, *at, self.zone, self._costs, stride)
 
             exact[k] += sums(slice(-1, None), 1)[0]
-            sampled[:, k] += sums(slice(None), _stride(k, *y.shape[:2]))
+            sampled[:, k] += sums(slice(None), _stride(k, *y.shape[-3:-1]))
         exact[:, 1] /= 2.0**32
         return Tally.of_samples(exact, sampled)
 
 
-def engine_for(model: LoadedModel, *, device: str = "cpu", threads: int = 1, backend: Compiled | Portable | None = None) -> Engine:
+def engine_for(model: LoadedModel, *, device: str = "cpu", threads: int = 1, backend: Backend | None = None) -> Engine:
     """The engine of a model.
 
-    An integer backend must reproduce the model file's golden vector before it may decode anything; the compiled one is replaced by the portable one,
-    with a warning, if it does not.
+    An integer backend must reproduce the model file's golden vector before it may decode anything. What fails gives way, with one warning, to the
+    next that does not: a GPU to the compiled kernel, the compiled kernel to the portable form.
 
     Args:
         model: From `checkpoint.load_model`.
-        device: `cpu`, or a GPU: the float network runs there, the integer one computes its convolutions there in float64.
-        threads: CPU threads of the compiled integer backend.
+        device: `cpu`, or a GPU.
+        threads: CPU threads: of the compiled backend, or of the entropy coder beside a GPU.
         backend: A backend of the caller's choice instead, for tests and benchmarks.
 
     Raises:
@@ -337,18 +339,51 @@ def engine_for(model: LoadedModel, *, device: str = "cpu", threads: int = 1, bac
     """
     if model.network is not None:
         return FloatEngine(model.network, model.tables, device)
-    chosen = backend or (Portable(device) if torch.device(device).type != "cpu" else best_backend(threads))
+    if backend is None and torch.device(device).type != "cpu":
+        if (engine := _on_gpu(model, device, threads)) is not None:
+            return engine
+        return engine_for(model, threads=threads)
+    chosen = backend or best_backend(threads)
+    network = _checked(model, chosen)
+    if network is not None:
+        return IntegerEngine(network, model.tables)
+    if backend is not None or isinstance(chosen, Portable):
+        raise CheckpointError(
+            f"model {model.name} does not give its golden vector here (cpu), so nothing can be decoded without risk: "
+            "the model file was changed, or the hardware or torch build computes wrongly"
+        )
+    warnings.warn("the compiled integer kernel fails its self-test on this machine: using the portable form, which is slower", stacklevel=2)
+    return engine_for(model, backend=Portable())
+
+
+def _checked(model: LoadedModel, backend: Backend) -> IntegerNetwork | None:
+    """The network, or None where it does not give the golden vector."""
     try:
-        network = IntegerNetwork(model.config, model.integer, chosen)
-        digest = golden_digest(network)
+        network = IntegerNetwork(model.config, model.integer, backend)
+        return network if golden_digest(network) == model.golden else None
     except (ValueError, IndexError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"the parts of integer model {model.name} contradict each other: {error}") from error
-    if digest != model.golden:
-        if backend is not None or isinstance(chosen, Portable):
-            raise CheckpointError(
-                f"model {model.name} does not give its golden vector here ({torch.device(device)}), so nothing can be decoded without risk: "
-                "the model file was changed, or the hardware or torch build computes wrongly"
-            )
-        warnings.warn("the compiled integer kernel fails its self-test on this machine: using the portable form, which is slower", stacklevel=2)
-        return engine_for(model, backend=Portable())
-    return IntegerEngine(network, model.tables)
+
+
+def _on_gpu(model: LoadedModel, device: str, threads: int) -> Engine | None:
+    """The engine of a GPU, by Triton or else in float64; None, with a warning, where neither can be trusted or run."""
+    from msinn_core.integer.gpu.backend import OnDevice
+    from msinn_core.integer.gpu.engine import DeviceEngine
+    from msinn_core.integer.gpu.layers import Float64Layers, triton_layers
+
+    where = torch.device(device)
+    reasons = []
+    for name, layers in (("Triton", triton_layers(where)), ("float64", Float64Layers())):
+        if layers is None:
+            reasons.append(f"{name}: not installed")
+            continue
+        try:
+            network = _checked(model, OnDevice(where, layers))
+        except Exception as error:  # a driver, a compiler, a lack of memory: all of them mean the CPU
+            reasons.append(f"{name}: {' '.join(str(error).split())[:200]}")
+            continue
+        if network is not None:
+            return DeviceEngine(network, model.tables, threads)
+        reasons.append(f"{name}: its results differ from the model's golden vector")
+    warnings.warn(f"{device} is not used, the CPU is ({'; '.join(reasons)})", stacklevel=3)
+    return None

@@ -1,13 +1,4 @@
-"""The network: one walk over the levels serves training, estimation, compression and decompression (MSINN section III).
-
-```
-x --g_a--> y5 y4 y3 y2 y1                                   k = 0..4 codes them in this order
-             |
-   for each k:   cc(support) -> parameters -> code anchors -> sc(anchors) -> parameters -> code the rest -> + lrp
-                 support = unsqueeze(inverse level (y_hat, support))       (k = 0: support = y5_hat)
-x_hat = post_filter(support after k = 4)
-```
-"""
+"""The network in IEEE floats: it serves training, estimation and evaluation. The walk over its levels is `walk.walk`."""
 
 from __future__ import annotations
 
@@ -25,6 +16,7 @@ from msinn_core.likelihood import gaussian_bits
 from msinn_core.postfilter import post_filter
 from msinn_core.quantiser import rate_aware_round_continuous
 from msinn_core.transform import InvertibleUnit, Level, analysis, synthesis
+from msinn_core.walk import walk
 
 
 class SymbolCoder(Protocol):
@@ -142,59 +134,48 @@ class Msinn(nn.Module):
         """`g_s`, the inverse of `analysis`; no post-filter."""
         return synthesis(self.levels, latents)
 
-    def walk(self, coder: SymbolCoder, gains: Gains, shape: tuple[int, int, int], *, finest: bool = True) -> Tensor | None:
-        """Code all latents, coarse to fine, through `coder`.
+    # The protocol of `walk.Network`; arrays are `[N, C, H, W]`, `y` and support in units of the latent ----------------------------------------------
 
-        Args:
-            coder: Supplies the symbols.
-            gains: Gains at the q in force.
-            shape: `(N, h, w)` of y5.
-            finest: Also compute the picture. An encoder that does not verify has no need of it.
-
-        Returns:
-            `x_hat` `[N, 3, 16h, 16w]`, not clamped, or None without `finest`.
-        """
-        n, h, w = shape
-        support: Tensor | None = None
-        for k in range(context.NUM_STEPS):
-            y_hat = self._code_level(coder, k, gains, support, (n, h, w))
-            if k == context.NUM_STEPS - 1 and not finest:
-                return None
-            inv_gain = gains.level(k)[1]
-            if self.lrp_transforms is not None:
-                with reduced_precision(y_hat, self.reduced):
-                    y_hat = context.residual_prediction(self.lrp_transforms[k], y_hat, support, inv_gain)
-            if support is None:
-                support = y_hat
-            else:
-                support = unsqueeze(self.levels[4 - k].inverse(torch.cat((y_hat, support), dim=1)))
-        assert support is not None
-        return support if self.post_net is None else self.post_net(support)
-
-    def _code_level(self, coder: SymbolCoder, k: int, gains: Gains, support: Tensor | None, coarse: tuple[int, int, int]) -> Tensor:
-        """Both checkerboard passes of step k; returns `y_hat` `[N, C, h, w]` before residual prediction."""
-        gain, inv_gain, scale_gain = gains.level(k)
+    def cross_scale(self, k: int, support: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         if support is None:
-            n, h, w = coarse
+            n, h, w = shape
             scale = self.initial_scale.expand(n, -1, h, w)
-            cc = torch.cat((scale, torch.zeros_like(scale)), dim=1)
-        else:
-            with reduced_precision(support, self.reduced):
-                cc = self.cc_transforms[k - 1](support).float()
-        parity = context.anchor_parity(k)
-        anchors = self._code_half(coder, k, parity, pack(cc, parity), None, (gain, inv_gain, scale_gain))
+            return torch.cat((scale, torch.zeros_like(scale)), dim=1)
+        with reduced_precision(support, self.reduced):
+            cc: Tensor = self.cc_transforms[k - 1](support).float()
+        return cc
+
+    def halve(self, x: Tensor, parity: int) -> Tensor:
+        return pack(x, parity)
+
+    def predict(self, k: int, cc: Tensor, sc: Tensor | None) -> Tensor:
+        parameters: Tensor = self.entropy_parameters[k](torch.cat((cc, torch.zeros_like(cc) if sc is None else sc), dim=1)).float()
+        return parameters
+
+    def code(self, coder: SymbolCoder, k: int, parity: int, parameters: Tensor, gains: Gains) -> Tensor:
+        gain, inv_gain, scale_gain = gains.level(k)
+        scales, means = parameters.chunk(2, dim=1)
+        return coder.symbols(k, parity, means, scales * scale_gain, gain) * inv_gain + means
+
+    def spatial(self, k: int, anchors: Tensor, parity: int) -> Tensor:
         with reduced_precision(anchors, self.reduced):
-            sc = self.sc_transforms[k](unpack(anchors, parity)).float()
-        rest = self._code_half(coder, k, 1 - parity, pack(cc, 1 - parity), pack(sc, 1 - parity), (gain, inv_gain, scale_gain))
+            return pack(self.sc_transforms[k](unpack(anchors, 1 - parity)).float(), parity)
+
+    def join(self, anchors: Tensor, parity: int, rest: Tensor) -> Tensor:
         return unpack(anchors, parity, rest)
 
-    def _code_half(self, coder: SymbolCoder, k: int, parity: int, cc: Tensor, sc: Tensor | None, gains: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        gain, inv_gain, scale_gain = gains
-        inputs = torch.cat((cc, torch.zeros_like(cc) if sc is None else sc), dim=1)
-        scales, means = self.entropy_parameters[k](inputs).float().chunk(2, dim=1)
-        symbols = coder.symbols(k, parity, means, scales * scale_gain, gain)
-        y_hat: Tensor = symbols * inv_gain + means
-        return y_hat
+    def refine(self, k: int, y: Tensor, support: Tensor | None, gains: Gains) -> Tensor:
+        if self.lrp_transforms is None:
+            return y
+        with reduced_precision(y, self.reduced):
+            prediction = self.lrp_transforms[k](y if support is None else torch.cat((y, support), dim=1)).float()
+            return y + 0.5 * torch.tanh(prediction) * gains.level(k)[1]
+
+    def rise(self, k: int, y: Tensor, support: Tensor | None) -> Tensor:
+        return y if support is None else unsqueeze(self.levels[4 - k].inverse(torch.cat((y, support), dim=1)))
+
+    def picture(self, support: Tensor) -> Tensor:
+        return support if self.post_net is None else self.post_net(support)
 
     def forward(self, x: Tensor, q: float | Tensor) -> tuple[Tensor, Tensor]:
         """See the class. Raises `ConfigError` for a bad size, and outside training for a bad q."""
@@ -202,6 +183,5 @@ class Msinn(nn.Module):
         estimator = Estimator(latents, training=self.training, rate_aware=self.rate_aware, noise=self.noise)
         n, _, h, w = latents[0].shape
         gains = gains_at(self.gain, self.inv_gain, self.scale_gain, q, checked=not self.training)
-        x_hat = self.walk(estimator, gains, (n, h, w))
-        assert x_hat is not None
+        x_hat = walk(self, estimator, gains, (n, h, w))
         return x_hat, torch.stack(estimator.bits, dim=1)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-I16 = NDArray[np.int16]
-I32 = NDArray[np.int32]
+from msinn_core.integer.arrays import I16, I32, NumpyArrays
+
 Costs = tuple[NDArray[np.float32], I32, I32, I32]
 """`Tables.symbol_bits()` with int32 positions, and the tables' offsets."""
 
@@ -29,9 +29,6 @@ DENSE, EDGES, CORNERS, POINT = 0, 1, 2, 3
 """Kinds of layer: 3x3; its 4 edge neighbours from the other checkerboard half; centre and 4 corners within a half; 1x1."""
 
 NUM_TAPS = (9, 4, 5, 1)
-STATE_BITS = 16
-"""Fractional bits of pixels and latents on the flow's main path."""
-
 STATE_LIMIT = 1 << 26
 LANES = 16
 SCALAR, SSE41, AVX2, AVX512 = 0, 1, 2, 3
@@ -77,29 +74,7 @@ class Layer:
         object.__setattr__(self, "packed", (weight, bias, shift))
 
 
-class Backend(Protocol):
-    """What the walk needs. Arrays are contiguous; `[H, W, C]` means rows, columns, channels of one picture."""
-
-    def conv(self, x: I16, layer: Layer, *, parity: int = 0, add: I16 | None = None) -> I16:
-        """One layer; `parity` of the output positions for `EDGES` and `CORNERS`; `add` is added at the end, saturating."""
-
-    def unit(self, z: I32, st: I16, table: I32, t_shift: int, matrix: NDArray[np.float64], bias: NDArray[np.float64], affine: bool) -> I32:
-        """Inverse coupling and inverse matrix; `matrix` `[in, out]` in Q20, `bias` in Q16, both whole numbers."""
-
-    def narrow(self, x: I32, shift: I32) -> I16:
-        """`clamp16((x + 2^(s-1)) >> s)` with `shift` `[C]`."""
-
-    def levels(self, parameters: I16, log2: I32, log_gain: I32, first: int, step: int, tables: int) -> NDArray[np.uint8]:
-        """Table index `[H, W, C]` of the scales in `parameters` `[H, W, 2C]` (scales, then means)."""
-
-    def dequantise(self, symbols: I32, parameters: I16, inv_gain: I32, mean_shift: int) -> I32:
-        """Latents `[H, W, C]` in Q16 of symbols and the means in `parameters`; `inv_gain` `[C]` in Q24."""
-
-    def refine(self, y: I32, prediction: I16, table: I16, inv_gain: I32) -> None:
-        """Add the latent residual prediction in place."""
-
-
-class Compiled:
+class Compiled(NumpyArrays):
     """The C kernel.
 
     Args:
@@ -229,7 +204,7 @@ class Compiled:
         return out
 
 
-class Portable:
+class Portable(NumpyArrays):
     """Float64 over whole numbers, in torch.
 
     Args:

@@ -19,12 +19,14 @@ from msinn_core.config import LATENT_CHANNELS
 from msinn_core.entropy.tables import NUM_SCALES, SCALE_MAX, SCALE_MIN
 from msinn_core.errors import CheckpointError, ConfigError
 from msinn_core.gain import MIN_GAIN
-from msinn_core.integer.network import MAX_LOG2_GAIN, MAX_LOG2_INV_GAIN
-from msinn_core.integer.ops import CORNERS, DENSE, EDGES, POINT, STATE_BITS
+from msinn_core.integer.arrays import STATE_BITS
+from msinn_core.integer.ops import CORNERS, DENSE, EDGES, POINT
+from msinn_core.integer.packed import MAX_LOG2_GAIN, MAX_LOG2_INV_GAIN
 from msinn_core.layers import MaskedConv2d
 from msinn_core.model import Estimator, Msinn
 from msinn_core.postfilter import SCALE, Block, LitePostFilter, PaperPostFilter, Refine
 from msinn_core.transform import InvertibleUnit, ResidualBlock
+from msinn_core.walk import walk
 
 MARGIN = 2.0
 """Values may grow to this many times the measured range before they are cut."""
@@ -160,7 +162,7 @@ def pack(model: Msinn, pictures: Iterable[Tensor]) -> dict[str, Array]:
                 for q in (0.0, config.q_max / 2, config.q_max):
                     latents = model.analysis(x)
                     n, _, h, w = latents[0].shape
-                    model.walk(Estimator(latents, training=False), model.gains(q), (n, h, w))
+                    walk(model, Estimator(latents, training=False), model.gains(q), (n, h, w))
     finally:
         ranges.close()
     if not ranges.out:

@@ -59,7 +59,7 @@ class CapturedStep:
 
     def __init__(self, network: nn.Module, compute: Callable[..., tuple[Tensor, tuple[Tensor, ...]]], inputs: tuple[Tensor, ...]) -> None:
         self._inputs = tuple(value.clone() for value in inputs)
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UP):

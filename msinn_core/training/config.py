@@ -19,8 +19,8 @@ CONFIGS = Path(__file__).parent / "configs"
 PRECISIONS = ("float32", "tf32", "bf16")
 
 _UNTRACKED = ("max_minutes", "checkpoint_minutes", "log_every", "compile", "capture")
-"""Keys that may differ between a run and its continuation. They change nothing that is learned, float rounding (`compile`, `capture`) and the end of a schedule
-by time (`max_minutes`) aside."""
+"""Keys that may differ between a run and its continuation. They change nothing that is learned, float rounding (`compile`, `capture`) and the end of
+a schedule by time (`max_minutes`) aside."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

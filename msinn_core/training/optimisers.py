@@ -39,7 +39,8 @@ class Optimisers:
         relative = 1.0 / config.learning_rate
         groups = [{"params": fast, "share": 1.0}, {"params": slow, "share": config.slow_share}]
         self.adam = torch.optim.Adam(groups, lr=config.learning_rate, fused=device.type == "cuda")
-        self.soap = Soap(turned, config.soap_rate, frequency=config.soap_frequency, capture=config.capture and device.type == "cuda") if turned else None
+        capture = config.capture and device.type == "cuda"
+        self.soap = Soap(turned, config.soap_rate, frequency=config.soap_frequency, capture=capture) if turned else None
         for group in self.soap.param_groups if self.soap is not None else ():
             group["share"] = config.soap_rate * relative
 

@@ -162,7 +162,7 @@ class Soap:
             stack.second.lerp_(_turn(gradient, stack.bases).square_(), 1 - self._betas[1])
             direction = _turn(stack.first, stack.bases) / stack.second.sqrt().add_(self._eps)
             update = _turn(direction, {side: basis.mT for side, basis in stack.bases.items()}).mul_(self._rate)
-            torch._foreach_add_(stack.weights, list(update.unbind(0)))
+            torch._foreach_add_(list[Tensor](stack.weights), [*update.unbind(0)])
             self._gather(stack, gradient)
 
     def _gather(self, stack: _Stack, gradient: Tensor) -> None:
@@ -181,7 +181,8 @@ def _turn(x: Tensor, bases: dict[int, Tensor]) -> Tensor:
 
 def _eigenbasis(statistics: Tensor) -> Tensor:
     identity = torch.eye(statistics.shape[-1], device=statistics.device)
-    return torch.linalg.eigh(statistics + _SPECTRUM_FLOOR * identity)[1].flip(-1).contiguous()
+    basis: Tensor = torch.linalg.eigh(statistics + _SPECTRUM_FLOOR * identity)[1].flip(-1).contiguous()
+    return basis
 
 
 def _renew(stack: _Stack) -> None:
@@ -202,13 +203,14 @@ def _orthogonal(columns: Tensor) -> Tensor:
     identity, and batched Cholesky is a hundred times faster there than Householder reflections. Two Newton-Schulz steps polish what rounding left.
     """
     if columns.device.type != "cuda":
-        return torch.linalg.qr(columns)[0]
+        householder: Tensor = torch.linalg.qr(columns)[0]
+        return householder
     length = columns.norm(dim=1, keepdim=True)
     identity = torch.eye(columns.shape[-1], device=columns.device)
     # A column of no length (weights whose gradient was zero throughout) keeps its place in an arbitrary, valid basis.
     columns = torch.where(length > _SPECTRUM_FLOOR, columns / length.clamp_min(_SPECTRUM_FLOOR), identity)
     factor, failed = torch.linalg.cholesky_ex(columns.mT @ columns + 1e-6 * identity)
-    q = torch.linalg.solve_triangular(factor.mT, columns, upper=True, left=False)
+    q: Tensor = torch.linalg.solve_triangular(factor.mT, columns, upper=True, left=False)
     for _ in range(_POLISHING):
         q = 1.5 * q - 0.5 * q @ (q.mT @ q)
     drift = (q.mT @ q - identity).abs().amax(dim=(1, 2))

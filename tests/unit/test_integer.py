@@ -17,9 +17,9 @@ from msinn_core.checkpoint import LoadedModel, integer_model_bytes, load_model, 
 from msinn_core.codec import Codec
 from msinn_core.config import MsinnConfig, preset
 from msinn_core.errors import CheckpointError, ConfigError
-from msinn_core.integer import network as network_module
-from msinn_core.integer import ops
-from msinn_core.integer.network import IntegerNetwork, half_of, squeeze, unsqueeze, whole_of
+from msinn_core.integer import arrays, ops
+from msinn_core.integer.arrays import half_of, squeeze, unsqueeze, whole_of
+from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.ops import AVX2, AVX512, CORNERS, DENSE, EDGES, POINT, SCALAR, SSE41, Compiled, Layer, Portable
 from msinn_core.integer.packing import pack
 from msinn_core.layers import MaskedConv2d
@@ -138,10 +138,10 @@ def test_streams_and_pictures_are_the_same_on_every_backend(model: LoadedModel, 
 
 def test_bands_of_rows_change_nothing(codec: Codec, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
     picture = Picture(pixels=np.concatenate([photo, photo[::-1], photo])[:, :64].copy())
-    monkeypatch.setattr(network_module, "BAND_BYTES", 1 << 40)
+    monkeypatch.setattr(arrays, "BAND_BYTES", 1 << 40)
     data = codec.encode(picture, 6.0)
     expected = codec.decode(data)[0].pixels
-    monkeypatch.setattr(network_module, "BAND_BYTES", 1)
+    monkeypatch.setattr(arrays, "BAND_BYTES", 1)
     assert codec.encode(picture, 6.0) == data
     assert np.array_equal(codec.decode(data)[0].pixels, expected)
 

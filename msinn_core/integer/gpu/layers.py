@@ -1,0 +1,147 @@
+"""Layers on tensors of a batch, `[N, H, W, C]`: in Triton, or in float64, which any device has."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from msinn_core.errors import CheckpointError
+from msinn_core.integer.ops import DENSE, EDGES, NUM_TAPS, POINT, Layer
+
+LARGEST_WEIGHT = 127 * 256 + 127
+"""Of two int8 limbs. Larger ones would need a third."""
+
+
+class Convolution(Protocol):
+    """How a layer is computed."""
+
+    def __call__(self, x: Tensor, layer: Layer, parity: int, add: Tensor | None) -> Tensor:
+        """int16 `[N, H, W, cout]` of `[N, H, W, cin]`, contiguous; `parity` is of the output positions; `add` is added at the end, saturating."""
+
+
+class Float64Layers:
+    """Products in float64 over whole numbers: every partial sum is below 2^53, so that every order of summation gives the same bits."""
+
+    def __init__(self) -> None:
+        self._weights: dict[int, tuple[Layer, Tensor, Tensor, Tensor]] = {}
+
+    def _placed(self, layer: Layer, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        if id(layer) not in self._weights:
+            weight, bias, shift = (torch.from_numpy(np.asarray(a)).to(device, torch.float64) for a in (layer.weight, layer.bias, layer.shift))
+            self._weights[id(layer)] = layer, weight.transpose(0, 1).mT.contiguous(), bias, shift
+        return self._weights[id(layer)][1:]
+
+    def __call__(self, x: Tensor, layer: Layer, parity: int, add: Tensor | None) -> Tensor:
+        weight, sums, shift = self._placed(layer, x.device)
+        for tap, of_tap in zip(_taps(x.double(), layer.kind, parity), weight, strict=True):
+            sums = sums + tap @ of_tap
+        out = torch.floor(torch.ldexp(sums, -shift) + 0.5).clamp(-32768, 32767)
+        if layer.leaky:
+            out = torch.where(out < 0, torch.floor((out * 164 + 8192) / 16384), out)
+        if add is not None:
+            out = (out + add).clamp(-32768, 32767)
+        return out.to(torch.int16)
+
+
+def _taps(x: Tensor, kind: int, parity: int) -> list[Tensor]:
+    """The inputs of every tap, `[N, H, W, C]` each, zero outside the pictures."""
+    if kind == POINT:
+        return [x]
+    h, w = x.shape[1:3]
+    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+
+    def at(row: int, column: int) -> Tensor:
+        return padded[:, 1 + row : 1 + row + h, 1 + column : 1 + column + w]
+
+    if kind == DENSE:
+        return [at(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
+    # In a checkerboard half, column j of a row is column 2j + offset of the picture, and the offset changes from row to row.
+    offset = (torch.arange(h, device=x.device) + parity)[:, None, None] % 2 == 1
+
+    def beside(row: int, step: int) -> Tensor:
+        return torch.where(offset, at(row, step), at(row, step - 1))
+
+    if kind == EDGES:
+        return [at(-1, 0), beside(0, 0), beside(0, 1), at(1, 0)]
+    return [beside(-1, 0), beside(-1, 1), at(0, 0), beside(1, 0), beside(1, 1)]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Work of one program: positions, output channels, input channels at a time, and warps."""
+
+    positions: int
+    out: int
+    inner: int
+    warps: int
+
+
+def tile_for(cin: int, cout: int) -> Tile:
+    """Products of int8 take 32 inputs at a time or more; narrow layers take narrow blocks."""
+    out = 16 if cout <= 16 else 32 if cout <= 32 or cout in (80, 96, 160) else 64
+    return Tile(128 if out < 64 else 64, out, 64 if cin % 64 == 0 else 32, 4)
+
+
+def triton_layers(device: torch.device) -> TritonLayers | None:
+    """Layers in Triton where it is installed; on the CPU only under its interpreter, for tests."""
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return None
+    try:
+        return TritonLayers()
+    except ImportError:
+        return None
+
+
+class TritonLayers:
+    """Two int8 limbs of activations by two of weights on the tensor cores (`kernels`).
+
+    Raises:
+        ImportError: Triton is not installed.
+        CheckpointError: From a call, for a layer whose weights need three limbs.
+    """
+
+    def __init__(self) -> None:
+        from msinn_core.integer.gpu import kernels
+
+        self._kernels: Any = kernels
+        self._weights: dict[int, tuple[Layer, Tile, Tensor, Tensor, Tensor, Tensor]] = {}
+
+    def _placed(self, layer: Layer, device: torch.device) -> tuple[Tile, Tensor, Tensor, Tensor, Tensor]:
+        if id(layer) not in self._weights:
+            weight = layer.weight.astype(np.int64)
+            if np.abs(weight).max(initial=0) > LARGEST_WEIGHT:
+                raise CheckpointError(f"a weight of this model is {int(np.abs(weight).max())}; the GPU kernels take {LARGEST_WEIGHT}, two limbs")
+            cout, taps, cin = weight.shape
+            tile = tile_for(cin, cout)
+            limbs = np.zeros((2, taps, -(-cout // tile.out) * tile.out, -(-cin // tile.inner) * tile.inner), np.int8)
+            low = (weight + 128 & 255) - 128
+            limbs[0, :, :cout, :cin] = ((weight - low) >> 8).transpose(1, 0, 2)
+            limbs[1, :, :cout, :cin] = low.transpose(1, 0, 2)
+            bias, shift = np.zeros(limbs.shape[2], np.int32), np.ones(limbs.shape[2], np.int32)
+            whole = layer.bias.astype(np.int64) + (np.int64(1) << layer.shift.astype(np.int64) - 1) + 128 * weight.sum(axis=(1, 2))
+            bias[:cout] = whole.astype(np.uint64).astype(np.uint32).view(np.int32)  # modulo 2^32
+            shift[:cout] = layer.shift
+            placed, biases = torch.from_numpy(limbs).to(device), torch.from_numpy(bias).to(device)
+            self._weights[id(layer)] = layer, tile, placed[0], placed[1], biases, torch.from_numpy(shift).to(device)
+        return self._weights[id(layer)][1:]
+
+    def __call__(self, x: Tensor, layer: Layer, parity: int, add: Tensor | None) -> Tensor:
+        tile, high, low, bias, shift = self._placed(layer, x.device)
+        n, height, width, cin = x.shape
+        cout = len(layer.weight)
+        out = torch.empty((n, height, width, cout), dtype=torch.int16, device=x.device)
+        positions = n * height * width
+        grid = (-(-positions // tile.positions), len(bias) // tile.out)
+        self._kernels.conv[grid](
+            x, high, low, bias, shift, out if add is None else add, out, positions, height, width, parity & 1,
+            cin, cout, high.shape[2], high.shape[1], int(layer.leaky),
+            kind=layer.kind, taps=NUM_TAPS[layer.kind], adds=add is not None,
+            block_m=tile.positions, block_n=tile.out, block_k=tile.inner, num_warps=tile.warps,
+        )  # fmt: skip
+        return out

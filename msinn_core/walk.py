@@ -1,0 +1,90 @@
+"""The walk over the levels, once, for every form of the network (MSINN section III; INTEGER.md, section 3).
+
+```
+picture --analysis--> y5 y4 y3 y2 y1                 steps k = 0..4 code them in this order
+                        |
+   for each k:  cc = cross_scale(support)            what the coarser levels say
+                anchors: half the positions, coded with cc alone
+                rest:    the other half, coded with cc and what `spatial` makes of the anchors
+                y = join(anchors, rest), refined
+                support = rise(y, support)           one inverse level of the transform: twice the size
+   picture(support)
+```
+
+A network is whatever implements `Network`; a coder decides what happens to the symbols of a half (collected, read, estimated, digested). Shapes and
+kinds of arrays are the network's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+from msinn_core.config import LATENT_CHANNELS
+
+NUM_STEPS = len(LATENT_CHANNELS)
+
+A = TypeVar("A")
+
+
+def anchor_parity(k: int) -> int:
+    """`(row + col) % 2` of the positions coded first in step k: odd for even k, even for odd k."""
+    return 1 - k % 2
+
+
+class Network(Protocol[A]):
+    """What the walk needs. A half is the checkerboard half of an array, packed to half its width."""
+
+    def cross_scale(self, k: int, support: A | None, shape: tuple[int, ...]) -> A:
+        """Features of step k at all positions, from the support; in step 0, which has none, the constants learned for it, at `shape` of y5."""
+
+    def halve(self, x: A, parity: int) -> A:
+        """The half of `parity`."""
+
+    def predict(self, k: int, cc: A, sc: A | None) -> A:
+        """Parameters of the symbols' distributions of a half, from its cross-scale features and, in the second half, its spatial ones."""
+
+    def code(self, coder: Any, k: int, parity: int, parameters: A, gains: Any) -> A:
+        """Latents of a half: its symbols go through the coder and are dequantised."""
+
+    def spatial(self, k: int, anchors: A, parity: int) -> A:
+        """Features of the half of `parity` from the other half's latents."""
+
+    def join(self, anchors: A, parity: int, rest: A) -> A:
+        """The whole array of two halves; `parity` is the anchors'."""
+
+    def refine(self, k: int, y: A, support: A | None, gains: Any) -> A:
+        """Latents plus their predicted residual, at most half a quantisation step."""
+
+    def rise(self, k: int, y: A, support: A | None) -> A:
+        """The support of step k + 1; after the last step the picture before its post-filter."""
+
+    def picture(self, support: A) -> Any:
+        """The decoded picture."""
+
+
+def walk(net: Network[A], coder: Any, gains: Any, shape: tuple[int, ...], *, finest: bool = True) -> Any:
+    """Code all latents, coarse to fine, through a coder.
+
+    Args:
+        net: The network.
+        coder: Supplies the symbols.
+        gains: Gains at the q in force.
+        shape: Of y5, without channels.
+        finest: Also compute the picture. An encoder that does not verify has no need of it.
+
+    Returns:
+        `net.picture`, or None without `finest`.
+    """
+    support: A | None = None
+    for k in range(NUM_STEPS):
+        parity = anchor_parity(k)
+        cc = net.cross_scale(k, support, shape)
+        anchors = net.code(coder, k, parity, net.predict(k, net.halve(cc, parity), None), gains)
+        sc = net.spatial(k, anchors, 1 - parity)
+        rest = net.code(coder, k, 1 - parity, net.predict(k, net.halve(cc, 1 - parity), sc), gains)
+        if k == NUM_STEPS - 1 and not finest:
+            return None
+        y = net.refine(k, net.join(anchors, parity, rest), support, gains)
+        support = net.rise(k, y, support)
+    assert support is not None
+    return net.picture(support)
