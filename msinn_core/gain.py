@@ -60,7 +60,7 @@ def interpolate(table: Tensor, q: Tensor) -> Tensor:
     floor = q.floor().clamp(max=table.shape[0] - 2)
     t = (q - floor)[:, None, None, None]
     f = floor.long()
-    return torch.exp((1 - t) * bounded.index_select(0, f).log() + t * bounded.index_select(0, f + 1).log())
+    return torch.exp((1 - t) * bounded[f].log() + t * bounded[f + 1].log())
 
 
 def gains_at(gain: Tensor, inv_gain: Tensor, scale_gain: Tensor, q: float | Tensor, *, checked: bool = True) -> Gains:

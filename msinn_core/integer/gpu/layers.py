@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -90,12 +89,11 @@ def tile_for(cin: int, cout: int) -> Tile:
 
 def triton_layers(device: torch.device) -> TritonLayers | None:
     """Layers in Triton where it is installed; on the CPU only under its interpreter, for tests."""
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        return None
     try:
-        return TritonLayers()
+        layers = TritonLayers()
     except ImportError:
         return None
+    return layers if device.type != "cpu" or layers.interpreted else None
 
 
 class TritonLayers:
@@ -110,6 +108,7 @@ class TritonLayers:
         from msinn_core.integer.gpu import kernels
 
         self._kernels: Any = kernels
+        self.interpreted = type(kernels.conv).__name__ == "InterpretedFunction"
         self._weights: dict[int, tuple[Layer, Tile, Tensor, Tensor, Tensor, Tensor]] = {}
 
     def _placed(self, layer: Layer, device: torch.device) -> tuple[Tile, Tensor, Tensor, Tensor, Tensor]:
