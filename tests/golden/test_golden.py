@@ -18,7 +18,9 @@ from msinn_core.codec import Codec
 from msinn_core.entropy import portable, rans
 from msinn_core.entropy.tables import gaussian_tables
 from msinn_core.integer.ops import Portable
-from msinn_core.model import Msinn
+from msinn_core.layers import pack
+from msinn_core.model import Estimator, Msinn
+from msinn_core.walk import walk
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-4
@@ -60,10 +62,41 @@ def test_latents_agree_with_the_official_network(official: Msinn, expected: dict
 @pytest.mark.parametrize("q", ["0", "3", "7", "2.5"])
 def test_pictures_and_bits_agree_with_the_official_network(official: Msinn, expected: dict[str, NDArray[np.float32]], q: str) -> None:
     x = torch.from_numpy(expected["image"]).permute(2, 0, 1)[None].float() / 255
-    with torch.no_grad():
-        x_hat, bits = official(x, float(q))
-    assert np.abs(x_hat[0].numpy() - expected[f"x_hat@{q}"]).max() < TOLERANCE
-    assert np.abs(bits[0].numpy() / expected[f"bits@{q}"] - 1).max() < TOLERANCE
+
+    def run(other_way: tuple[int, int, int] | None) -> tuple[bool, _TieAware]:
+        with torch.no_grad():
+            latents = official.analysis(x)
+            estimator = _TieAware(latents, other_way)
+            n, _, h, w = latents[0].shape
+            x_hat = walk(official, estimator, official.gains(float(q)), (n, h, w))
+        bits = torch.stack(estimator.bits, dim=1)
+        picture = np.abs(x_hat[0].numpy() - expected[f"x_hat@{q}"]).max() < TOLERANCE
+        return bool(picture and np.abs(bits[0].numpy() / expected[f"bits@{q}"] - 1).max() < TOLERANCE), estimator
+
+    agrees, estimator = run(None)
+    # Float sums differ in their last bits from one kind of CPU to the next, and a value within those bits of one half may be rounded the other way than
+    # on the machine that made the fixture: everything after it differs then. Rounded as it was there, all must agree.
+    assert agrees or any(run(tie)[0] for tie in estimator.ties[:4])
+
+
+class _TieAware(Estimator):
+    """Estimates, and lists symbols that lie within float rounding of a tie; one of them may be rounded the other way."""
+
+    def __init__(self, latents: list[torch.Tensor], other_way: tuple[int, int, int] | None) -> None:
+        super().__init__(latents, training=False)
+        self.ties: list[tuple[int, int, int]] = []
+        self._other_way = other_way
+
+    def symbols(self, k: int, parity: int, means: torch.Tensor, scales: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+        symbols = super().symbols(k, parity, means, scales, gain)
+        error = ((pack(self.latents[k], parity) - means) * gain - symbols).flatten()
+        near = torch.nonzero(error.abs() > 0.5 - 2e-5).flatten().tolist()
+        self.ties += [(k, parity, i) for i in near]
+        if self._other_way is not None and self._other_way[:2] == (k, parity):
+            i = self._other_way[2]
+            symbols = symbols.contiguous()
+            symbols.view(-1)[i] += torch.sign(error[i])
+        return symbols
 
 
 def cases() -> list[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
