@@ -216,7 +216,7 @@ class IntegerNetwork:
     def code(self, coder: Any, k: int, parity: int, parameters: Array, gains: IntegerGains) -> Array:
         model = self.model
         inv_gain, scale_log2, _ = gains.level(k)
-        log_gain = scale_log2 - np.int32(model.scale_exponents[k] << 16)
+        log_gain = scale_log2 - (model.scale_exponents[k] << 16)
         indexes = self.backend.levels(parameters, model.tables["log2"], log_gain, model.first, model.step, 128)
         symbols = coder.symbols(k, parity, parameters, indexes)
         return self.backend.dequantise(symbols, parameters, inv_gain, model.mean_shifts[k])

@@ -48,9 +48,9 @@ class OnDevice:
             self._constants[id(array)] = array, self.to_device(array)
         return self._constants[id(array)][1]
 
-    def _per_channel(self, vector: NDArray[Any]) -> Tensor:
-        """`[C]`, or `[N, C]` with a row per picture, to be broadcast over `[N, H, W, C]`."""
-        placed = self.to_device(vector)
+    def _per_channel(self, vector: NDArray[Any] | Tensor) -> Tensor:
+        """`[C]`, or `[N, C]` with a row per picture, to be broadcast over `[N, H, W, C]`. Those of a batch are tensors already: to place them waits."""
+        placed = vector if isinstance(vector, Tensor) else self.to_device(vector)
         return placed if placed.ndim == 1 else placed[:, None, None, :]
 
     # Arithmetic ------------------------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ Batches may run side by side, each from a thread of its own: while one waits for
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,11 +30,6 @@ from msinn_core.integer.packed import IntegerGains
 from msinn_core.walk import NUM_STEPS, walk
 
 
-def stacked(gains: Sequence[IntegerGains]) -> IntegerGains:
-    """Gains of a batch whose pictures each have a rate of their own: a row per picture."""
-    return IntegerGains(*(np.stack([getattr(at, name) for at in gains]) for name in ("inv_gain", "scale_log2", "gain")))
-
-
 def _to_host(values: Tensor) -> Tensor:
     """A copy in pinned memory, on its way: wait for the stream before it is read."""
     if values.device.type != "cuda":
@@ -47,7 +43,7 @@ class _Collector:
 
     y: list[Tensor]
     network: IntegerNetwork
-    gain: list[NDArray[np.float32]]
+    gain: list[Any]
     zone: NDArray[np.float32]
     halves: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
@@ -100,9 +96,18 @@ class DeviceEngine:
         self.network = network
         self.tables = tables
         self._device = network.backend.device
+        self._local = threading.local()
         self._common = IntegerEngine(network, tables)
         self.threads = ThreadPoolExecutor(max(1, threads))
         """Of the host."""
+
+    def _gains(self, rates: Sequence[float]) -> IntegerGains:
+        """Of a batch whose pictures each have a rate of their own: `[N, C]` on the device, a row per picture."""
+        gains = [self.network.gains(q) for q in rates]
+        placed: list[Any] = [
+            torch.from_numpy(np.stack([getattr(at, name) for at in gains])).to(self._device) for name in ("inv_gain", "scale_log2", "gain")
+        ]
+        return IntegerGains(*placed)
 
     @contextmanager
     def _stream(self) -> Iterator[Any]:
@@ -110,7 +115,10 @@ class DeviceEngine:
         if self._device.type != "cuda":
             yield lambda: None
             return
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        # One for each calling thread, kept: torch's allocator has a pool of memory for every stream.
+        stream = getattr(self._local, "stream", None)
+        if stream is None:
+            stream = self._local.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
             yield stream.synchronize
             stream.synchronize()
@@ -124,7 +132,7 @@ class DeviceEngine:
     @torch.inference_mode()
     def compress_many(self, latents: list[Tensor], rates: Sequence[float], shape: tuple[int, int]) -> list[tuple[list[Flat32], list[Flat8]]]:
         """Per picture the symbols and table indexes of the ten streams; `rates` has a q for each."""
-        gains = stacked([self.network.gains(q) for q in rates])
+        gains = self._gains(rates)
         collector = _Collector(latents, self.network, [gains.level(k)[2] for k in range(NUM_STEPS)], self._common.zone)
         with self._stream():
             walk(self.network, collector, gains, (len(rates), *shape), finest=False)
@@ -142,7 +150,7 @@ class DeviceEngine:
         Raises:
             BitstreamError: Of any of the streams.
         """
-        gains = stacked([self.network.gains(q) for q in rates])
+        gains = self._gains(rates)
         with self._stream() as wait:
             reader = _Reader(streams, self.tables, self.threads, wait, [[] for _ in streams])
             pictures = _to_host(walk(self.network, reader, gains, (len(rates), *shape)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -81,7 +82,7 @@ class Tile:
     warps: int
 
 
-def tile_for(cin: int, cout: int) -> Tile:
+def tile_for(kind: int, cin: int, cout: int) -> Tile:
     """Products of int8 take 32 inputs at a time or more; narrow layers take narrow blocks."""
     out = 16 if cout <= 16 else 32 if cout <= 32 or cout in (80, 96, 160) else 64
     return Tile(128 if out < 64 else 64, out, 64 if cin % 64 == 0 else 32, 4)
@@ -108,6 +109,7 @@ class TritonLayers:
         from msinn_core.integer.gpu import kernels
 
         self._kernels: Any = kernels
+        self.tile_for: Callable[[int, int, int], Tile] = tile_for
         self.interpreted = type(kernels.conv).__name__ == "InterpretedFunction"
         self._weights: dict[int, tuple[Layer, Tile, Tensor, Tensor, Tensor, Tensor]] = {}
 
@@ -117,7 +119,7 @@ class TritonLayers:
             if np.abs(weight).max(initial=0) > LARGEST_WEIGHT:
                 raise CheckpointError(f"a weight of this model is {int(np.abs(weight).max())}; the GPU kernels take {LARGEST_WEIGHT}, two limbs")
             cout, taps, cin = weight.shape
-            tile = tile_for(cin, cout)
+            tile = self.tile_for(layer.kind, cin, cout)
             limbs = np.zeros((2, taps, -(-cout // tile.out) * tile.out, -(-cin // tile.inner) * tile.inner), np.int8)
             low = (weight + 128 & 255) - 128
             limbs[0, :, :cout, :cin] = ((weight - low) >> 8).transpose(1, 0, 2)

@@ -1,0 +1,408 @@
+"""Everything that is open about a GPU, answered in minutes: exactness both ways, speed, where the time goes. Called by bench.sh; writes one JSON.
+
+Each stage stands alone and is skipped, with a word, when its time is up: what is printed is what was measured on this machine in this run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import statistics
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from msinn_core.checkpoint import load_model
+from msinn_core.codec import Codec
+from msinn_core.engines import golden_digest
+from msinn_core.entropy import rans
+from msinn_core.integer.gpu import layers as gpu_layers
+from msinn_core.integer.gpu.backend import OnDevice
+from msinn_core.integer.gpu.engine import DeviceEngine
+from msinn_core.integer.network import IntegerNetwork
+from msinn_core.integer.ops import NUM_TAPS, Compiled, Layer
+from msinn_core.picture import Picture
+
+RATES = (2.0, 4.5, 7.0, 10.0)
+
+
+def main() -> None:
+    """Run the stages."""
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("images", type=Path, help="folder of PNG")
+    p.add_argument("--out", type=Path, required=True, help="JSON to write")
+    p.add_argument("--device", default="cuda")
+    p.add_argument("--model", default="msinn-lite")
+    p.add_argument("--threads", type=int, default=16, help="of the host")
+    p.add_argument("--seconds", type=float, default=240, help="no stage begins after this")
+    p.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 96])
+    p.add_argument("--limit", type=int, default=1000, help="images")
+    arguments = p.parse_args()
+    bench = Bench(arguments)
+    for stage in (
+        bench.machine,
+        bench.compile,
+        bench.layers,
+        bench.golden,
+        bench.kodak,
+        bench.network,
+        bench.profile,
+        bench.tiles,
+        bench.tuned,
+        bench.end_to_end,
+    ):
+        bench.run(stage)
+    arguments.out.write_text(json.dumps(bench.found, indent=1))
+    print(json.dumps(bench.found))
+
+
+class Bench:
+    """The stages and what they found."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.device = torch.device(arguments.device)
+        self.started = time.perf_counter()
+        self.found: dict[str, Any] = {}
+        self.best: dict[tuple[int, int, int], gpu_layers.Tile] = {}
+        self.model = load_model(arguments.model)
+        self.pictures = [np.asarray(Image.open(path).convert("RGB"), np.uint8) for path in sorted(arguments.images.glob("*.png"))[: arguments.limit]]
+        layers = gpu_layers.triton_layers(self.device) or gpu_layers.Float64Layers()
+        self.engine = DeviceEngine(
+            IntegerNetwork(self.model.config, self.model.integer, OnDevice(self.device, layers)), self.model.tables, arguments.threads
+        )
+        self.codec = Codec(self.model, threads=1)
+        self.on_gpu = Codec(self.model, threads=1)
+        self.on_gpu.engine = self.engine
+
+    def run(self, stage: Callable[[], Any]) -> None:
+        """One stage, with its time."""
+        name, since = stage.__name__, time.perf_counter()
+        if since - self.started > self.arguments.seconds:
+            self.found[name] = "no time left"
+            return
+        try:
+            self.found[name] = stage()
+        except Exception:  # the other stages still answer
+            self.found[name] = traceback.format_exc(limit=4)
+        print(f"{name}: {time.perf_counter() - since:.1f} s: {str(self.found[name])[:1800]}", flush=True)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _time(self, run: Callable[[], Any], repeat: int = 5, warm: int = 1) -> float:
+        """Median seconds, the device drained before and after."""
+        for _ in range(warm):
+            run()
+        spent = []
+        for _ in range(repeat):
+            self._wait()
+            since = time.perf_counter()
+            run()
+            self._wait()
+            spent.append(time.perf_counter() - since)
+        return statistics.median(spent)
+
+    # Stages ----------------------------------------------------------------------------------------------------------------------------------------
+
+    def machine(self) -> dict[str, Any]:
+        """What runs here, and its copy rates."""
+        found: dict[str, Any] = {"torch": torch.__version__, "layers": type(self.engine.network.backend._convolution).__name__}  # type: ignore[attr-defined]
+        if self.device.type == "cuda":
+            found["gpu"] = torch.cuda.get_device_name()
+            host = torch.empty(1 << 28, dtype=torch.uint8, pin_memory=True)
+            there = torch.empty(1 << 28, dtype=torch.uint8, device=self.device)
+            found["to_device_gb_s"] = round((1 << 28) / self._time(lambda: there.copy_(host, non_blocking=True)) / 1e9, 1)
+            found["to_host_gb_s"] = round((1 << 28) / self._time(lambda: host.copy_(there, non_blocking=True)) / 1e9, 1)
+            other = torch.empty_like(there)
+            found["device_copy_gb_s"] = round(2 * (1 << 28) / self._time(lambda: other.copy_(there), 20) / 1e9)
+            a = torch.randn(4096, 4096, dtype=torch.float64, device=self.device)
+            found["float64_tflop_s"] = round(2 * 4096**3 / self._time(lambda: a @ a) / 1e12, 1)
+        return found
+
+    def compile(self) -> dict[str, Any]:
+        """Everything that will run, compiled on all cores."""
+        if self.device.type != "cuda":
+            return {}
+        jobs: dict[Any, tuple[int, int, int, bool, gpu_layers.Tile]] = {}
+        for layer, adds in model_layers(self.engine.network):
+            cout, _, cin = layer.weight.shape
+            tile = gpu_layers.tile_for(layer.kind, cin, cout)
+            jobs[layer.kind, adds, tile, cin % 16 == 0, cout % 16 == 0] = (layer.kind, cin, cout, adds, tile)
+        own = len(jobs)
+        for kind, cin, cout, _ in SHAPES:
+            for tile in candidates(cin, cout):
+                jobs[kind, False, tile, cin % 16 == 0, cout % 16 == 0] = (kind, cin, cout, False, tile)
+        shares = [list(jobs.values())[i :: self.arguments.threads] for i in range(self.arguments.threads)]
+        with ProcessPoolExecutor(self.arguments.threads, multiprocessing.get_context("spawn")) as processes:
+            list(processes.map(compile_some, shares))
+        return {"kernels_of_the_model": own, "kernels": len(jobs)}
+
+    def layers(self) -> dict[str, Any]:
+        """Random layers of every kind, at the bounds too, against the C kernel."""
+        rng, device = np.random.default_rng(1), self.device
+        convolution = self.engine.network.backend._convolution  # type: ignore[attr-defined]
+        different = count = 0
+        for kind in range(4):
+            for cin, cout, h, w in (
+                (2, 3, 5, 6),
+                (6, 32, 40, 48),
+                (48, 48, 30, 26),
+                (96, 64, 12, 16),
+                (12, 16, 64, 64),
+                (192, 160, 9, 8),
+                (64, 96, 31, 8),
+            ):
+                for large in (False, True):
+                    layer = random_layer(rng, kind, cin, cout, large=large)
+                    x = rng.integers(-32768, 32768, (2, h, w, cin)).astype(np.int16)
+                    add = rng.integers(-32768, 32768, (2, h, w, cout)).astype(np.int16) if large else None
+                    for parity in (0, 1):
+                        placed = None if add is None else torch.from_numpy(add).to(device)
+                        ours = convolution(torch.from_numpy(x).to(device), layer, parity, placed).cpu().numpy()
+                        theirs = [Compiled().conv(x[i], layer, parity=parity, add=None if add is None else add[i]) for i in range(2)]
+                        different += not np.array_equal(ours, np.stack(theirs))
+                        count += 1
+        return {"layers": count, "different": different}
+
+    def golden(self) -> bool:
+        """Whether the model's golden vector comes out."""
+        return golden_digest(self.engine.network) == self.model.golden
+
+    def kodak(self) -> dict[str, Any]:
+        """Every image at four rates: coded by each, decoded by the other."""
+        cases = [(Picture(pixels=pixels), RATES[i % len(RATES)]) for i, pixels in enumerate(self.pictures)]
+        with ThreadPoolExecutor(self.arguments.threads) as threads:
+            codecs = [Codec(self.model) for _ in cases]
+            by_cpu = list(threads.map(lambda codec, case: codec.encode(*case), codecs, cases))
+            by_gpu = self.on_gpu.encode_many([case[0] for case in cases], [case[1] for case in cases])
+            cpu_of_gpu = list(threads.map(lambda codec, data: codec.decode(data)[0].pixels, codecs, by_gpu))
+        gpu_of_cpu, gpu_of_gpu = self.on_gpu.decode_many(by_cpu), self.on_gpu.decode_many(by_gpu)
+
+        def pixels(result: Any) -> Any:
+            return result[0].pixels if isinstance(result, tuple) else None
+
+        with ThreadPoolExecutor(self.arguments.threads) as threads:
+            cpu_of_cpu = list(threads.map(lambda codec, data: codec.decode(data)[0].pixels, codecs, by_cpu))
+        self.bitstreams = by_cpu
+        return {
+            "images": len(cases),
+            "bitstreams_different": sum(a != b for a, b in zip(by_cpu, by_gpu, strict=True)),
+            "pixels_different_of_cpu_streams": sum(not np.array_equal(a, pixels(b)) for a, b in zip(cpu_of_cpu, gpu_of_cpu, strict=True)),
+            "pixels_different_of_gpu_streams": sum(not np.array_equal(a, pixels(b)) for a, b in zip(cpu_of_gpu, gpu_of_gpu, strict=True)),
+        }
+
+    def _batch(self, n: int) -> NDArray[np.uint8]:
+        pictures = [x if x.shape[1] >= x.shape[0] else np.rot90(x) for x in self.pictures]
+        return np.stack([np.ascontiguousarray(pictures[i % len(pictures)][:512, :768]) for i in range(n)])
+
+    def network(self) -> list[dict[str, Any]]:
+        """Mpx/s by batch."""
+        return [self._measured(n) for n in self.arguments.batches]
+
+    def _measured(self, n: int) -> dict[str, Any]:
+        """The parts alone, and whole batches from and to host memory, one after the other and three in flight."""
+        engine, pixels = self.engine, self._batch(n)
+        shape = (pixels.shape[1] // 16, pixels.shape[2] // 16)
+        megapixels = n * pixels.shape[1] * pixels.shape[2] / 1e6
+        rates = [RATES[i % len(RATES)] for i in range(n)]
+        latents = engine.transform_many(pixels)
+
+        def entropy_encode(coded: Any) -> list[bytes]:
+            pairs = [pair for symbols, indexes in coded for pair in zip(symbols, indexes, strict=True)]
+            return list(engine.threads.map(lambda pair: rans.encode(pair[0], pair[1], self.model.tables), pairs))
+
+        coded = engine.compress_many(latents, rates, shape)
+        flat = entropy_encode(coded)
+        streams = [flat[10 * i : 10 * i + 10] for i in range(n)]
+
+        def encode() -> None:
+            entropy_encode(engine.compress_many(engine.transform_many(pixels), rates, shape))
+
+        def decode() -> None:
+            engine.decode_many(streams, rates, shape)
+
+        def in_flight(run: Callable[[], None], number: int = 3, each: int = 2) -> float:
+            with ThreadPoolExecutor(number) as threads:
+                list(threads.map(lambda _: run(), range(number)))
+                since = time.perf_counter()
+                list(threads.map(lambda _: run(), range(number * each)))
+                return (time.perf_counter() - since) / (number * each)
+
+        row = {
+            "batch": n,
+            "transform": round(megapixels / self._time(lambda: engine.transform_many(pixels), 3), 1),
+            "compress": round(megapixels / self._time(lambda: engine.compress_many(latents, rates, shape), 3), 1),
+            "entropy_encode": round(megapixels / self._time(lambda: entropy_encode(coded), 3), 1),
+            "encode": round(megapixels / self._time(encode, 3), 1),
+            "decode": round(megapixels / self._time(decode, 3), 1),
+            "encode_3_in_flight": round(megapixels / in_flight(encode), 1),
+            "decode_3_in_flight": round(megapixels / in_flight(decode), 1),
+        }
+        if self.device.type == "cuda":
+            row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
+        print(row, flush=True)
+        return row
+
+    def profile(self) -> dict[str, Any]:
+        """Device time by kernel of one decode of 32, without the entropy coder."""
+        from torch.profiler import ProfilerActivity, profile
+
+        n = 32 if self.device.type == "cuda" else 1
+        pixels = self._batch(n)
+        shape = (pixels.shape[1] // 16, pixels.shape[2] // 16)
+        streams = []
+        for symbols, indexes in self.engine.compress_many(self.engine.transform_many(pixels), [6.0] * n, shape):
+            streams.append([rans.encode(s, i, self.model.tables) for s, i in zip(symbols, indexes, strict=True)])
+        self.engine.decode_many(streams, [6.0] * n, shape)
+        self._wait()
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+            self.engine.decode_many(streams, [6.0] * n, shape)
+            self._wait()
+        events = [e for e in found.key_averages() if e.self_device_time_total > 0 and not e.key.startswith("aten::")]
+        events.sort(key=lambda e: -e.self_device_time_total)
+        total = sum(e.self_device_time_total for e in events)
+        return {
+            "megapixels": n * pixels.shape[1] * pixels.shape[2] / 1e6,
+            "device_ms": round(total / 1e3, 2),
+            "kernels": sum(e.count for e in events),
+            "largest": [(e.key[:70], e.count, round(e.self_device_time_total / 1e3, 2)) for e in events[:22]],
+        }
+
+    def tiles(self) -> list[Any]:
+        """Layer shapes that cost most, by size of block: microseconds of each choice."""
+        if self.device.type != "cuda":
+            return []
+        return [self._tiles_of(*shape) for shape in SHAPES if time.perf_counter() - self.started < self.arguments.seconds]
+
+    def _tiles_of(self, kind: int, cin: int, cout: int, share: int) -> dict[str, Any]:
+        layer = random_layer(np.random.default_rng(2), kind, cin, cout, large=False)
+        side = int(share**0.5)
+        x = torch.randint(-3000, 3000, (16, 256 // side, 384 // side, cin), dtype=torch.int16, device=self.device)
+        row: dict[str, Any] = {"layer": (kind, cin, cout), "positions": x.numel() // cin}
+        best = None
+        for tile in candidates(cin, cout):
+            convolution = with_tile(tile)
+            name = f"{tile.positions}x{tile.out}x{tile.inner}w{tile.warps}"
+            try:
+                seconds = self._time(partial(convolution, x, layer, 0, None), 5, warm=2)
+            except Exception as error:  # too much shared memory, say
+                row[name] = str(error)[:80]
+                continue
+            row[name] = round(1e6 * seconds)
+            if best is None or seconds < best[0]:
+                best = seconds, tile
+        if best is not None:
+            self.best[kind, cin, cout] = best[1]
+        print(row, flush=True)
+        return row
+
+    def tuned(self) -> dict[str, Any]:
+        """The same as `network` for one batch, with the best blocks found."""
+        if self.device.type != "cuda":
+            return {}
+        convolution = gpu_layers.TritonLayers()
+        convolution.tile_for = self._best_tile
+        self.engine.network.backend._convolution = convolution  # type: ignore[attr-defined]
+        return self._measured(32)
+
+    def _best_tile(self, kind: int, cin: int, cout: int) -> gpu_layers.Tile:
+        return self.best.get((kind, cin, cout)) or gpu_layers.tile_for(kind, cin, cout)
+
+    def end_to_end(self) -> dict[str, Any]:
+        """PNG bytes in memory to bitstreams and back, host decoding of PNG included: what a worker does without the store."""
+        import io
+
+        files = []
+        for pixels in self.pictures:
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+            files.append(buffer.getvalue())
+        repeat = max(1, 300 // len(files)) if self.device.type == "cuda" else 1
+        files = files * repeat
+        with ThreadPoolExecutor(self.arguments.threads) as threads:
+            since = time.perf_counter()
+            pictures = [Picture(pixels=x) for x in threads.map(lambda f: np.asarray(Image.open(io.BytesIO(f)).convert("RGB")), files)]
+            opened = time.perf_counter()
+            streams = self.on_gpu.encode_many(pictures, [6.0] * len(pictures))
+            encoded = time.perf_counter()
+            back = self.on_gpu.decode_many(streams)
+            decoded = time.perf_counter()
+        megapixels = sum(x.pixels.shape[0] * x.pixels.shape[1] for x in pictures) / 1e6
+        return {
+            "images": len(files),
+            "errors": sum(not isinstance(x, tuple) for x in back),
+            "open_png_mpx_s": round(megapixels / (opened - since), 1),
+            "encode_mpx_s": round(megapixels / (encoded - opened), 1),
+            "decode_mpx_s": round(megapixels / (decoded - encoded), 1),
+        }
+
+
+SHAPES = ((0, 32, 32, 1), (0, 6, 32, 1), (3, 32, 12, 1), (3, 6, 32, 1), (0, 16, 16, 1), (0, 12, 16, 1), (0, 48, 48, 4), (0, 64, 64, 16))
+"""Kind, inputs, outputs, and share of the finest positions, of the layers that cost most."""
+
+
+def compile_some(jobs: list[tuple[int, int, int, bool, gpu_layers.Tile]]) -> None:
+    """Run layers of some shapes once, so that Triton's cache on disk has them. In a process of its own: compiling is what takes time, on one core."""
+    rng = np.random.default_rng(0)
+    for kind, cin, cout, adds, tile in jobs:
+        convolution = with_tile(tile)
+        x = torch.zeros((1, 8, 8, cin), dtype=torch.int16, device="cuda")
+        add = torch.zeros((1, 8, 8, cout), dtype=torch.int16, device="cuda") if adds else None
+        try:
+            convolution(x, random_layer(rng, kind, cin, cout, large=False), 0, add)
+        except Exception as error:  # shown where it is timed
+            print(tile, str(error)[:80])
+
+
+def with_tile(tile: gpu_layers.Tile) -> gpu_layers.TritonLayers:
+    """Layers that all use one size of block."""
+    convolution = gpu_layers.TritonLayers()
+    convolution.tile_for = lambda kind, cin, cout: tile
+    return convolution
+
+
+def candidates(cin: int, cout: int) -> list[gpu_layers.Tile]:
+    """Block sizes worth a look."""
+    tiles = []
+    for positions, out, inner, warps in itertools.product((64, 128, 256), (16, 32, 64), (32, 64), (4, 8)):
+        if out < cout + 16 and (inner == 32 or cin > 32) and positions * out >= 1024 * (warps // 4):
+            tiles.append(gpu_layers.Tile(positions, out, inner, warps))
+    return tiles
+
+
+def model_layers(network: IntegerNetwork) -> list[tuple[Layer, bool]]:
+    """The layers of a model, and whether something is added to their output."""
+    model = network.model
+    found = [(layer, i == 2) for units in model.units for unit in units for i, layer in enumerate(unit.layers)]
+    for stack in (*model.cc, *model.sc, *(model.lrp or []), *model.parameters, *model.first_parameters):
+        found += [(layer, False) for layer in (stack.layers if stack else ())]
+    return found + [(layer, name.endswith(".2")) for name, layer in model.post.items()]
+
+
+def random_layer(rng: np.random.Generator, kind: int, cin: int, cout: int, *, large: bool) -> Layer:
+    """A layer within the packer's bound: many small weights, or two of the largest."""
+    weight = rng.integers(-32767, 32768, (cout, NUM_TAPS[kind], cin)).astype(np.int64)
+    if large:
+        weight[:] = 0
+        weight[:, 0, 0], weight[:, -1, -1] = 32639, -32639
+    else:
+        weight = (weight * (((1 << 31) - (1 << 20)) / 32768 / np.abs(weight).sum(axis=(1, 2), keepdims=True))).astype(np.int64)
+    shift = rng.integers(1, 17, cout).astype(np.int32)
+    return Layer(weight.astype(np.int16), rng.integers(-1000, 1000, cout).astype(np.int32), shift, kind, large)
+
+
+if __name__ == "__main__":
+    main()
