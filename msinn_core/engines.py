@@ -346,6 +346,10 @@ def engine_for(model: LoadedModel, *, device: str = "cpu", threads: int = 1, bac
     chosen = backend or best_backend(threads)
     network = _checked(model, chosen)
     if network is not None:
+        if network.backend.lead:
+            from msinn_core.integer.gpu.engine import DeviceEngine
+
+            return DeviceEngine(network, model.tables, threads)
         return IntegerEngine(network, model.tables)
     if backend is not None or isinstance(chosen, Portable):
         raise CheckpointError(

@@ -34,6 +34,9 @@ from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.ops import NUM_TAPS, Compiled, Layer
 from msinn_core.picture import Picture
 
+SIZES = ((2, 3, 5, 6), (6, 32, 40, 48), (48, 48, 30, 26), (96, 64, 12, 16), (12, 16, 64, 64), (192, 160, 9, 8), (64, 96, 31, 8))
+"""Channels in and out, rows and columns, of the layers whose exactness is tested."""
+
 RATES = (2.0, 4.5, 7.0, 10.0)
 
 
@@ -141,6 +144,9 @@ class Bench:
             cout, _, cin = layer.weight.shape
             tile = gpu_layers.tile_for(layer.kind, cin, cout)
             jobs[layer.kind, adds, tile, cin % 16 == 0, cout % 16 == 0] = (layer.kind, cin, cout, adds, tile)
+        for kind, (cin, cout, _, _), adds in itertools.product(range(4), SIZES, (False, True)):
+            tile = gpu_layers.tile_for(kind, cin, cout)
+            jobs[kind, adds, tile, cin % 16 == 0, cout % 16 == 0] = (kind, cin, cout, adds, tile)
         own = len(jobs)
         for kind, cin, cout, _ in SHAPES:
             for tile in candidates(cin, cout):
@@ -148,7 +154,7 @@ class Bench:
         shares = [list(jobs.values())[i :: self.arguments.threads] for i in range(self.arguments.threads)]
         with ProcessPoolExecutor(self.arguments.threads, multiprocessing.get_context("spawn")) as processes:
             list(processes.map(compile_some, shares))
-        return {"kernels_of_the_model": own, "kernels": len(jobs)}
+        return {"without_those_of_tiles": own, "kernels": len(jobs)}
 
     def layers(self) -> dict[str, Any]:
         """Random layers of every kind, at the bounds too, against the C kernel."""
@@ -156,15 +162,7 @@ class Bench:
         convolution = self.engine.network.backend._convolution  # type: ignore[attr-defined]
         different = count = 0
         for kind in range(4):
-            for cin, cout, h, w in (
-                (2, 3, 5, 6),
-                (6, 32, 40, 48),
-                (48, 48, 30, 26),
-                (96, 64, 12, 16),
-                (12, 16, 64, 64),
-                (192, 160, 9, 8),
-                (64, 96, 31, 8),
-            ):
+            for cin, cout, h, w in SIZES:
                 for large in (False, True):
                     layer = random_layer(rng, kind, cin, cout, large=large)
                     x = rng.integers(-32768, 32768, (2, h, w, cin)).astype(np.int16)

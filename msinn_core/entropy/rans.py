@@ -50,15 +50,22 @@ def encode(symbols: NDArray[np.int32], indexes: NDArray[np.uint8], tables: Table
     return data
 
 
-def decode(data: bytes | memoryview, indexes: NDArray[np.uint8], tables: Tables) -> NDArray[np.int32]:
+def decode(data: bytes | memoryview, indexes: NDArray[np.uint8], tables: Tables, out: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
     """Symbols of a stream that `encode` wrote; `len(indexes)` of them.
+
+    Args:
+        data: The stream.
+        indexes: Table of each symbol.
+        tables: The model's tables.
+        out: Where to write them, contiguous, of the same length; a new array if None.
 
     Raises:
         BitstreamError: The stream ends too early, too late, or not in the coder's initial state: data, tables or indexes are not those of
             the encoder.
     """
-    symbols = np.zeros(len(indexes), np.int32)
+    symbols = np.empty(len(indexes), np.int32) if out is None else out
     if len(data) == 0:
+        symbols[:] = 0
         return symbols
     coder = kernel or portable
     try:

@@ -16,11 +16,15 @@ from msinn_core.checkpoint import read_safetensors
 from msinn_core.config import PAPER_LAMBDAS, preset
 from msinn_core.errors import CheckpointError, ConfigError
 from msinn_core.model import Msinn
+from msinn_core.training.capture import keep_inverses
 from msinn_core.training.config import CONFIGS, Stage, TrainConfig, load_config
 from msinn_core.training.data import Tiles, cut
 from msinn_core.training.init import extend_anchors, informed
 from msinn_core.training.loop import Trainer, TrainingFailed
 from msinn_core.training.loss import RateDistortion, Sample
+from msinn_core.training.soap import Soap
+from msinn_core.transform import InvertibleUnit
+from tests.unit.test_network import TINY
 
 CPU = torch.device("cpu")
 
@@ -258,3 +262,44 @@ def test_validation_leaves_the_run_as_it_was(tiles: Tiles) -> None:
     _assert_same(trainer.state(), before)
     assert [point.q for point in points] == [1, 4, 7, 10]
     assert all(a.bpp < b.bpp and a.psnr_db < b.psnr_db for a, b in pairwise(points))
+
+
+def test_soap_is_that_of_the_reference_library() -> None:
+    reference_soap = pytest.importorskip("pytorch_optimizer").SOAP
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(8, 6, 3, 3), (12, 5, 3, 3), (8, 6, 3, 3), (6, 8, 3, 3)]
+    ours = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
+    targets = [torch.randn(shape, generator=generator) for shape in shapes]
+    mine = Soap(ours, 1e-2, frequency=10)
+    reference = reference_soap(theirs, lr=1e-2, betas=(0.95, 0.95), weight_decay=0.0, precondition_frequency=10, max_precondition_dim=1000)
+    for step in range(35):
+        noise = [0.3 * torch.randn(shape, generator=torch.Generator().manual_seed(100 * step + i)) for i, shape in enumerate(shapes)]
+        for parameters in (ours, theirs):
+            for parameter, target, some in zip(parameters, targets, noise, strict=True):
+                parameter.grad = ((parameter - target) * torch.linspace(0.1, 3, parameter.numel()).reshape(parameter.shape) + some).detach()
+        mine.step()
+        reference.step()
+        if step == 20:  # a continuation in between changes nothing
+            names = {parameter: str(i) for i, parameter in enumerate(ours)}
+            again = Soap(ours, 1e-2, frequency=10)
+            again.restore(mine.state(names), names)
+            mine = again
+    assert all(torch.allclose(a, b, atol=2e-5) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_an_inverse_that_follows_its_matrix() -> None:
+    network = Msinn(TINY)
+    keep_inverses(network)
+    unit = next(module for module in network.modules() if isinstance(module, InvertibleUnit))
+    assert unit.inverter is not None
+    matrix = unit._matrix().detach().clone().requires_grad_()
+    for _ in range(5):
+        with torch.no_grad():
+            matrix += 1e-3 * torch.randn(matrix.shape, generator=torch.Generator().manual_seed(1))
+        followed = unit.inverter(matrix)
+        assert torch.allclose(followed @ matrix, torch.eye(len(matrix)), atol=1e-5)
+    weights = torch.arange(matrix.numel(), dtype=torch.float32).reshape(matrix.shape)
+    (ours,) = torch.autograd.grad((followed * weights).sum(), matrix)
+    (theirs,) = torch.autograd.grad((torch.linalg.inv(matrix) * weights).sum(), matrix)
+    assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-2)

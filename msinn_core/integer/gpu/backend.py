@@ -40,7 +40,7 @@ class OnDevice:
 
     def to_device(self, array: NDArray[Any]) -> Tensor:
         """A copy on the device."""
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self.device)
 
     def _constant(self, array: NDArray[Any]) -> Tensor:
         """Of the model: placed once."""
@@ -49,7 +49,7 @@ class OnDevice:
         return self._constants[id(array)][1]
 
     def _per_channel(self, vector: NDArray[Any] | Tensor) -> Tensor:
-        """`[C]`, or `[N, C]` with a row per picture, to be broadcast over `[N, H, W, C]`. Those of a batch are tensors already: to place them waits."""
+        """`[C]`, or `[N, C]` with a row per picture, to be broadcast over `[N, H, W, C]`. Those of a batch are placed already: placing waits."""
         placed = vector if isinstance(vector, Tensor) else self.to_device(vector)
         return placed if placed.ndim == 1 else placed[:, None, None, :]
 

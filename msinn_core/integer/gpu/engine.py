@@ -70,15 +70,15 @@ class _Reader:
         on_host = _to_host(indexes)
         self.wait()
         number = len(self.symbols_out[0])
-        jobs = [
-            self.threads.submit(rans.decode, streams[number], flat.reshape(-1).numpy(), self.tables)
-            for streams, flat in zip(self.streams, on_host, strict=True)
-        ]
         symbols = torch.empty(indexes.shape, dtype=torch.int32, pin_memory=indexes.device.type == "cuda")
-        for mine, out, job in zip(self.symbols_out, symbols, jobs, strict=True):
-            decoded = job.result()
-            mine.append(decoded)
-            out.copy_(torch.from_numpy(decoded).reshape(out.shape))
+        # Decoded where the copy to the device begins: no other pass over the symbols.
+        places = [place.reshape(-1) for place in symbols.numpy()]
+        jobs = [
+            self.threads.submit(rans.decode, streams[number], flat.reshape(-1), self.tables, place)
+            for streams, flat, place in zip(self.streams, on_host.numpy(), places, strict=True)
+        ]
+        for mine, job in zip(self.symbols_out, jobs, strict=True):
+            mine.append(job.result())
         return symbols.to(indexes.device, non_blocking=True)
 
 

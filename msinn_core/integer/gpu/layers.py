@@ -83,9 +83,13 @@ class Tile:
 
 
 def tile_for(kind: int, cin: int, cout: int) -> Tile:
-    """Products of int8 take 32 inputs at a time or more; narrow layers take narrow blocks."""
-    out = 16 if cout <= 16 else 32 if cout <= 32 or cout in (80, 96, 160) else 64
-    return Tile(128 if out < 64 else 64, out, 64 if cin % 64 == 0 else 32, 4)
+    """The best of those measured on an H200 (`infra/reference/gpu-bench-h200.json`), or what comes nearest.
+
+    Blocks of 16 outputs suit layers that have no more, but cost three to seven times as much where rows of the input are not aligned to 32 bytes.
+    """
+    if cin % 16 or 16 < cout <= 48 or cout % 64:
+        return Tile(128, 32, 32, 4) if cout > 16 or cin % 16 else Tile(128, 16, 32, 4)
+    return Tile(64, 64, 64 if cin % 64 == 0 else 32, 4)
 
 
 def triton_layers(device: torch.device) -> TritonLayers | None:

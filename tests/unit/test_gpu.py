@@ -1,0 +1,187 @@
+"""The GPU's backend and engine on this machine's CPU: Triton kernels under its interpreter, and the same walk in float64."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from msinn_core import engines
+from msinn_core.checkpoint import LoadedModel, parse_model
+from msinn_core.codec import Codec
+from msinn_core.entropy import rans
+from msinn_core.errors import BitstreamError, CheckpointError
+from msinn_core.integer.gpu import layers as gpu_layers
+from msinn_core.integer.gpu.backend import OnDevice
+from msinn_core.integer.gpu.engine import DeviceEngine
+from msinn_core.integer.gpu.layers import Convolution, Float64Layers, TritonLayers
+from msinn_core.integer.network import IntegerNetwork
+from msinn_core.integer.ops import CORNERS, DENSE, EDGES, NUM_TAPS, POINT, Compiled, Layer
+from msinn_core.picture import Picture
+
+CPU = torch.device("cpu")
+GOLDEN = Path(__file__).parents[1] / "golden" / "integer"
+FORMS = [pytest.param(Float64Layers, id="float64"), pytest.param(TritonLayers, id="triton")]
+
+
+class FewPrograms(TritonLayers):
+    """The interpreter's cost is by the program: a whole picture in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tile_for = lambda kind, cin, cout: gpu_layers.Tile(1024, 64, 32, 4)
+
+
+NETWORKS = [pytest.param(Float64Layers, id="float64"), pytest.param(FewPrograms, id="triton")]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> LoadedModel:
+    return parse_model((GOLDEN / "model.safetensors").read_bytes())
+
+
+def on_device(model: LoadedModel, form: type[Float64Layers] | type[TritonLayers]) -> Codec:
+    return Codec(model, backend=OnDevice(CPU, form()), threads=2)
+
+
+def random_layer(rng: np.random.Generator, kind: int, cin: int, cout: int, *, largest: bool) -> Layer:
+    """Many small weights, as large as the bound allows, or two of the largest; every shift."""
+    weight = rng.integers(-32767, 32768, (cout, NUM_TAPS[kind], cin)).astype(np.int64)
+    if largest:
+        weight[:] = 0
+        weight[:, 0, 0], weight[:, -1, -1] = gpu_layers.LARGEST_WEIGHT, -gpu_layers.LARGEST_WEIGHT
+    else:
+        weight = (weight * (((1 << 31) - (1 << 30)) / 32768 / np.abs(weight).sum(axis=(1, 2), keepdims=True))).astype(np.int64)
+    bias = rng.integers(-(1 << 15), 1 << 15, cout).astype(np.int32)
+    shift = (np.arange(cout) % (16 if largest else 30) + 1).astype(np.int32)
+    return Layer(weight.astype(np.int16), bias, shift, kind, leaky=largest)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", [DENSE, EDGES, CORNERS, POINT])
+@pytest.mark.parametrize("shape", [(1, 2, 2, 1), (5, 6, 6, 32), (3, 4, 48, 34), (4, 2, 96, 64), (7, 4, 12, 16), (2, 3, 16, 16)])
+def test_layers_are_those_of_the_scalar_kernel(form: type[Convolution], kind: int, shape: tuple[int, int, int, int]) -> None:
+    h, w, cin, cout = shape
+    rng = np.random.default_rng((kind, h, cin))
+    convolution = form()
+    for largest in (False, True):
+        layer = random_layer(rng, kind, cin, cout, largest=largest)
+        x = rng.integers(-32768, 32768, (2, h, w, cin)).astype(np.int16)
+        x[0, 0], x[1, -1] = -32768, 32767
+        add = rng.integers(-32768, 32768, (2, h, w, cout)).astype(np.int16) if largest else None
+        for parity in (0, 1):
+            placed = None if add is None else torch.from_numpy(add)
+            ours = convolution(torch.from_numpy(x), layer, parity, placed).numpy()
+            theirs = [Compiled(isa=0).conv(x[i], layer, parity=parity, add=None if add is None else add[i]) for i in range(2)]
+            assert np.array_equal(ours, np.stack(theirs))
+
+
+def test_a_weight_of_three_limbs_is_refused() -> None:
+    layer = random_layer(np.random.default_rng(0), POINT, 2, 1, largest=True)
+    layer.weight[0, 0, 0] = 32640
+    with pytest.raises(CheckpointError, match="a weight of this model is 32640; the GPU kernels take 32639"):
+        TritonLayers()(torch.zeros((1, 2, 2, 2), dtype=torch.int16), layer, 0, None)
+
+
+@pytest.mark.parametrize("form", NETWORKS)
+def test_the_golden_vector_and_the_golden_bitstreams(tiny: LoadedModel, form: type[Float64Layers] | type[TritonLayers]) -> None:
+    codec = on_device(tiny, form)  # which compares the golden vector
+    assert isinstance(codec.engine, DeviceEngine)
+    paths = sorted(GOLDEN.glob("*.msn"))
+    assert len(paths) == len(json.loads((GOLDEN / "expected.json").read_text()))
+    if form is not Float64Layers:
+        paths = paths[1:2]  # the interpreter takes ten seconds for a walk
+    reference = Codec(tiny)
+    for path, found in zip(paths, codec.decode_many([path.read_bytes() for path in paths], batch=4), strict=True):
+        assert isinstance(found, tuple)
+        assert np.array_equal(found[0].pixels, reference.decode(path.read_bytes())[0].pixels)
+
+
+def test_a_batch_gives_what_its_pictures_give_alone(tiny: LoadedModel, photo: NDArray[np.uint8]) -> None:
+    pictures = [Picture(pixels=photo[i : i + 30, :41].copy()) for i in range(3)] + [Picture(pixels=photo[:64, 9:41, 0].copy())]
+    rates = [0.0, 5.25, 11.0, 3.0]
+    reference, codec = Codec(tiny), on_device(tiny, Float64Layers)
+    coded = codec.encode_many(pictures, rates)
+    assert coded == [reference.encode(picture, q) for picture, q in zip(pictures, rates, strict=True)]
+    damaged = bytearray(coded[1])
+    damaged[-3] ^= 255
+    found = codec.decode_many([coded[0], bytes(damaged), coded[2], coded[3], b"no bitstream"])
+    for number, data in ((0, coded[0]), (2, coded[2]), (3, coded[3])):
+        mine = found[number]
+        assert isinstance(mine, tuple)
+        theirs, symbols = reference.decode(data)
+        assert np.array_equal(mine[0].pixels, theirs.pixels)
+        assert all(np.array_equal(a, b) for a, b in zip(mine[1], symbols, strict=True))
+    assert isinstance(found[1], BitstreamError)
+    assert isinstance(found[4], BitstreamError)
+
+
+def test_one_by_one_through_the_same_interface(tiny: LoadedModel, photo: NDArray[np.uint8]) -> None:
+    picture = Picture(pixels=photo[:64, :96].copy())
+    reference, codec = Codec(tiny), on_device(tiny, Float64Layers)
+    data = codec.encode(picture, 4.5)
+    assert data == reference.encode(picture, 4.5)
+    assert np.array_equal(codec.decode(data)[0].pixels, reference.decode(data)[0].pixels)
+    ours, theirs = codec.analyse(picture), reference.analyse(picture)
+    assert np.allclose(ours.bytes, theirs.bytes, rtol=1e-3)
+    assert np.allclose(ours.mse, theirs.mse, rtol=1e-3)
+
+
+def test_too_little_memory_halves_the_batch(tiny: LoadedModel, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = on_device(tiny, Float64Layers)
+    engine = codec.engine
+    assert isinstance(engine, DeviceEngine)
+    sizes: list[int] = []
+    right = engine.transform_many
+
+    def small(pixels: NDArray[np.uint8]) -> list[torch.Tensor]:
+        sizes.append(len(pixels))
+        if len(pixels) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(pixels)
+
+    monkeypatch.setattr(engine, "transform_many", small)
+    pictures = [Picture(pixels=photo[i : i + 32, :32].copy()) for i in range(5)]
+    coded = codec.encode_many(pictures, [6.0] * 5)
+    assert sizes == [5, 2, 3, 1, 2]
+    assert coded == [Codec(tiny).encode(picture, 6.0) for picture in pictures]
+
+
+def test_a_gpu_that_computes_wrongly_or_not_at_all_gives_way_to_the_cpu(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_layers, "triton_layers", lambda device: None)
+    with pytest.warns(UserWarning, match=r"cuda is not used, the CPU is \(Triton: not installed; float64: "):
+        engine = engines.engine_for(tiny, device="cuda")
+    assert isinstance(engine, engines.IntegerEngine)
+
+    class Wrong(Float64Layers):
+        def __call__(self, x: torch.Tensor, layer: Layer, parity: int, add: torch.Tensor | None) -> torch.Tensor:
+            return super().__call__(x, layer, parity, add) + 1
+
+    with pytest.raises(CheckpointError, match="golden vector"):
+        engines.engine_for(tiny, backend=OnDevice(CPU, Wrong()))
+
+
+def test_symbols_are_decoded_in_place(tiny: LoadedModel) -> None:
+    symbols, indexes = np.array([1, -2, 0, 700], np.int32), np.array([5, 60, 3, 9], np.uint8)
+    out = np.full(6, 9, np.int32)
+    data = rans.encode(symbols, indexes, tiny.tables)
+    assert rans.decode(data, indexes, tiny.tables, out[1:5]) is not None
+    assert out.tolist() == [9, 1, -2, 0, 700, 9]
+    rans.decode(b"", indexes, tiny.tables, out[1:5])
+    assert out.tolist() == [9, 0, 0, 0, 0, 9]
+
+
+def test_every_network_offers_what_the_walk_needs(tiny: LoadedModel) -> None:
+    from msinn_core.walk import Network
+
+    steps = [name for name in vars(Network) if not name.startswith("_")]
+    assert len(steps) == 9
+    network = IntegerNetwork(tiny.config, tiny.integer, Compiled())
+    assert all(callable(getattr(network, name)) for name in steps)
