@@ -474,7 +474,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _inspect_model(data: bytes) -> None:
-    from msinn_core.checkpoint import parse_model
+    from msinn_core.model_file import parse_model
 
     model = parse_model(data)
     parameters = model.num_parameters

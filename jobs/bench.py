@@ -63,8 +63,8 @@ def _loaded(path: str) -> Any:
 def _bench_coder(arguments: argparse.Namespace) -> int:
     import torch
 
-    from msinn_core.checkpoint import load_model
     from msinn_core.codec import Codec
+    from msinn_core.model_file import load_model
 
     torch.set_num_threads(arguments.threads)
     picture = _loaded(arguments.image)
@@ -76,8 +76,8 @@ def _bench_coder(arguments: argparse.Namespace) -> int:
 def _bench_codec(arguments: argparse.Namespace) -> int:
     import torch
 
-    from msinn_core.checkpoint import load_model
     from msinn_core.codec import Codec
+    from msinn_core.model_file import load_model
 
     torch.set_num_threads(arguments.threads)
     picture = _loaded(arguments.image)
@@ -289,10 +289,10 @@ def _bench_exact(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from msinn_core.checkpoint import load_model
     from msinn_core.codec import Codec
     from msinn_core.errors import CodecError
-    from msinn_core.integer import ops
+    from msinn_core.integer import ops, portable
+    from msinn_core.model_file import load_model
     from msinn_core.picture import Picture
     from pipeline.evaluation import pictures
 
@@ -307,7 +307,7 @@ def _bench_exact(arguments: argparse.Namespace) -> int:
                 (f"compiled, {names[isa]}, {threads} thread(s)", threads, ops.Compiled(threads, isa))
                 for isa in range(best, -1, -1)
                 for threads in (1, 2)
-            ] + [("portable float64", 1, ops.Portable())]
+            ] + [("portable float64", 1, portable.Portable())]
         first: dict[str, tuple[bytes, bytes]] = {}
         print(f"{model.name}, profile {model.profile}, q {arguments.q:g}: the first row's files decoded by each row; each row's files against them")
         for label, threads, backend in configurations:
@@ -341,8 +341,8 @@ def _bench_predict(arguments: argparse.Namespace) -> int:
     import torch
 
     from msinn_core import metrics
-    from msinn_core.checkpoint import load_model
     from msinn_core.codec import Codec
+    from msinn_core.model_file import load_model
     from pipeline import images
     from pipeline.rate import CurveSet
     from pipeline.sources import Fetcher, scan

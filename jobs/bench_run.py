@@ -65,8 +65,8 @@ def _bare(images: str, q: float, part: int, parts: int, results: Any, barrier: A
     import torch
 
     from msinn_core import metrics
-    from msinn_core.checkpoint import load_model
     from msinn_core.codec import Codec
+    from msinn_core.model_file import load_model
     from pipeline import images as pictures
     from pipeline.sources import Fetcher, scan
 

@@ -30,8 +30,8 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def _eval(arguments: argparse.Namespace) -> int:
     import torch
 
-    from msinn_core.checkpoint import load_model
     from msinn_core.codec import Codec
+    from msinn_core.model_file import load_model
     from pipeline import evaluation
     from pipeline.errors import UsageError
     from pipeline.peers import available

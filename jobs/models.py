@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from msinn_core.checkpoint import Calibration
     from msinn_core.config import MsinnConfig
+    from msinn_core.model_file import Calibration
     from msinn_core.picture import Picture
 
 
@@ -38,7 +38,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from msinn_core.checkpoint import DEFAULT_MODEL, WEIGHTS, load_model, shipped_models
+    from msinn_core.model_file import DEFAULT_MODEL, WEIGHTS, load_model, shipped_models
 
     for name, digest in shipped_models().items():
         model = load_model(name)
@@ -61,7 +61,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from msinn_core.checkpoint import infer_config, model_bytes, parse_model, read_state
+    from msinn_core.checkpoint import infer_config, model_bytes, read_state
+    from msinn_core.model_file import parse_model
     from pipeline.errors import StorageError, UsageError
 
     output = Path(arguments.output)
@@ -109,8 +110,8 @@ def _pictures(source: str) -> list[Picture]:
 def _fitted(data: bytes, pictures: list[Picture]) -> Calibration:
     """Constants of rate prediction of a model file."""
     from msinn_core import calibration
-    from msinn_core.checkpoint import parse_model
     from msinn_core.codec import Codec
+    from msinn_core.model_file import parse_model
 
     return calibration.fit(Codec(parse_model(data)), pictures)
 
@@ -119,13 +120,14 @@ def _packed(config: MsinnConfig, state: Mapping[str, Tensor], name: str, picture
     """A model file of the integer profile."""
     import torch
 
-    from msinn_core.checkpoint import integer_model_bytes, load_parameters
+    from msinn_core.checkpoint import load_parameters
     from msinn_core.config import SIZE_MULTIPLE
     from msinn_core.engines import golden_digest
     from msinn_core.integer.network import IntegerNetwork
-    from msinn_core.integer.ops import Portable
     from msinn_core.integer.packing import pack
+    from msinn_core.integer.portable import Portable
     from msinn_core.model import Msinn
+    from msinn_core.model_file import integer_model_bytes
 
     network = Msinn(config)
     load_parameters(network, state)

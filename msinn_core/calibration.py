@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from msinn_core.checkpoint import Calibration
 from msinn_core.codec import Codec
 from msinn_core.config import LATENT_CHANNELS
 from msinn_core.metrics import mse
+from msinn_core.model_file import Calibration
 from msinn_core.picture import Picture
 
 Array = NDArray[np.float64]

@@ -18,18 +18,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from msinn_core import bitstream
 from msinn_core.bitstream import Bitstream
-from msinn_core.checkpoint import LoadedModel
 from msinn_core.config import LATENT_STRIDES, SIZE_MULTIPLE
-from msinn_core.engines import Engine, engine_for
+from msinn_core.engines import BatchEngine, Engine, engine_for
 from msinn_core.entropy import rans
-from msinn_core.errors import BitstreamError, CodecError, ConfigError, PixelLimitError
-from msinn_core.integer.gpu.engine import DeviceEngine
+from msinn_core.errors import BitstreamError, CodecError, ConfigError, DeviceMemoryError, PixelLimitError
 from msinn_core.integer.network import Backend
+from msinn_core.model_file import LoadedModel
 from msinn_core.picture import DEFAULT_MAX_PIXELS, Picture
 
 BAND_ROWS, ROWS_PER_BAND = 128, 384
@@ -86,7 +84,7 @@ class Codec:
     """Encoder and decoder of one model on one device. One call at a time; results are the same for every call order.
 
     Args:
-        model: From `checkpoint.load_model`.
+        model: From `model_file.load_model`.
         device: Where the network runs.
         max_pixels: Pictures above are refused, before anything is allocated for them.
         threads: CPU threads of the integer network; the float one follows torch.
@@ -130,7 +128,6 @@ class Codec:
             error.pixels = width * height
             raise error
 
-    @torch.inference_mode()
     def transform(self, picture: Picture) -> Latents:
         """Latents of a picture; its sides are padded to multiples of 32 by repeating the last row and column.
 
@@ -144,7 +141,6 @@ class Codec:
     def _shape(self, width: int, height: int) -> tuple[int, int]:
         return _padded(height) // LATENT_STRIDES[0], _padded(width) // LATENT_STRIDES[0]
 
-    @torch.inference_mode()
     def compress(self, latents: Latents, q: float) -> Symbols:
         """Symbols and table indexes at rate index q (rounded to 1/1024). Raises `ConfigError` for q out of range."""
         q = self.quantise_q(q)
@@ -167,7 +163,7 @@ class Codec:
         for picture in pictures:
             self._check_size(picture.pixels.shape[1], picture.pixels.shape[0])
         engine = self.engine
-        if not isinstance(engine, DeviceEngine):
+        if not isinstance(engine, BatchEngine):
             return [self.encode(picture, q) for picture, q in zip(pictures, qs, strict=True)]
         out: list[bytes] = [b""] * len(pictures)
 
@@ -190,12 +186,12 @@ class Codec:
         for i, data in enumerate(bitstreams):
             try:
                 parsed[i] = self._parse(data)
-                if not isinstance(engine, DeviceEngine):
+                if not isinstance(engine, BatchEngine):
                     out[i] = self.decode(data)
             except CodecError as error:
                 out[i] = error
                 parsed.pop(i, None)
-        if not isinstance(engine, DeviceEngine):
+        if not isinstance(engine, BatchEngine):
             return out
         numbers = list(parsed)
 
@@ -205,6 +201,8 @@ class Codec:
                 padded, symbols = engine.decode_many([stream.streams for stream in streams], [stream.q for stream in streams], shape)
                 for i, stream, pixels, mine in zip(chosen, streams, padded, symbols, strict=True):
                     out[numbers[i]] = _finished(stream, pixels), mine
+            except DeviceMemoryError:
+                raise
             except CodecError as error:
                 if len(chosen) == 1:
                     out[numbers[chosen[0]]] = error
@@ -234,7 +232,6 @@ class Codec:
         """`transform`, `compress` and `pack` in one call."""
         return self.pack(self.compress(self.transform(picture), q))
 
-    @torch.inference_mode()
     def decode(self, data: bytes | memoryview) -> tuple[Picture, list[NDArray[np.int32]]]:
         """The picture of a bitstream, and its ten symbol arrays (what a verifying encoder compares).
 
@@ -285,7 +282,6 @@ class Codec:
         )  # fmt: skip
         return len(empty.to_bytes()) + 6 * bitstream.NUM_STREAMS
 
-    @torch.inference_mode()
     def curves(self, latents: Latents) -> Curves:
         """Predicted bytes and MSE at every anchor from one context pass, without coding anything.
 
@@ -322,7 +318,7 @@ def _in_batches(shapes: list[tuple[int, int]], batch: int, run: Callable[[list[i
             chosen = waiting.pop(0)
             try:
                 run(chosen, shape)
-            except torch.OutOfMemoryError:
+            except DeviceMemoryError:
                 if len(chosen) == 1:
                     raise
                 half = len(chosen) // 2

@@ -5,24 +5,21 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from msinn_core.checkpoint import LoadedModel
 from msinn_core.entropy import rans
 from msinn_core.entropy.tables import Tables
 from msinn_core.errors import CheckpointError
 from msinn_core.integer.arrays import I16, I32
 from msinn_core.integer.network import Backend, IntegerNetwork
-from msinn_core.integer.ops import Portable, best_backend
-from msinn_core.layers import pack
-from msinn_core.model import Msinn
-from msinn_core.quantiser import rate_aware_round, widened_zone
+from msinn_core.integer.ops import Compiled, best_backend
+from msinn_core.model_file import LoadedModel
+from msinn_core.quantiser import widened_zone
 from msinn_core.walk import NUM_STEPS, walk
 
 Flat32 = NDArray[np.int32]
@@ -48,6 +45,28 @@ class Engine(Protocol):
         """What the rates would cost and lose, from one context pass at the last of them."""
 
 
+@runtime_checkable
+class BatchEngine(Engine, Protocol):
+    """An engine that is quick with many pictures of one padded size at once: a GPU's.
+
+    All raise `DeviceMemoryError` where the device has too little memory for so many.
+    """
+
+    threads: ThreadPoolExecutor
+    """Of the host, for entropy coding."""
+
+    def transform_many(self, pixels: NDArray[np.uint8]) -> list[Any]:
+        """Latents y5..y1 of uint8 `[N, H, W, 3]`."""
+
+    def compress_many(self, latents: list[Any], rates: Sequence[float], shape: tuple[int, int]) -> list[tuple[list[Flat32], list[Flat8]]]:
+        """Per picture the symbols and table indexes of the ten streams; `rates` has a q for each."""
+
+    def decode_many(
+        self, streams: Sequence[Sequence[bytes]], rates: Sequence[float], shape: tuple[int, int]
+    ) -> tuple[NDArray[np.uint8], list[list[Flat32]]]:
+        """Pictures uint8 `[N, 16h, 16w, 3]`, and per picture its ten arrays of symbols. Raises `BitstreamError` if any streams do not fit."""
+
+
 @dataclass(frozen=True)
 class Tally:
     """Sums over a picture at R rates.
@@ -67,132 +86,9 @@ class Tally:
         return cls(whole[..., 0].sum(axis=1), whole[..., 1])
 
 
-def _stride(k: int, h: int, w: int) -> int:
+def stride(k: int, h: int, w: int) -> int:
     """A sixteenth of the positions of the two finest latents says as much: they are nine tenths of all symbols."""
     return min(4 if k >= 3 else 2 if k == 2 else 1, max(1, min(h, w) // 16))
-
-
-def table_indexes(scales: Tensor, thresholds: Tensor) -> Tensor:
-    """Nearest table per scale, uint8, contiguous: streams run in C order whatever the memory format of the convolutions."""
-    return torch.bucketize(scales.contiguous(), thresholds, out_int32=True).to(torch.uint8)
-
-
-def flat(values: Tensor) -> NDArray[Any]:
-    """As a flat array on the CPU."""
-    array: NDArray[Any] = values.cpu().numpy().reshape(-1)
-    return array
-
-
-# Float ---------------------------------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Collector:
-    """Encoder side of the walk: rounds, remembers."""
-
-    y: list[Tensor]
-    thresholds: Tensor
-    zone: Tensor
-    symbols_out: list[Flat32] = field(default_factory=list)
-    indexes_out: list[Flat8] = field(default_factory=list)
-
-    def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
-        indexes = table_indexes(scales, self.thresholds)
-        rounded = rate_aware_round(((pack(self.y[k], parity) - means) * gain).contiguous(), indexes.to(torch.int64), self.zone)
-        self.symbols_out.append(flat(rounded.to(torch.int32)))
-        self.indexes_out.append(flat(indexes))
-        return rounded
-
-
-@dataclass
-class _Reader:
-    """Decoder side of the walk: reads."""
-
-    streams: Sequence[bytes]
-    tables: Tables
-    thresholds: Tensor
-    symbols_out: list[Flat32] = field(default_factory=list)
-
-    def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
-        decoded = rans.decode(self.streams[len(self.symbols_out)], flat(table_indexes(scales, self.thresholds)), self.tables)
-        self.symbols_out.append(decoded)
-        return torch.from_numpy(decoded).to(means.device, torch.float32).reshape(means.shape)
-
-
-@dataclass
-class _Prober:
-    """Walks like the encoder and remembers residuals and scales, from which every other q follows."""
-
-    y: list[Tensor]
-    scale_gains: list[Tensor]
-    thresholds: Tensor
-    zone: Tensor
-    residuals: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
-
-    def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
-        residual = pack(self.y[k], parity) - means
-        self.residuals.append((k, residual, scales / self.scale_gains[k]))
-        return rate_aware_round((residual * gain).contiguous(), table_indexes(scales, self.thresholds).to(torch.int64), self.zone)
-
-
-class FloatEngine:
-    """The network in IEEE float32. Decodes what was encoded on a like machine: for evaluation and parity, not for archives.
-
-    Args:
-        network: Folded.
-        tables: CDF tables.
-        device: Where it runs.
-    """
-
-    def __init__(self, network: Msinn, tables: Tables, device: str) -> None:
-        self._device = torch.device(device)
-        self._net = network.to(self._device)
-        self._tables = tables
-        self._thresholds = torch.from_numpy(tables.thresholds).to(self._device)
-        self._zone = torch.from_numpy(widened_zone(tables)).to(self._device)
-        self._costs = tables.symbol_bits()
-
-    def transform(self, pixels: NDArray[np.uint8]) -> list[Any]:
-        # A view with channels last, the convolutions' fast layout.
-        x = torch.from_numpy(pixels).to(self._device)[None].permute(0, 3, 1, 2).float() / 255
-        return self._net.analysis(x)
-
-    def compress(self, latents: list[Any], q: float, shape: tuple[int, int]) -> tuple[list[Flat32], list[Flat8]]:
-        collector = _Collector(latents, self._thresholds, self._zone)
-        walk(self._net, collector, self._net.gains(q), (1, *shape), finest=False)
-        return collector.symbols_out, collector.indexes_out
-
-    def decode(self, streams: Sequence[bytes], q: float, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], list[Flat32]]:
-        reader = _Reader(streams, self._tables, self._thresholds)
-        x_hat: Tensor = walk(self._net, reader, self._net.gains(q), (1, *shape))
-        pixels = (x_hat[0].clamp(0, 1) * 255).round().to(torch.uint8)
-        return pixels.permute(1, 2, 0).contiguous().cpu().numpy(), reader.symbols_out
-
-    def tally(self, latents: list[Any], rates: list[float], shape: tuple[int, int]) -> Tally:
-        gains = self._net.gains(rates[-1])
-        prober = _Prober(latents, [gains.level(k)[2] for k in range(NUM_STEPS)], self._thresholds, self._zone)
-        walk(self._net, prober, gains, (1, *shape), finest=False)
-        exact, sampled = np.zeros((NUM_STEPS, 2)), np.zeros((len(rates), NUM_STEPS, 2))
-        at_rates = [self._net.gains(q) for q in rates]
-        for k, residual, scale in prober.residuals:
-            step = _stride(k, *residual.shape[2:])
-            some = residual[..., ::step, ::step].contiguous(), scale[..., ::step, ::step].contiguous()
-            exact[k] += self._quantise(residual, scale, *gains.level(k))
-            for i, at in enumerate(at_rates):
-                sampled[i, k] += self._quantise(*some, *at.level(k))
-        return Tally.of_samples(exact, sampled)
-
-    def _quantise(self, residual: Tensor, scale: Tensor, gain: Tensor, inv_gain: Tensor, scale_gain: Tensor) -> tuple[float, float]:
-        """Table bits and summed squared error of residuals at other gains."""
-        bits, base, size = self._costs
-        indexes = table_indexes(scale * scale_gain, self._thresholds)
-        symbols = rate_aware_round((residual * gain).contiguous(), indexes.to(torch.int64), self._zone)
-        error = float((residual - symbols * inv_gain).square().sum())
-        table = flat(indexes)
-        position = flat(symbols.to(torch.int64)) - self._tables.offsets[table]
-        size_of = size[table]
-        position = np.where((position >= 0) & (position < size_of), position, size_of)
-        return float(bits[base[table] + position].sum(dtype=np.float64)), error
 
 
 # Integer -------------------------------------------------------------------------------------------------------------------------------------------
@@ -304,7 +200,7 @@ class IntegerEngine:
 
             def sums(
                 rates: slice,
-                stride: int,
+                step: int,
                 k: int = k,
                 y: I32 = y,
                 parameters: I16 = parameters,
@@ -314,10 +210,10 @@ class IntegerEngine:
             ) -> NDArray[np.float64]:
                 at = log_gain[rates], gain[rates], inv_gain[rates]
                 position = net.model.mean_shifts[k], net.model.tables["log2"], net.model.first, net.model.step
-                return net.backend.tally(y, parameters, *position, *at, self.zone, self._costs, stride)
+                return net.backend.tally(y, parameters, *position, *at, self.zone, self._costs, step)
 
             exact[k] += sums(slice(-1, None), 1)[0]
-            sampled[:, k] += sums(slice(None), _stride(k, *y.shape[-3:-1]))
+            sampled[:, k] += sums(slice(None), stride(k, *y.shape[-3:-1]))
         exact[:, 1] /= 2.0**32
         return Tally.of_samples(exact, sampled)
 
@@ -329,7 +225,7 @@ def engine_for(model: LoadedModel, *, device: str = "cpu", threads: int = 1, bac
     next that does not: a GPU to the compiled kernel, the compiled kernel to the portable form.
 
     Args:
-        model: From `checkpoint.load_model`.
+        model: From `model_file.load_model`.
         device: `cpu`, or a GPU.
         threads: CPU threads: of the compiled backend, or of the entropy coder beside a GPU.
         backend: A backend of the caller's choice instead, for tests and benchmarks.
@@ -338,8 +234,10 @@ def engine_for(model: LoadedModel, *, device: str = "cpu", threads: int = 1, bac
         CheckpointError: No backend of this machine, or not the one that was asked for, gives the golden vector.
     """
     if model.network is not None:
+        from msinn_core.float_engine import FloatEngine
+
         return FloatEngine(model.network, model.tables, device)
-    if backend is None and torch.device(device).type != "cpu":
+    if backend is None and device.split(":")[0] != "cpu":
         if (engine := _on_gpu(model, device, threads)) is not None:
             return engine
         return engine_for(model, threads=threads)
@@ -351,12 +249,14 @@ def engine_for(model: LoadedModel, *, device: str = "cpu", threads: int = 1, bac
 
             return DeviceEngine(network, model.tables, threads)
         return IntegerEngine(network, model.tables)
-    if backend is not None or isinstance(chosen, Portable):
+    if backend is not None or not isinstance(chosen, Compiled):
         raise CheckpointError(
             f"model {model.name} does not give its golden vector here (cpu), so nothing can be decoded without risk: "
             "the model file was changed, or the hardware or torch build computes wrongly"
         )
     warnings.warn("the compiled integer kernel fails its self-test on this machine: using the portable form, which is slower", stacklevel=2)
+    from msinn_core.integer.portable import Portable
+
     return engine_for(model, backend=Portable())
 
 
@@ -371,6 +271,8 @@ def _checked(model: LoadedModel, backend: Backend) -> IntegerNetwork | None:
 
 def _on_gpu(model: LoadedModel, device: str, threads: int) -> Engine | None:
     """The engine of a GPU, by Triton or else in float64; None, with a warning, where neither can be trusted or run."""
+    import torch
+
     from msinn_core.integer.gpu.backend import OnDevice
     from msinn_core.integer.gpu.engine import DeviceEngine
     from msinn_core.integer.gpu.layers import Float64Layers, triton_layers

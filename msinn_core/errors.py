@@ -47,3 +47,7 @@ class ChecksumError(BitstreamError):
 
 class ModelMismatchError(BitstreamError):
     """The bitstream was written with another model than the one at hand."""
+
+
+class DeviceMemoryError(CodecError):
+    """The device has too little memory for what was asked of it at once."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
 from msinn_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PSNR_LOSSLESS_DB = 100.0
 """What `psnr_db` returns for identical pictures: finite, so that averages and SQL keep working."""
@@ -46,6 +47,9 @@ def ms_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float | None:
     """Multi-scale SSIM (Wang et al. 2003) of `[H, W]` or `[H, W, 3]` pictures, mean over channels; None if a side is under 161 pixels."""
     if min(a.shape[:2]) < MS_SSIM_MIN_SIDE:
         return None
+    import torch
+    from torch.nn import functional as F
+
     x, y = (torch.from_numpy(np.atleast_3d(p).transpose(2, 0, 1)[:, None].astype(np.float32)) for p in (a, b))
     taps = torch.exp(-((torch.arange(11, dtype=torch.float32) - 5) ** 2) / (2 * 1.5**2))
     taps = taps / taps.sum()
@@ -59,6 +63,8 @@ def ms_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float | None:
 
 
 def _ssim(x: Tensor, y: Tensor, taps: Tensor) -> tuple[Tensor, Tensor]:
+    from torch.nn import functional as F
+
     def blur(p: Tensor) -> Tensor:
         return F.conv2d(F.conv2d(p, taps[None, None, None, :]), taps[None, None, :, None])
 

@@ -14,7 +14,7 @@ from msinn_core.gain import Gains, gains_at
 from msinn_core.layers import MaskedConv2d, pack, reduced_precision, unpack, unsqueeze
 from msinn_core.likelihood import gaussian_bits
 from msinn_core.postfilter import post_filter
-from msinn_core.quantiser import rate_aware_round_continuous
+from msinn_core.rounding import rate_aware_round_continuous
 from msinn_core.transform import InvertibleUnit, Level, analysis, synthesis
 from msinn_core.walk import walk
 

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from msinn_core.checkpoint import LoadedModel, load_model, parse_model
 from msinn_core.errors import CheckpointError
 from msinn_core.integer.ops import COMPILED
+from msinn_core.model_file import LoadedModel, load_model, parse_model
 from pipeline import actors, images, manifest
 from pipeline.commit import ARCHIVE_VERSION, RUN, SEAL, Archive, Commit, MissingArchiveError, json_bytes, seal, sha256
 from pipeline.config import CompressConfig

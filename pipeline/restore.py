@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from msinn_core import bitstream
-from msinn_core.checkpoint import LoadedModel, load_model, parse_model, shipped_models
 from msinn_core.codec import Codec
 from msinn_core.errors import PixelLimitError
+from msinn_core.model_file import LoadedModel, load_model, parse_model, shipped_models
 from msinn_core.picture import Picture
 from pipeline import actors, images, manifest
 from pipeline.audit import select

@@ -24,9 +24,9 @@ import pyarrow as pa
 import torch
 
 from msinn_core import bitstream, metrics
-from msinn_core.checkpoint import LoadedModel
 from msinn_core.codec import Codec, Latents, Symbols
 from msinn_core.errors import CodecError
+from msinn_core.model_file import LoadedModel
 from pipeline import images, manifest
 from pipeline.archive import END_BYTES, Member, ShardWriter, stored_bytes, verify_members
 from pipeline.commit import Commit, commit, sha256

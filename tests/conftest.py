@@ -16,8 +16,8 @@ from PIL import Image
 
 from infra.local.proxy import FaultProxy
 from infra.local.s3 import BUCKET, LocalS3
-from msinn_core.checkpoint import LoadedModel, load_model
 from msinn_core.codec import Codec
+from msinn_core.model_file import LoadedModel, load_model
 from msinn_core.picture import Picture
 from tests.matrix import MATRIX, Matrix
 

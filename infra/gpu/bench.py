@@ -23,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from msinn_core.checkpoint import load_model
 from msinn_core.codec import Codec
 from msinn_core.engines import golden_digest
 from msinn_core.entropy import rans
@@ -32,6 +31,7 @@ from msinn_core.integer.gpu.backend import OnDevice
 from msinn_core.integer.gpu.engine import DeviceEngine
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.ops import NUM_TAPS, Compiled, Layer
+from msinn_core.model_file import load_model
 from msinn_core.picture import Picture
 
 SIZES = ((2, 3, 5, 6), (6, 32, 40, 48), (48, 48, 30, 26), (96, 64, 12, 16), (12, 16, 64, 64), (192, 160, 9, 8), (64, 96, 31, 8))

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from msinn_core.checkpoint import load_parameters, read_safetensors
+from msinn_core.checkpoint import load_parameters, read_tensors
 from msinn_core.config import MsinnConfig
 from msinn_core.errors import CheckpointError, CodecError
 from msinn_core.model import Msinn
@@ -306,7 +306,7 @@ class Trainer:
         Raises:
             CheckpointError: Not a training state, or of a run with another configuration.
         """
-        metadata, tensors = read_safetensors(data)
+        metadata, tensors = read_tensors(data)
         if metadata.get("format") != FORMAT or "loss.means" not in tensors:
             raise CheckpointError("this file is no training state; to begin from its parameters, name it as `start`")
         try:

@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from msinn_core import bitstream
-from msinn_core.checkpoint import LoadedModel, parse_model
 from msinn_core.codec import Codec
 from msinn_core.entropy import rans
 from msinn_core.errors import CodecError
 from msinn_core.integer.ops import Compiled
+from msinn_core.model_file import LoadedModel, parse_model
 from pipeline import images, manifest
 from pipeline.archive import iterate_bytes, iterate_damaged
 from pipeline.commit import Archive, sha256

@@ -13,13 +13,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from msinn_core.checkpoint import LoadedModel, import_official, parse_model
+from msinn_core.checkpoint import import_official
 from msinn_core.codec import Codec
 from msinn_core.entropy import portable, rans
 from msinn_core.entropy.tables import gaussian_tables
-from msinn_core.integer.ops import Portable
+from msinn_core.integer.portable import Portable
 from msinn_core.layers import pack
 from msinn_core.model import Estimator, Msinn
+from msinn_core.model_file import LoadedModel, parse_model
 from msinn_core.walk import walk
 
 HERE = Path(__file__).parent
@@ -74,8 +75,8 @@ def test_pictures_and_bits_agree_with_the_official_network(official: Msinn, expe
         return bool(picture and np.abs(bits[0].numpy() / expected[f"bits@{q}"] - 1).max() < TOLERANCE), estimator
 
     agrees, estimator = run(None)
-    # Float sums differ in their last bits from one kind of CPU to the next, and a value within those bits of one half may be rounded the other way than
-    # on the machine that made the fixture: everything after it differs then. Rounded as it was there, all must agree.
+    # Float sums differ in their last bits from one kind of CPU to the next, and a value within those bits of one half may be rounded the other way
+    # than on the machine that made the fixture: everything after it differs then. Rounded as it was there, all must agree.
     assert agrees or any(run(tie)[0] for tie in estimator.ties[:4])
 
 

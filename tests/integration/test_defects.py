@@ -17,9 +17,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from jobs.cli import main
 from msinn_core import bitstream
-from msinn_core.checkpoint import LoadedModel
 from msinn_core.codec import Codec
 from msinn_core.errors import BitstreamError
+from msinn_core.model_file import LoadedModel
 from msinn_core.picture import Picture
 from pipeline import actors, storage
 from pipeline.actors import WorkersError

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msinn_core.checkpoint import load_model
+from msinn_core.model_file import load_model
 from pipeline import actors, restore, verify
 from pipeline.commit import Archive, Commit
 from pipeline.compress import Outcome, Run, make_worker

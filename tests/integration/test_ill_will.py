@@ -27,8 +27,8 @@ from PIL import Image
 
 from jobs.cli import main
 from msinn_core import bitstream
-from msinn_core.checkpoint import parse_model
 from msinn_core.errors import CheckpointError
+from msinn_core.model_file import parse_model
 from pipeline import actors, verify
 from pipeline.audit import query
 from pipeline.commit import Archive, sha256

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.cli import main
-from msinn_core.integer import ops
+from msinn_core.integer import ops, portable
 
 
 @pytest.fixture
@@ -88,13 +88,13 @@ def test_bench_proves_exactness_and_tells_when_it_fails(images: Path, capsys: py
     said = capsys.readouterr().out
     assert "portable float64" in said
     assert said.count("0 decode to other pixels, 0 do not decode") == said.count("of 1 images")
-    right = ops.Portable.dequantise
+    right = portable.Portable.dequantise
     calls = []
 
-    def wrong(self: ops.Portable, *arguments: object) -> object:
+    def wrong(self: portable.Portable, *arguments: object) -> object:
         calls.append(1)
         # The golden vector's ten halves pass; after it the backend computes something else.
         return right(self, *arguments) + (1 << 12 if len(calls) > 10 else 0)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ops.Portable, "dequantise", wrong)
+    monkeypatch.setattr(portable.Portable, "dequantise", wrong)
     assert main(["bench", "exact", str(images), "--limit", "1"]) == 5

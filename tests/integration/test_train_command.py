@@ -19,7 +19,8 @@ from PIL import Image
 
 from jobs import cli
 from jobs.train import write_parts
-from msinn_core.checkpoint import WEIGHTS, parse_model, read_state
+from msinn_core.checkpoint import read_state
+from msinn_core.model_file import WEIGHTS, parse_model
 
 PHOTOS = Path(__file__).parents[2] / "infra" / "demo" / "photos"
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from msinn_core import bitstream, metrics
-from msinn_core.checkpoint import LoadedModel, load_model, model_bytes, parse_model
+from msinn_core.checkpoint import model_bytes
 from msinn_core.codec import Codec
 from msinn_core.errors import (
     BitstreamError,
@@ -18,6 +18,7 @@ from msinn_core.errors import (
     ModelMismatchError,
     UnsupportedVersionError,
 )
+from msinn_core.model_file import LoadedModel, load_model, parse_model
 from msinn_core.picture import Picture
 
 

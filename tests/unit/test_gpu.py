@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from msinn_core import engines
-from msinn_core.checkpoint import LoadedModel, parse_model
 from msinn_core.codec import Codec
 from msinn_core.entropy import rans
-from msinn_core.errors import BitstreamError, CheckpointError
+from msinn_core.errors import BitstreamError, CheckpointError, DeviceMemoryError
 from msinn_core.integer.gpu import layers as gpu_layers
 from msinn_core.integer.gpu.backend import OnDevice
 from msinn_core.integer.gpu.engine import DeviceEngine
 from msinn_core.integer.gpu.layers import Convolution, Float64Layers, TritonLayers
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.ops import CORNERS, DENSE, EDGES, NUM_TAPS, POINT, Compiled, Layer
+from msinn_core.model_file import LoadedModel, parse_model
 from msinn_core.picture import Picture
 
 CPU = torch.device("cpu")
@@ -144,7 +144,7 @@ def test_too_little_memory_halves_the_batch(tiny: LoadedModel, photo: NDArray[np
     def small(pixels: NDArray[np.uint8]) -> list[torch.Tensor]:
         sizes.append(len(pixels))
         if len(pixels) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise DeviceMemoryError("cuda has too little memory for this batch")
         return right(pixels)
 
     monkeypatch.setattr(engine, "transform_many", small)

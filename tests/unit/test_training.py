@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from msinn_core.checkpoint import read_safetensors
+from msinn_core.checkpoint import read_tensors
 from msinn_core.config import PAPER_LAMBDAS, preset
 from msinn_core.errors import CheckpointError, ConfigError
 from msinn_core.model import Msinn
@@ -182,7 +182,7 @@ def _trained(trainer: Trainer, tiles: Tiles, steps: int) -> list[float]:
 
 
 def _assert_same(a: bytes, b: bytes) -> None:
-    (metadata_a, tensors_a), (metadata_b, tensors_b) = read_safetensors(a), read_safetensors(b)
+    (metadata_a, tensors_a), (metadata_b, tensors_b) = read_tensors(a), read_tensors(b)
     assert metadata_a == metadata_b
     assert tensors_a.keys() == tensors_b.keys()
     assert [name for name in tensors_a if not torch.equal(tensors_a[name], tensors_b[name])] == []

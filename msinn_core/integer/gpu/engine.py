@@ -24,6 +24,7 @@ from torch import Tensor
 from msinn_core.engines import Flat8, Flat32, IntegerEngine, Tally
 from msinn_core.entropy import rans
 from msinn_core.entropy.tables import Tables
+from msinn_core.errors import DeviceMemoryError
 from msinn_core.integer.gpu.backend import OnDevice
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.packed import IntegerGains
@@ -112,9 +113,17 @@ class DeviceEngine:
     @contextmanager
     def _stream(self) -> Iterator[Any]:
         """A stream of the caller's own, and how to wait for it."""
-        if self._device.type != "cuda":
-            yield lambda: None
-            return
+        try:
+            if self._device.type == "cuda":
+                with self._own_stream() as wait:
+                    yield wait
+            else:
+                yield lambda: None
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(f"{self._device} has too little memory for this batch") from error
+
+    @contextmanager
+    def _own_stream(self) -> Iterator[Any]:
         # One for each calling thread, kept: torch's allocator has a pool of memory for every stream.
         stream = getattr(self._local, "stream", None)
         if stream is None:

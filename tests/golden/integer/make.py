@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from msinn_core.checkpoint import integer_model_bytes, parse_model
 from msinn_core.codec import Codec
 from msinn_core.engines import golden_digest
 from msinn_core.integer.network import IntegerNetwork
-from msinn_core.integer.ops import Portable
 from msinn_core.integer.packing import pack
+from msinn_core.integer.portable import Portable
+from msinn_core.model_file import integer_model_bytes, parse_model
 from msinn_core.picture import Picture
 from msinn_core.training.init import informed
 from tests.conftest import PHOTOS

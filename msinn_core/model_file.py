@@ -1,0 +1,250 @@
+"""Model files: safetensors only, identified by the SHA-256 of their bytes.
+
+A model file holds the network (`net.*` of the float profile, `int.*` of the integer profile), the CDF tables (`tables.*`), the constants of rate
+prediction (`calibration.*`) and, as metadata, format version, name, profile and configuration. Nothing in it is executed and nothing in it is
+recomputed by a decoder. Integer models are read and run without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from msinn_core.config import LATENT_CHANNELS, MsinnConfig
+from msinn_core.entropy.tables import Tables, gaussian_tables
+from msinn_core.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from msinn_core.model import Msinn
+
+FORMAT = "msinn-model-1"
+WEIGHTS = Path(__file__).parent / "weights"
+DEFAULT_MODEL = "msinn-lite"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Constants of rate prediction, measured once per model on validation pictures (see `calibration.fit`).
+
+    Attributes:
+        level_weights: `[5]`, squared error of the picture per squared error of y5..y1.
+        log_mse_bias: `[A]`, natural log of true over predicted MSE at each anchor.
+        log_rate_bias: `[A]`, natural log of true over predicted bits at each anchor.
+    """
+
+    level_weights: NDArray[np.float64]
+    log_mse_bias: NDArray[np.float64]
+    log_rate_bias: NDArray[np.float64]
+
+    @classmethod
+    def neutral(cls, anchor_num: int) -> Calibration:
+        """Before anything was measured: an orthonormal transform and no bias."""
+        return cls(np.ones(len(LATENT_CHANNELS)), np.zeros(anchor_num), np.zeros(anchor_num))
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model file, checked and ready.
+
+    Attributes:
+        name: As stored in the file.
+        sha256: Hex digest of the whole file: the model's identity.
+        profile: `float` or `int`.
+        config: Shape of the network.
+        network: Folded for inference; None for an integer model.
+        integer: Packed tensors of an integer model; empty for a float one.
+        golden: Digest that an integer backend must reproduce (`engines.golden_digest`).
+        tables: CDF tables.
+        calibration: Constants of rate prediction.
+        data: The file's bytes, to be archived beside what is coded with it.
+    """
+
+    name: str
+    sha256: str
+    profile: str
+    config: MsinnConfig
+    network: Msinn | None
+    integer: dict[str, NDArray[Any]]
+    golden: bytes
+    tables: Tables
+    calibration: Calibration
+    data: bytes
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the network."""
+        if self.network is not None:
+            return sum(p.numel() for p in self.network.parameters())
+        return sum(array.size for name, array in self.integer.items() if not name.startswith(("tables.", "levels.")))
+
+
+def integer_model_bytes(
+    config: MsinnConfig,
+    packed: Mapping[str, NDArray[Any]],
+    golden: bytes,
+    *,
+    name: str,
+    tables: Tables | None = None,
+    calibration: Calibration | None = None,
+) -> bytes:
+    """A model file of the integer profile.
+
+    Args:
+        config: The network's shape.
+        packed: From `integer.packing.pack`.
+        golden: Their golden vector.
+        name: What people call it.
+        tables: CDF tables; built here once if not given.
+        calibration: Constants of rate prediction; neutral ones if not given.
+    """
+    tensors: dict[str, NDArray[Any]] = {f"int.{key}": np.array(value, order="C") for key, value in packed.items()}
+    tensors["golden.sha256"] = np.frombuffer(golden, np.uint8)
+    return write_model(tensors, config, name=name, profile="int", tables=tables, calibration=calibration)
+
+
+def write_model(
+    tensors: Mapping[str, NDArray[Any]],
+    config: MsinnConfig,
+    *,
+    name: str,
+    profile: str,
+    tables: Tables | None = None,
+    calibration: Calibration | None = None,
+) -> bytes:
+    """A model file of the network's tensors.
+
+    Args:
+        tensors: `net.*` or `int.*`, and the golden vector.
+        config: The network's shape.
+        name: What people call it.
+        profile: `float` or `int`.
+        tables: CDF tables; built here once if not given.
+        calibration: Constants of rate prediction; neutral ones if not given.
+    """
+    tables = tables or gaussian_tables()
+    calibration = calibration or Calibration.neutral(config.anchor_num)
+    everything = dict(tensors) | {
+        "tables.cdf": tables.cdf.astype(np.int32),
+        "tables.starts": tables.starts,
+        "tables.offsets": tables.offsets,
+        "tables.thresholds": tables.thresholds,
+        "calibration.level_weights": calibration.level_weights,
+        "calibration.log_mse_bias": calibration.log_mse_bias,
+        "calibration.log_rate_bias": calibration.log_rate_bias,
+    }
+    contiguous = {key: np.ascontiguousarray(value) if value.ndim else value for key, value in everything.items()}
+    return save(contiguous, metadata={"format": FORMAT, "name": name, "profile": profile, "config": config.to_json()})
+
+
+def parse_model(data: bytes) -> LoadedModel:
+    """The model of a file's bytes.
+
+    Raises:
+        CheckpointError: Not a model file, damaged, incomplete, or of an unknown format or profile.
+    """
+    metadata, tensors = _read(data)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"this file is of format {metadata.get('format')!r}, not {FORMAT}: make one with `msinn models import`")
+    profile = metadata.get("profile", "")
+    if profile not in ("float", "int"):
+        raise CheckpointError(f"the model is of profile {profile!r}; this version runs float and int models")
+    try:
+        config = MsinnConfig.from_json(metadata["config"])
+        tables = Tables(
+            cdf=tensors["tables.cdf"].astype(np.uint32),
+            starts=tensors["tables.starts"].astype(np.int32),
+            offsets=tensors["tables.offsets"].astype(np.int32),
+            thresholds=tensors["tables.thresholds"].astype(np.float32),
+        )
+        calibration = Calibration(*(tensors[f"calibration.{key}"].astype(np.float64) for key in ("level_weights", "log_mse_bias", "log_rate_bias")))
+        golden = tensors["golden.sha256"].tobytes() if profile == "int" else b""
+        integer = {key.removeprefix("int."): value for key, value in tensors.items() if key.startswith("int.")}
+    except (KeyError, ConfigError) as error:
+        raise CheckpointError(f"the model file is incomplete: {error}") from error
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise CheckpointError(f"the model file holds a tensor of the wrong type: {error}") from error
+    constants = (calibration.level_weights, calibration.log_mse_bias, calibration.log_rate_bias)
+    if [array.shape for array in constants] != [(len(LATENT_CHANNELS),), (config.anchor_num,), (config.anchor_num,)]:
+        raise CheckpointError("the rate prediction constants of the model file have the wrong lengths")
+    if not all(bool(np.isfinite(array).all()) and float(np.abs(array).max()) < 1e6 for array in constants):
+        raise CheckpointError("the rate prediction constants of the model file are no numbers to predict with")
+    network = None
+    if profile == "float":
+        from msinn_core.checkpoint import float_network
+
+        network = float_network(config, {key.removeprefix("net."): value for key, value in tensors.items() if key.startswith("net.")})
+    return LoadedModel(
+        name=metadata.get("name", "unnamed"),
+        sha256=hashlib.sha256(data).hexdigest(),
+        profile=profile,
+        config=config,
+        network=network,
+        integer=integer,
+        golden=golden,
+        tables=tables,
+        calibration=calibration,
+        data=data,
+    )
+
+
+UNREADABLE = (SafetensorError, ValueError, RecursionError, KeyError, TypeError, RuntimeError, OverflowError, AttributeError)
+"""What safetensors raises for foreign bytes."""
+
+
+def read_metadata(data: bytes) -> dict[str, str]:
+    """Metadata of a safetensors file: its byte loaders drop them. 8 bytes of length, then JSON.
+
+    Raises:
+        CheckpointError: Not one, or damaged.
+    """
+    try:
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+        texts = all(isinstance(value, str) for value in metadata.values())
+    except UNREADABLE as error:
+        raise CheckpointError(f"not a readable safetensors file: {error}") from error
+    if not texts:
+        raise CheckpointError("the metadata of the safetensors file are no texts")
+    return dict(metadata)
+
+
+def _read(data: bytes) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    try:
+        arrays = {name: np.require(value, requirements=["A", "C"]) for name, value in load(data).items()}
+    except UNREADABLE as error:
+        raise CheckpointError(f"not a readable safetensors file: {error}") from error
+    return read_metadata(data), arrays
+
+
+def shipped_models() -> dict[str, str]:
+    """Name to SHA-256 of the models that come with the package."""
+    index: dict[str, str] = json.loads((WEIGHTS / "index.json").read_text())
+    return index
+
+
+def load_model(which: str = DEFAULT_MODEL) -> LoadedModel:
+    """A model by shipped name, by the beginning of its SHA-256 (8 digits or more), or by path.
+
+    Raises:
+        CheckpointError: No such model, or a shipped file differs from its recorded hash.
+    """
+    shipped = shipped_models()
+    name = next((n for n, digest in shipped.items() if which == n or (len(which) >= 8 and digest.startswith(which))), None)
+    path = WEIGHTS / f"{name}.safetensors" if name else Path(which)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"no model {which!r}: give one of {', '.join(shipped)}, a SHA-256, or the path of a .safetensors file ({error.strerror})"
+        ) from error
+    if name and hashlib.sha256(data).hexdigest() != shipped[name]:
+        raise CheckpointError(f"the shipped model {name} is damaged: its SHA-256 differs from the recorded one; install msinn again")
+    return parse_model(data)
