@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.commit import Commit
-    from pipeline.worker import ShardWorker, WorkConfig
+    from pipeline.archive.commits import Commit
+    from pipeline.encode.worker import ShardWorker, WorkConfig
 
 
 def add_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -67,7 +67,7 @@ def _bare(images: str, q: float, part: int, parts: int, results: Any, barrier: A
     from msinn_core import metrics
     from msinn_core.checkpoint import load_model
     from msinn_core.codec import Codec
-    from pipeline import images as pictures
+    from pipeline.formats import images as pictures
     from pipeline.sources import Fetcher, scan
 
     torch.set_num_threads(1)
@@ -87,9 +87,9 @@ def _bench_run(arguments: argparse.Namespace) -> int:
     import multiprocessing
     import uuid
 
-    from pipeline import actors
-    from pipeline.compress import Run
-    from pipeline.config import Budget, CompressConfig
+    from pipeline.execute import actors
+    from pipeline.plan.config import Budget, CompressConfig
+    from pipeline.run.compress import Run
     from pipeline.sources import scan
 
     count = len(scan(arguments.images).records)
@@ -119,7 +119,7 @@ def _bench_run(arguments: argparse.Namespace) -> int:
 
 def idle_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
     """A real worker whose codec does nothing: its bitstreams are a few bytes, and decode to the picture that was last encoded."""
-    from pipeline.compress import make_worker
+    from pipeline.run.compress import make_worker
 
     worker = make_worker(model, url, config)
     worker.codec = _NoCodec(worker.codec)  # type: ignore[assignment]
@@ -156,8 +156,9 @@ def _bench_driver(arguments: argparse.Namespace) -> int:
     import numpy as np
     from PIL import Image
 
-    from pipeline import actors, compress
-    from pipeline.config import Budget, CompressConfig
+    from pipeline.execute import actors
+    from pipeline.plan.config import Budget, CompressConfig
+    from pipeline.run import compress
 
     compress.make_worker = idle_worker
     samples: list[tuple[float, float, float]] = []

@@ -32,9 +32,9 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     from msinn_core.checkpoint import load_model
     from msinn_core.codec import Codec
-    from pipeline import evaluation
     from pipeline.errors import UsageError
-    from pipeline.peers import available
+    from pipeline.lab import evaluation
+    from pipeline.lab.peers import available
 
     torch.set_num_threads(arguments.threads)
     found, absent = available()

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError, StorageError
-from pipeline.images import IMAGE_SUFFIXES
-from pipeline.parquet import MAX_SOURCE_FOOTER, Group, column, groups
+from pipeline.formats.images import IMAGE_SUFFIXES
+from pipeline.formats.parquet import MAX_SOURCE_FOOTER, Group, column, groups
+from pipeline.formats.tars import TarDamageError, members
 from pipeline.sources.record import CELL, FILE, RANGE, ROW_JSON, Listing, Part, SourceRecord, printable, with_restore_names
-from pipeline.storage import from_outside, retry
-from pipeline.tars import TarDamageError, members
+from pipeline.store.storage import from_outside, retry
 from pipeline.text import redacted, without_secrets
 
 _TAR_READERS = 8

@@ -15,10 +15,10 @@ import s3fs
 from aiohttp import web
 
 from infra.local.proxy import Fault, FaultProxy
-from pipeline import storage
 from pipeline.errors import SourceError, StorageError
 from pipeline.sources import scan
-from pipeline.storage import Store
+from pipeline.store import storage
+from pipeline.store.storage import Store
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

@@ -29,14 +29,15 @@ from jobs.cli import main
 from msinn_core import bitstream
 from msinn_core.checkpoint import parse_model
 from msinn_core.errors import CheckpointError
-from pipeline import actors, verify
-from pipeline.audit import query
-from pipeline.commit import Archive, sha256
+from pipeline.archive.commits import Archive, sha256
 from pipeline.errors import ManifestError, SourceError, UsageError
+from pipeline.execute import actors
+from pipeline.formats.parquet import Chunk, Group
 from pipeline.limits import Limits
-from pipeline.parquet import Chunk, Group
-from pipeline.reader import ArchiveDataset
-from pipeline.restore import restore
+from pipeline.read import verify
+from pipeline.read.audit import query
+from pipeline.read.dataset import ArchiveDataset
+from pipeline.read.restore import restore
 from pipeline.sources import Fetcher, scan
 from pipeline.text import redacted
 from tests.golden.test_archives import copied
@@ -613,7 +614,7 @@ def test_a_query_is_bounded_and_leaves_nothing(tmp_path: Path, monkeypatch: pyte
         query(TABLE, "SELECT count(*) FROM range(100000000000)", max_seconds=0.5)
     with pytest.raises(UsageError, match="Out of Memory"):
         query(TABLE, "SELECT list(range) FROM range(2000000000)")
-    monkeypatch.setattr("pipeline.audit.MAX_RESULT_BYTES", 1 << 20)
+    monkeypatch.setattr("pipeline.read.audit.MAX_RESULT_BYTES", 1 << 20)
     with pytest.raises(UsageError, match="ask for less of it"):
         query(TABLE, "SELECT * FROM range(1000000)")
     assert query(TABLE, "SELECT max(x) AS m FROM manifest").to_pylist() == [{"m": 2.0}]
@@ -641,7 +642,7 @@ def test_a_local_ray_listens_on_loopback_with_a_token_of_its_own() -> None:
     script = """
 import os, re
 from pathlib import Path
-from pipeline import actors
+from pipeline.execute import actors
 actors.connect(None, 1)
 
 def ours(number):
@@ -684,7 +685,7 @@ def test_importing_changes_no_guard_of_pillow() -> None:
     script = """
 from PIL import Image
 before = Image.MAX_IMAGE_PIXELS
-import pipeline.images, pipeline.reader, pipeline.worker
+import pipeline.formats.images, pipeline.read.dataset, pipeline.encode.worker
 assert Image.MAX_IMAGE_PIXELS == before is not None
 """
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], timeout=120).returncode == 0

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import BudgetInfeasibleError
-from pipeline.rate import (
+from pipeline.plan.allocation import (
     OBJECTIVES,
     CurveSet,
     Limits,
