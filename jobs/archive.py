@@ -17,7 +17,8 @@ from jobs.output import raw
 from pipeline.text import redacted, shown
 
 if TYPE_CHECKING:
-    from pipeline.archive.commits import Archive, Commit
+    from pipeline.archive.archive import Archive
+    from pipeline.archive.commits import Commit
     from pipeline.limits import Limits
     from pipeline.run.report import Reporter
 
@@ -102,7 +103,7 @@ def _share(text: str) -> float:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from pipeline.archive.commits import Archive, MissingArchiveError
+    from pipeline.archive.archive import Archive, MissingArchiveError
     from pipeline.store.storage import Store
 
     try:
@@ -142,7 +143,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _pace(archive: Archive, records: list[Commit]) -> dict[str, Any]:
     """What the times of the objects say of a run that is not finished."""
-    from pipeline.archive.commits import commit_name
+    from pipeline.archive.layout import commit_name
 
     now = time.time()
     written = archive.store.ages("commits")
@@ -184,7 +185,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _verified(arguments: argparse.Namespace, verify: Any, reporter: Reporter) -> int:
-    from pipeline.archive.commits import Archive
+    from pipeline.archive.archive import Archive
 
     if arguments.decode:
         with contextlib.redirect_stdout(sys.stderr):  # Ray speaks of lost workers there
@@ -206,7 +207,7 @@ def _verified(arguments: argparse.Namespace, verify: Any, reporter: Reporter) ->
 
 
 def _gc(arguments: argparse.Namespace) -> int:
-    from pipeline.archive.commits import Archive
+    from pipeline.archive.archive import Archive
     from pipeline.read import gc
 
     archive = Archive(arguments.archive)
@@ -232,7 +233,7 @@ def _finish(problems: list[str], done: str, verdict: str) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    from pipeline.archive.commits import Archive
+    from pipeline.archive.archive import Archive
     from pipeline.errors import UsageError
     from pipeline.read.audit import query, summary
 

@@ -74,7 +74,7 @@ def _add_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _compress(arguments: argparse.Namespace) -> int:
-    from pipeline.archive.commits import sha256
+    from pipeline.archive.layout import sha256
     from pipeline.errors import UsageError
     from pipeline.plan.config import BUDGET_KINDS, Budget, CompressConfig
     from pipeline.run.compress import Run
@@ -163,7 +163,7 @@ def _read_table(path: str) -> bytes:
 def _summarise(destination: str, outcome: Outcome, as_json: bool) -> int:
     from jobs.archive import print_summary
     from jobs.cli import EXIT_BUDGET, EXIT_SOME_FAILED
-    from pipeline.archive.commits import Archive
+    from pipeline.archive.archive import Archive
     from pipeline.read.audit import summary
 
     assert outcome.sealed is not None

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.archive.commits import Archive
+from pipeline.archive.archive import Archive
 from pipeline.read import verify
 
 ROOT = Path(__file__).parents[1]

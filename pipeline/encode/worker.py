@@ -28,7 +28,8 @@ from msinn_core.checkpoint import LoadedModel
 from msinn_core.codec import Codec, Latents, Symbols
 from msinn_core.errors import CodecError
 from pipeline.archive import manifest
-from pipeline.archive.commits import Commit, commit, sha256
+from pipeline.archive.commits import Commit, commit
+from pipeline.archive.layout import sha256
 from pipeline.archive.shard import END_BYTES, Member, ShardWriter, stored_bytes, verify_members
 from pipeline.errors import SourceError
 from pipeline.formats import images

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.archive.commits import Archive
+from pipeline.archive.archive import Archive
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:

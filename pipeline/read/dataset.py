@@ -15,7 +15,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from pipeline.archive.commits import Archive, sha256
+from pipeline.archive.archive import Archive
+from pipeline.archive.layout import sha256
 from pipeline.errors import ManifestError
 from pipeline.formats import images
 from pipeline.limits import DEFAULT, Limits

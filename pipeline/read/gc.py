@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from pipeline.archive.commits import Archive
+from pipeline.archive.archive import Archive
 from pipeline.errors import UsageError
 from pipeline.read.salvage import Salvage
 

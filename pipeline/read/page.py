@@ -13,7 +13,7 @@ import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline.archive.commits import Archive
+from pipeline.archive.archive import Archive
 from pipeline.formats import images
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.audit import summary

@@ -21,7 +21,9 @@ from msinn_core.codec import Codec
 from msinn_core.errors import PixelLimitError
 from msinn_core.picture import Picture
 from pipeline.archive import manifest
-from pipeline.archive.commits import STILL, Archive, Books, Commit, is_shard_name, sha256
+from pipeline.archive.archive import Archive, Books
+from pipeline.archive.commits import Commit
+from pipeline.archive.layout import STILL, is_shard_name, sha256
 from pipeline.errors import ManifestError, StorageError, UsageError
 from pipeline.execute import actors
 from pipeline.execute.executor import Executor, InProcess, Job, Trials, WorkersError, isolate, patience, processors

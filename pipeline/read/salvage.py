@@ -13,7 +13,9 @@ import pyarrow as pa
 
 from msinn_core import bitstream
 from pipeline.archive import manifest
-from pipeline.archive.commits import Archive, Commit, sha256
+from pipeline.archive.archive import Archive
+from pipeline.archive.commits import Commit
+from pipeline.archive.layout import sha256
 from pipeline.archive.shard import iterate_damaged
 from pipeline.encode.worker import member_name, suffix_of
 from pipeline.errors import ManifestError, StorageError

@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.archive.commits import Archive, Commit
+from pipeline.archive.archive import Archive
+from pipeline.archive.commits import Commit
 from pipeline.errors import ManifestError, StorageError, UsageError
 from pipeline.limits import DEFAULT, MAX_PARQUET_BYTES, Limits
 from pipeline.read.restore import Result, check_place, rows_left, run_over_shards, unfinished

@@ -24,7 +24,10 @@ from msinn_core.checkpoint import LoadedModel, load_model, parse_model
 from msinn_core.errors import CheckpointError
 from msinn_core.integer.ops import COMPILED
 from pipeline.archive import manifest
-from pipeline.archive.commits import ARCHIVE_VERSION, RUN, SEAL, Archive, Commit, MissingArchiveError, json_bytes, seal, sha256
+from pipeline.archive.archive import Archive, MissingArchiveError
+from pipeline.archive.commits import Commit
+from pipeline.archive.layout import ARCHIVE_VERSION, RUN, SEAL, json_bytes, sha256
+from pipeline.archive.seal import seal
 from pipeline.encode.worker import ANALYSIS_SCHEMA, ImageTask, ShardTask, ShardWorker, WorkConfig
 from pipeline.errors import ManifestError, StorageError, UsageError
 from pipeline.execute import actors

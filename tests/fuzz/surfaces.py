@@ -28,7 +28,8 @@ from msinn_core.entropy import rans
 from msinn_core.errors import CodecError
 from msinn_core.integer.ops import Compiled
 from pipeline.archive import manifest
-from pipeline.archive.commits import Archive, sha256
+from pipeline.archive.archive import Archive
+from pipeline.archive.layout import sha256
 from pipeline.archive.shard import iterate_bytes, iterate_damaged
 from pipeline.errors import PipelineError
 from pipeline.formats import images

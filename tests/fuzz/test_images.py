@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from msinn_core.codec import Codec
-from pipeline.archive.commits import Archive
+from pipeline.archive.archive import Archive
 from pipeline.formats import images
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.read.restore import restore

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from jobs.cli import main
-from pipeline.archive.commits import Archive
+from pipeline.archive.archive import Archive
 from pipeline.read import verify
 from pipeline.read.audit import summary
 from pipeline.read.restore import restore

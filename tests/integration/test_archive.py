@@ -21,7 +21,7 @@ from PIL import Image
 
 from jobs.cli import main
 from msinn_core import metrics
-from pipeline.archive.commits import Archive
+from pipeline.archive.archive import Archive
 from pipeline.errors import BudgetInfeasibleError, ManifestError, UsageError
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.read import verify
@@ -307,7 +307,8 @@ def test_tar_shards_and_parquet_as_sources(photos: Path, tmp_path: Path) -> None
 def test_hostile_names_in_a_manifest_never_leave_the_target(copy: Path, tmp_path: Path) -> None:
     """Whoever can write the archive could also recompute its hashes: restore must not trust names even then."""
     from pipeline.archive import manifest
-    from pipeline.archive.commits import Commit, sha256
+    from pipeline.archive.commits import Commit
+    from pipeline.archive.layout import sha256
 
     (copy / "MANIFEST.json").unlink()
     commit_path = sorted((copy / "commits").iterdir())[0]

@@ -21,7 +21,8 @@ from msinn_core.checkpoint import LoadedModel
 from msinn_core.codec import Codec
 from msinn_core.errors import BitstreamError
 from msinn_core.picture import Picture
-from pipeline.archive.commits import Archive, commit_name
+from pipeline.archive.archive import Archive
+from pipeline.archive.layout import commit_name
 from pipeline.encode.worker import ImageTask, ShardTask, ShardWorker, WorkConfig
 from pipeline.errors import DamagedError, ManifestError, StorageError
 from pipeline.execute import actors

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline.archive.commits import Archive
+from pipeline.archive.archive import Archive
 from pipeline.errors import ManifestError, StorageError
 from pipeline.execute import executor
 from pipeline.execute.executor import InProcess, Job

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from msinn_core.checkpoint import load_model
-from pipeline.archive.commits import Archive, Commit
+from pipeline.archive.archive import Archive
+from pipeline.archive.commits import Commit
 from pipeline.encode.worker import ImageTask, ShardWorker, WorkConfig
 from pipeline.errors import ManifestError, StorageError
 from pipeline.execute import actors

@@ -29,7 +29,8 @@ from jobs.cli import main
 from msinn_core import bitstream
 from msinn_core.checkpoint import parse_model
 from msinn_core.errors import CheckpointError
-from pipeline.archive.commits import Archive, sha256
+from pipeline.archive.archive import Archive
+from pipeline.archive.layout import sha256
 from pipeline.errors import ManifestError, SourceError, UsageError
 from pipeline.execute import actors
 from pipeline.formats.parquet import Chunk, Group

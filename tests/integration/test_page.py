@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from jobs.cli import main
-from pipeline.archive.commits import Archive
+from pipeline.archive.archive import Archive
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.run.compress import Run
 from pipeline.run.report import JsonReporter

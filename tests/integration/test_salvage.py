@@ -13,7 +13,8 @@ import pytest
 
 from jobs.cli import main
 from pipeline.archive import manifest
-from pipeline.archive.commits import Archive, sha256
+from pipeline.archive.archive import Archive
+from pipeline.archive.layout import sha256
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.read import verify
 from pipeline.run.compress import Run

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from jobs.cli import main
 from msinn_core.metrics import mse
 from pipeline.archive import manifest
-from pipeline.archive.commits import Archive
+from pipeline.archive.archive import Archive
 from pipeline.read.dataset import ArchiveDataset
 from pipeline.read.restore import restore
 from tests.conftest import encoded, make_photos
