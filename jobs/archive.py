@@ -387,7 +387,7 @@ def _restore(arguments: argparse.Namespace) -> int:
 def _get(arguments: argparse.Namespace) -> int:
     from pipeline.errors import UsageError
     from pipeline.formats.images import IMAGE_SUFFIXES
-    from pipeline.read.restore import get
+    from pipeline.read.get import get
 
     if arguments.metadata:
         return _get_metadata(arguments)
@@ -415,8 +415,8 @@ _SAME_FORMAT = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif
 
 def _get_metadata(arguments: argparse.Namespace) -> int:
     from pipeline.errors import UsageError
-    from pipeline.formats.metadata import jpeg_segments, png_chunks, segment_name
-    from pipeline.read.restore import metadata_of
+    from pipeline.formats.segments import jpeg_segments, png_chunks, segment_name
+    from pipeline.read.get import metadata_of
 
     found = metadata_of(arguments.archive, arguments.key, limits=_limits(arguments))
     for name, data in found.items():

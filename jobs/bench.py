@@ -344,7 +344,7 @@ def _bench_predict(arguments: argparse.Namespace) -> int:
     from msinn_core.checkpoint import load_model
     from msinn_core.codec import Codec
     from pipeline.formats import images
-    from pipeline.plan.allocation import CurveSet
+    from pipeline.plan.curves import CurveSet
     from pipeline.sources import Fetcher, scan
 
     torch.set_num_threads(1)
@@ -391,7 +391,9 @@ def _bench_predict(arguments: argparse.Namespace) -> int:
 def _bench_plan(arguments: argparse.Namespace) -> int:
     import numpy as np
 
-    from pipeline.plan.allocation import CurveSet, SlopeHistogram, Upgrades, allocate, quick_threshold, threshold_for, tie_breaks
+    from pipeline.plan.allocation import Upgrades, allocate, tie_breaks
+    from pipeline.plan.curves import CurveSet
+    from pipeline.plan.histogram import SlopeHistogram, quick_threshold, threshold_for
 
     anchors, chunk = np.arange(12.0), 8192
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.archive.commits import Commit
-    from pipeline.encode.worker import ShardWorker, WorkConfig
+    from pipeline.encode.tasks import WorkConfig
+    from pipeline.encode.worker import ShardWorker
 
 
 def add_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -87,7 +88,7 @@ def _bench_run(arguments: argparse.Namespace) -> int:
     import multiprocessing
     import uuid
 
-    from pipeline.execute import actors
+    from pipeline.execute import connection
     from pipeline.plan.config import Budget, CompressConfig
     from pipeline.run.compress import Run
     from pipeline.sources import scan
@@ -106,7 +107,7 @@ def _bench_run(arguments: argparse.Namespace) -> int:
             destination = f"{arguments.destination or folder}/bench-{uuid.uuid4().hex[:8]}"
             clock = _Clock()
             Run(arguments.images, destination, CompressConfig(budget=Budget(kind="q", value=arguments.q)), clock, workers=workers).execute()
-            actors.disconnect()
+            connection.disconnect()
         times = sorted(clock.commits)
         took = times[-1][0] - clock.phases["begin"]
         steady = sum(images for _, images in times[1:]) / max(times[-1][0] - times[0][0], 1e-9)
@@ -156,7 +157,7 @@ def _bench_driver(arguments: argparse.Namespace) -> int:
     import numpy as np
     from PIL import Image
 
-    from pipeline.execute import actors
+    from pipeline.execute import connection
     from pipeline.plan.config import Budget, CompressConfig
     from pipeline.run import compress
 
@@ -190,7 +191,7 @@ def _bench_driver(arguments: argparse.Namespace) -> int:
         stop.set()
         watcher.join()
         took = time.perf_counter() - clock.phases["encode"]
-        actors.disconnect()
+        connection.disconnect()
     cpu = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / arguments.images
     encoding = [sample for sample in samples if sample[0] > clock.phases["encode"] - began]
     third = max(1, len(encoding) // 3)

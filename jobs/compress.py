@@ -14,7 +14,7 @@ from jobs.arguments import add_executor, executor_of, size
 from pipeline.text import shown
 
 if TYPE_CHECKING:
-    from pipeline.execute.actors import Resources
+    from pipeline.execute.connection import Resources
     from pipeline.plan.planner import Outlook
     from pipeline.run.compress import Outcome, Plan
 
@@ -135,7 +135,7 @@ def _compress(arguments: argparse.Namespace) -> int:
 
 def _resources(arguments: argparse.Namespace) -> Resources:
     from pipeline.errors import UsageError
-    from pipeline.execute.actors import Resources
+    from pipeline.execute.connection import Resources
 
     gpus = arguments.gpus_per_worker
     if gpus is not None and arguments.device != "cuda":

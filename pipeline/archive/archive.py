@@ -25,7 +25,8 @@ from pipeline.archive.layout import (
 )
 from pipeline.errors import ManifestError, PipelineError, StorageError
 from pipeline.limits import MAX_COMMIT_BYTES, MAX_MODEL_BYTES, MAX_PARQUET_BYTES, MAX_RUN_BYTES
-from pipeline.store.storage import Store, from_outside, is_transient
+from pipeline.store.errors import from_outside, is_transient
+from pipeline.store.storage import Store
 
 
 class Books(NamedTuple):

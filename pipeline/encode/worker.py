@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import socket
 import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,20 @@ import torch
 
 from msinn_core import bitstream, metrics
 from msinn_core.checkpoint import LoadedModel
-from msinn_core.codec import Codec, Latents, Symbols
+from msinn_core.codec import Codec
 from msinn_core.errors import CodecError
 from pipeline.archive import manifest
 from pipeline.archive.commits import Commit, commit
 from pipeline.archive.layout import sha256
+from pipeline.archive.members import member_name, suffix_of
 from pipeline.archive.shard import END_BYTES, Member, ShardWriter, stored_bytes, verify_members
+from pipeline.encode.item import Item, released
+from pipeline.encode.tasks import ANALYSIS_SCHEMA, ImageTask, ShardTask, WorkConfig
 from pipeline.errors import SourceError
 from pipeline.formats import images
 from pipeline.formats.decoding import Loader
 from pipeline.limits import MAX_PARQUET_BYTES
-from pipeline.plan.allocation import PASSTHROUGH_Q, mse_of_psnr
+from pipeline.plan.curves import PASSTHROUGH_Q, mse_of_psnr
 from pipeline.plan.trim import Trimmer
 from pipeline.sources import Fetcher, SourceRecord
 from pipeline.sources.record import printable, utc
@@ -53,99 +55,6 @@ _SEARCH_TRIES = 8
 _LOOKAHEAD = 3
 _TRIM_PIXELS = 16_000_000
 """Images that are trimmed together stay in memory with their latents and symbols, about 30 bytes per pixel."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkConfig:
-    """What a worker needs to know of the run; see `CompressConfig`."""
-
-    target_psnr_db: float | None
-    max_pixels: int
-    count_sidecars: bool
-    ms_ssim: bool
-    device: str = "cpu"
-    sampled_analysis: bool = False
-
-
-@dataclass(frozen=True)
-class ImageTask:
-    """One image of a shard and its planned rate.
-
-    Attributes:
-        record: Where it is.
-        q: Rate index; infinite to keep the file.
-        predicted_bytes: Stored bytes that the plan expects, 0 without a plan.
-        clamp: `none`, `floor` or `cap`.
-        skip_reason: Keep the file for this reason, whatever q says; if it is that the file cannot be read, leave it out.
-        pixels: Its size, 0 if unknown.
-        min_psnr_db: Floor of this image, or None.
-        min_q: Least q that the trim or a search may choose; `max_q`: largest.
-    """
-
-    record: SourceRecord
-    q: float
-    predicted_bytes: float = 0.0
-    clamp: str = "none"
-    skip_reason: str | None = None
-    pixels: int = 0
-    min_psnr_db: float | None = None
-    min_q: float = 0.0
-    max_q: float = np.inf
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardTask:
-    """One shard to encode.
-
-    Attributes:
-        shard_id: Its number.
-        attempt: Unique id of this attempt.
-        images: In archive order.
-        plan_rev: Revision of the plan.
-        multiplier: The plan's, for the manifest.
-        limit_bytes: Counted bytes that this shard must not exceed and should use up (the trim), or None.
-    """
-
-    shard_id: int
-    attempt: str
-    images: tuple[ImageTask, ...]
-    plan_rev: int = 0
-    multiplier: float = 0.0
-    limit_bytes: int | None = None
-
-
-@dataclass
-class _Item:
-    """An image on its way through the shard."""
-
-    task: ImageTask
-    source: bytes | None
-    loaded: images.LoadedImage
-    fetch_ms: float
-    decode_ms: float
-    model_ms: float = 0.0
-    entropy_ms: float = 0.0
-    verify_ms: float = 0.0
-    reason: str | None = None
-    message: str | None = None
-    latents: Latents | None = None
-    symbols: Symbols | None = None
-    data: bytes | None = None
-    mse: float = 0.0
-    ms_ssim: float | None = None
-    recon_sha256: str | None = None
-    q: float | None = None
-    clamp: str = "none"
-    sidecars: list[tuple[str, str, str, datetime | None, bytes]] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)
-
-    @property
-    def coded(self) -> bool:
-        return self.reason is None
-
-    @property
-    def payload(self) -> bytes | None:
-        return self.data if self.coded else self.source
 
 
 class ShardWorker:
@@ -214,7 +123,7 @@ class ShardWorker:
             writer = ShardWriter(path)
             try:
                 if task.limit_bytes is None:
-                    items: Iterator[_Item] = self._encode_stream(task, coder)
+                    items: Iterator[Item] = self._encode_stream(task, coder)
                 else:
                     items = iter(self._encode_within(task, coder))
                 rows, members = self._write(task, items, writer)
@@ -261,10 +170,10 @@ class ShardWorker:
         there = manifest.read(self.store.read(record.manifest, limit=MAX_PARQUET_BYTES), columns=digests).to_pylist()
         return [row["name"] for row in there if made.get(row["key"], (None, [])) != (row["payload_sha256"], row["sidecars"])]
 
-    def _load(self, tasks: list[ImageTask] | tuple[ImageTask, ...], *, with_sidecars: bool = True) -> Iterator[_Item]:
+    def _load(self, tasks: list[ImageTask] | tuple[ImageTask, ...], *, with_sidecars: bool = True) -> Iterator[Item]:
         """Fetch and decode ahead, in order."""
         with ThreadPoolExecutor(_LOOKAHEAD) as pool:
-            waiting: deque[Future[_Item]] = deque()
+            waiting: deque[Future[Item]] = deque()
             remaining = iter(tasks)
             for task in remaining:
                 waiting.append(pool.submit(self._load_one, task, with_sidecars))
@@ -273,7 +182,7 @@ class ShardWorker:
             while waiting:
                 yield waiting.popleft().result()
 
-    def _load_one(self, task: ImageTask, with_sidecars: bool) -> _Item:
+    def _load_one(self, task: ImageTask, with_sidecars: bool) -> Item:
         started = time.perf_counter()
         record = task.record
         sidecars, lost = [], []
@@ -287,7 +196,7 @@ class ShardWorker:
                 raise SourceError(f"{record.source_uri} is left out, as it was before")
             source = self.fetcher.fetch(record.part)
         except SourceError as error:
-            item = _Item(task, None, images.LoadedImage(info=images.ImageInfo()), _ms(started), 0.0, sidecars=sidecars, lost=[*lost, str(error)])
+            item = Item(task, None, images.LoadedImage(info=images.ImageInfo()), _ms(started), 0.0, sidecars=sidecars, lost=[*lost, str(error)])
             item.reason, item.message = images.UNREADABLE, str(error)
             return item
         fetched = time.perf_counter()
@@ -295,15 +204,15 @@ class ShardWorker:
             loaded = images.LoadedImage(info=images.ImageInfo(), reason=task.skip_reason, message="kept as it is")
         else:
             loaded = self.loader.load(source, name=record.name)
-        item = _Item(task, source, loaded, (fetched - started) * 1e3, _ms(fetched), sidecars=sidecars, clamp=task.clamp, lost=lost)
+        item = Item(task, source, loaded, (fetched - started) * 1e3, _ms(fetched), sidecars=sidecars, clamp=task.clamp, lost=lost)
         item.reason, item.message = loaded.reason, loaded.message
         if item.coded and task.q == PASSTHROUGH_Q:
             item.reason, item.message = images.NOT_SMALLER, "the plan keeps the original: coding it would not save bytes"
         return item
 
-    def _encode_stream(self, task: ShardTask, coder: ThreadPoolExecutor) -> Iterator[_Item]:
+    def _encode_stream(self, task: ShardTask, coder: ThreadPoolExecutor) -> Iterator[Item]:
         """Images in order; the entropy coder of one overlaps with the network of the next."""
-        previous: tuple[_Item, Future[None]] | None = None
+        previous: tuple[Item, Future[None]] | None = None
         for item in self._load(task.images):
             self._start(item, item.task.q)
             current = (item, coder.submit(self._pack, item))
@@ -313,11 +222,11 @@ class ShardWorker:
         if previous is not None:
             yield self._finish(*previous)
 
-    def _encode_within(self, task: ShardTask, coder: ThreadPoolExecutor) -> list[_Item]:
+    def _encode_within(self, task: ShardTask, coder: ThreadPoolExecutor) -> list[Item]:
         """The trim: the shard's last images, held in memory together, take up exactly what the others leave of the limit."""
         assert task.limit_bytes is not None
         first, last = _split_for_trim(task.images)
-        items = [_released(item) for item in self._encode_stream(replace(task, images=first), coder)]
+        items = [released(item) for item in self._encode_stream(replace(task, images=first), coder)]
         used = END_BYTES + sum(self._counted_bytes(item) for item in items)
         trimmed = list(self._load(last))
         used += sum(self._counted_bytes(item) for item in trimmed if not item.coded) + sum(
@@ -351,9 +260,9 @@ class ShardWorker:
         for item in coded:
             self._keep_if_larger(item)
             item.latents = None
-        return items + [_released(item) for item in trimmed]
+        return items + [released(item) for item in trimmed]
 
-    def _counted_bytes(self, item: _Item) -> int:
+    def _counted_bytes(self, item: Item) -> int:
         return (stored_bytes(len(item.payload)) if item.payload is not None else 0) + self._sidecar_bytes(item)
 
     def rehearse(self, task: ShardTask) -> int:
@@ -368,10 +277,10 @@ class ShardWorker:
             pixels = sum((item.loaded.info.width or 0) * (item.loaded.info.height or 0) for item in self._encode_stream(task, coder))
         return pixels, time.perf_counter() - started
 
-    def _sidecar_bytes(self, item: _Item) -> int:
+    def _sidecar_bytes(self, item: Item) -> int:
         return sum(stored_bytes(len(data)) for *_, data in item.sidecars) if self.config.count_sidecars else 0
 
-    def _start(self, item: _Item, q: float) -> None:
+    def _start(self, item: Item, q: float) -> None:
         """The network's part of coding at q."""
         if not item.coded or item.loaded.picture is None:
             return
@@ -385,7 +294,7 @@ class ShardWorker:
             item.latents = None
         item.model_ms += _ms(started)
 
-    def _pack(self, item: _Item) -> None:
+    def _pack(self, item: Item) -> None:
         if item.coded and item.symbols is not None:
             started = time.perf_counter()
             try:
@@ -394,7 +303,7 @@ class ShardWorker:
                 item.reason, item.message = images.CODEC_FAILED, str(error)[:300]
             item.entropy_ms += _ms(started)
 
-    def _finish(self, item: _Item, packed: Future[None]) -> _Item:
+    def _finish(self, item: Item, packed: Future[None]) -> Item:
         packed.result()
         if item.coded:
             self._verify(item)
@@ -402,11 +311,11 @@ class ShardWorker:
         item.latents = None
         return item
 
-    def _keep_if_larger(self, item: _Item) -> None:
+    def _keep_if_larger(self, item: Item) -> None:
         if item.coded and item.source is not None and stored_bytes(len(item.data or b"")) >= stored_bytes(len(item.source)):
             item.reason, item.message = images.NOT_SMALLER, "the original file is not larger than the coded one"
 
-    def _measure(self, item: _Item) -> bool:
+    def _measure(self, item: Item) -> bool:
         """Decode from the bytes, compare with what the encoder meant, measure. False if the decoder does not agree."""
         assert item.data is not None
         assert item.symbols is not None
@@ -430,7 +339,7 @@ class ShardWorker:
         item.verify_ms += _ms(started)
         return True
 
-    def _verify(self, item: _Item) -> None:
+    def _verify(self, item: Item) -> None:
         """Measure, and search another q while a quality target or floor is missed."""
         if not self._measure(item):
             return
@@ -440,7 +349,7 @@ class ShardWorker:
             return
         self._search(item, target)
 
-    def _search(self, item: _Item, target_db: float) -> None:
+    def _search(self, item: Item, target_db: float) -> None:
         """Bracket and interpolate q until PSNR lies in [target, target + 0.05]; keep the cheapest q seen at or above the target."""
         assert item.symbols is not None
         good: tuple[float, Any] | None = None
@@ -478,7 +387,7 @@ class ShardWorker:
 
     # ---- writing ----
 
-    def _write(self, task: ShardTask, items: Iterator[_Item], writer: ShardWriter) -> tuple[list[dict[str, Any]], list[Member]]:
+    def _write(self, task: ShardTask, items: Iterator[Item], writer: ShardWriter) -> tuple[list[dict[str, Any]], list[Member]]:
         rows, members = [], []
         for item in items:
             record = item.task.record
@@ -488,9 +397,9 @@ class ShardWorker:
                 member = writer.add(f"{record.key}.{suffix}", item.payload)
                 members.append(member)
             sidecars: list[dict[str, Any]] = []
-            for number, (name, keep, member_name, mtime, data) in enumerate(item.sidecars):
+            for number, (name, keep, wanted, mtime, data) in enumerate(item.sidecars):
                 taken = {member.name if member else None, *(side["member"] for side in sidecars)}
-                side = writer.add(f"{record.key}.{number}.side" if member_name in taken else member_name, data)
+                side = writer.add(f"{record.key}.{number}.side" if wanted in taken else wanted, data)
                 members.append(side)
                 sidecars.append(
                     {
@@ -508,7 +417,7 @@ class ShardWorker:
             item.source = None
         return rows, members
 
-    def _row(self, task: ShardTask, item: _Item, member: Member | None, sidecars: list[dict[str, Any]]) -> dict[str, Any]:
+    def _row(self, task: ShardTask, item: Item, member: Member | None, sidecars: list[dict[str, Any]]) -> dict[str, Any]:
         record, info, picture = item.task.record, item.loaded.info, item.loaded.picture
         coded = item.coded
         pixels = info.width * info.height if info.width and info.height else None
@@ -611,30 +520,6 @@ class ShardWorker:
         return commit(self.store, record)
 
 
-ANALYSIS_SCHEMA = pa.schema(
-    [
-        ("index", pa.int64()),
-        ("source_bytes", pa.int64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("reason", pa.string()),
-        ("sidecar_bytes", pa.int64()),
-        ("bytes", pa.list_(pa.float64())),
-        ("mse", pa.list_(pa.float64())),
-    ]
-)
-
-
-def _released(item: _Item) -> _Item:
-    """An image that is done, without what took its memory: the pixels and symbols of a whole shard would be gigabytes."""
-    item.q = item.symbols.q if item.symbols is not None else None
-    item.symbols = item.latents = None
-    if item.loaded.picture is not None:
-        picture = item.loaded.picture
-        item.loaded = replace(item.loaded, picture=replace(picture, pixels=picture.pixels[:1, :1].copy(), alpha=None))
-    return item
-
-
 def _split_for_trim(tasks: tuple[ImageTask, ...]) -> tuple[tuple[ImageTask, ...], tuple[ImageTask, ...]]:
     """Cut off the last images up to a bound in pixels; at least one of them can be coded if any can."""
     pixels = 0
@@ -647,18 +532,3 @@ def _split_for_trim(tasks: tuple[ImageTask, ...]) -> tuple[tuple[ImageTask, ...]
 
 def _ms(started: float) -> float:
     return (time.perf_counter() - started) * 1e3
-
-
-def suffix_of(name: str) -> str:
-    """What the member of a file that is kept as it is ends with."""
-    base = name.rpartition("/")[2]
-    suffix = re.sub(r"[^A-Za-z0-9]", "", base.rpartition(".")[2])[:16] if "." in base else ""
-    # `.msn` is what coded pictures are called.
-    return suffix.lower() if suffix and suffix.lower() != "msn" else "bin"
-
-
-def member_name(key: str, name: str) -> str:
-    """What a sidecar is called in the shard, unless that is taken."""
-    base = name.rpartition("/")[2]
-    suffix = re.sub(r"[^A-Za-z0-9._-]", "_", base.partition(".")[2])[:60].strip(".")
-    return f"{key}.{suffix or 'side'}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipeline.errors import PipelineError, StorageError
-from pipeline.store.storage import back_off
+from pipeline.store.errors import back_off
 
 TASK_RETRIES = 6
 

@@ -15,7 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from msinn_core.picture import Picture
-from pipeline.formats.metadata import Carried, carried, insert_chunks, jpeg_metadata_bytes, picture_end, restored_chunks
+from pipeline.formats.metadata import Carried, carried, insert_chunks, picture_end, restored_chunks
+from pipeline.formats.segments import jpeg_metadata_bytes
 
 IMAGE_SUFFIXES = frozenset(
     (

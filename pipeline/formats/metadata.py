@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 import re
 import struct
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
+
+from pipeline.formats.segments import EXTENDED_XMP, PNG_SIGNATURE, jpeg_end, jpeg_segments, png_chunk, png_chunks, segment_name
 
 MAX_CARRIED_BYTES = 1 << 20
 """Segments or chunks beyond this are no longer beside the point: the file is kept as it is."""
@@ -25,14 +25,11 @@ MAX_ICC_BYTES = 1_000_000
 """What readers of PNG inflate of a profile."""
 
 _EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
-_EXTENDED_XMP = b"http://ns.adobe.com/xmp/extension/\0"
 _SECOND_IMAGES = {b"FLIR\0": "a thermal image (FLIR)", b"MPF\0": "an index of further images (MPF)", b"HDR_RI": "a high dynamic range image"}
 _EMBEDDED = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"/9j/", b"iVBORw0KGgo")
 """A JPEG or a PNG, as bytes or in base64."""
 
 _OWN_THUMBNAILS = (_EXIF, b"JFXX\0", b"Photoshop 3.0\0", b"JP\0", _ICC)
-_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,54 +90,6 @@ def carried(image: Image.Image, data: bytes) -> Carried:
     return replace(found, listed=named + found.listed[:MAX_ITEMS], uncarried=uncarried)
 
 
-# JPEG --------------------------------------------------------------------------------------------------------------------------------------------
-
-
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """`(marker, content)` of every APPn and COM segment, also of those between scans.
-
-    Args:
-        data: A JPEG file, or segments one after the other.
-    """
-    position = 2 if data[:2] == b"\xff\xd8" else 0
-    while (match := _MARKER.search(data, position)) is not None:
-        marker, at = data[match.start() + 1], match.end()
-        if marker in (0x01, 0xD8):
-            position = at
-            continue
-        if marker == 0xD9 or at + 2 > len(data):
-            return
-        length = int.from_bytes(data[at : at + 2], "big")
-        if 0xE0 <= marker <= 0xEF or marker == 0xFE:
-            yield marker, data[at + 2 : at + max(length, 2)]
-        # After a scan's header come its samples, in which the search finds the next marker.
-        position = at + max(length, 2)
-
-
-def jpeg_metadata_bytes(data: bytes) -> int:
-    """Bytes of APPn and COM segments before the first scan of a JPEG file; 0 for other files. Pillow joins them in quadratic time."""
-    total, position = 0, 2
-    while data[:3] == b"\xff\xd8\xff" and (match := _MARKER.search(data, position)) is not None:
-        marker, at = data[match.start() + 1], match.end()
-        if marker in (0xD9, 0xDA):
-            break
-        length = 0 if marker in (0x01, 0xD8) else max(2, int.from_bytes(data[at : at + 2], "big"))
-        total += length if 0xE0 <= marker <= 0xEF or marker == 0xFE else 0
-        position = at + length
-    return total
-
-
-def jpeg_end(data: bytes) -> int | None:
-    """Where the first picture of a JPEG file ends: after its EOI; None if there is none."""
-    position = 2
-    while (match := _MARKER.search(data, position)) is not None:
-        marker, at = data[match.start() + 1], match.end()
-        if marker == 0xD9:
-            return at
-        position = at if marker in (0x01, 0xD8) else at + max(2, int.from_bytes(data[at : at + 2], "big"))
-    return None
-
-
 def picture_end(image: Image.Image, data: bytes) -> int | None:
     """First byte after the picture; None where this is not known.
 
@@ -156,15 +105,6 @@ def picture_end(image: Image.Image, data: bytes) -> int | None:
     if image.format == "PPM" and data[:2] in (b"P5", b"P6"):
         return _ppm_header(data, 3)[0] + 1 + image.width * image.height * len(image.getbands())
     return None
-
-
-def segment_name(marker: int, content: bytes) -> str:
-    """`APP13 Photoshop 3.0`, `COM`: what people call a segment."""
-    if marker == 0xFE:
-        return "COM"
-    label = content[:40].split(b"\0")[0]
-    text = label.decode("ascii", "replace") if 2 <= len(label) < 40 and all(32 <= byte < 127 for byte in label) else ""
-    return f"APP{marker - 0xE0} {text}".strip()
 
 
 def _says_nothing(marker: int, content: bytes) -> bool:
@@ -209,8 +149,8 @@ def _second_image(segments: list[tuple[int, bytes]]) -> str | None:
                 return f"{segment_name(marker, content)} holds {what}"
         if not content.startswith(_OWN_THUMBNAILS):
             # Extended XMP: 35 bytes of name, 32 of a digest, 8 of size and offset.
-            start = content[:67] if content.startswith(_EXTENDED_XMP) else content[:8]
-            series.setdefault(bytes((marker,)) + start, []).append(content[75:] if content.startswith(_EXTENDED_XMP) else content)
+            start = content[:67] if content.startswith(EXTENDED_XMP) else content[:8]
+            series.setdefault(bytes((marker,)) + start, []).append(content[75:] if content.startswith(EXTENDED_XMP) else content)
     for key, parts in series.items():
         if len(parts) > 1 and any(mark in b"".join(parts) for mark in _EMBEDDED):
             return f"{segment_name(key[0], key[1:])} holds another image"
@@ -230,33 +170,6 @@ def _num_images(content: bytes) -> int:
     except struct.error:
         pass
     return 2
-
-
-# PNG ---------------------------------------------------------------------------------------------------------------------------------------------
-
-
-def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """`(type, content, whole chunk)` of a PNG file, or of chunks one after the other.
-
-    Raises:
-        ValueError: A chunk is cut short.
-    """
-    position = len(PNG_SIGNATURE) if data.startswith(PNG_SIGNATURE) else 0
-    while position < len(data):
-        length = int.from_bytes(data[position : position + 4], "big")
-        end = position + 12 + length
-        if end > len(data):
-            raise ValueError("a PNG chunk is cut short")
-        kind = data[position + 4 : position + 8]
-        yield kind, data[position + 8 : end - 4], data[position:end]
-        if kind == b"IEND":
-            return
-        position = end
-
-
-def png_chunk(kind: bytes, content: bytes) -> bytes:
-    """A whole chunk."""
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 _PIXELS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS"}

@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO
 
-from pipeline.store.storage import from_outside
+from pipeline.store.errors import from_outside
 
 MAX_HEADER_BYTES = 1 << 20
 """Of a long name or a block of attributes before a member."""

@@ -9,109 +9,24 @@ once: histograms of shards add up and subtract, so a plan needs memory for the b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BudgetInfeasibleError
-
-Array = NDArray[np.float64]
-Indexes = NDArray[np.intp]
-
-GRID_STEP = 0.125
-PASSTHROUGH_Q = np.inf
-"""The q of an image that is kept as its original file: no distortion, its own size."""
+from pipeline.plan.curves import PASSTHROUGH_Q, ROUNDING_MSE, Array, CurveSet, Indexes
 
 OBJECTIVES = ("mse", "psnr", "minimum")
-_ROUNDING_MSE = 1 / 12
-"""The error that pixels of 8 bits have before anybody codes them. Nobody is served by less: without this floor the logarithm of no error at all, an
-original that is kept, would outweigh everything."""
-
-_KEYS = (-64.0, 64.0)
-_BINS, _NARROW_BINS = 16_384, 8192
 _TIE = 1e-3
 """Keys are moved by up to this much, by image, so that a dataset of equal images can be divided too. It costs a millionth of the error."""
-
-
-def mse_of_psnr(psnr_db: float) -> float:
-    """MSE in 8-bit code values at a PSNR in dB."""
-    return float(255.0**2 * 10 ** (-psnr_db / 10))
 
 
 def tie_breaks(index: NDArray[np.int64]) -> Array:
     """Small numbers `[N]` that depend on the image's number alone."""
     mixed = np.asarray(index, np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     return np.asarray(_TIE * ((mixed >> np.uint64(40)).astype(np.float64) / 2**24 - 0.5))
-
-
-@dataclass(frozen=True)
-class CurveSet:
-    """Rate and distortion of many images on one grid of q.
-
-    Attributes:
-        q: `[J]`, rising.
-        stored: `[N, J]`, bytes in the archive at each q.
-        mse: `[N, J]`, in 8-bit code values.
-        pixels: `[N]`.
-        original: `[N]`, stored bytes if the image is kept as its file.
-    """
-
-    q: Array
-    stored: Array
-    mse: Array
-    pixels: Array
-    original: Array
-
-    @classmethod
-    def from_anchors(cls, q: Array, stored: Array, mse: Array, pixels: Array, original: Array) -> CurveSet:
-        """Lay natural cubic splines through the logarithms of curves known at the anchors `q` `[A]`, on a grid of step 1/8.
-
-        Args:
-            q: Anchor rates.
-            stored: `[N, A]`, bytes in the archive.
-            mse: `[N, A]`.
-            pixels: `[N]`.
-            original: `[N]`.
-        """
-        grid = np.arange(q[0], q[-1] + GRID_STEP / 2, GRID_STEP)
-        weights = _spline(q, grid)
-
-        def at_grid(values: Array) -> Array:
-            found = np.log(np.maximum(values, 1e-12)) @ weights
-            return np.asarray(np.exp(found, out=found))
-
-        def ordered(values: Array, ahead: np.ufunc) -> Array:
-            # Sizes rise and errors fall with q by construction of the gains; a prediction that says otherwise is noise.
-            broken = np.flatnonzero((ahead(values[:, 1:], values[:, :-1]) != values[:, 1:]).any(axis=1))
-            values[broken] = ahead.accumulate(values[broken], axis=1)
-            return values
-
-        return cls(grid, ordered(at_grid(stored), np.maximum), ordered(at_grid(mse), np.minimum), pixels, original)
-
-    def take(self, rows: Indexes) -> CurveSet:
-        """Some of the images."""
-        return CurveSet(self.q, self.stored[rows], self.mse[rows], self.pixels[rows], self.original[rows])
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-
-def _spline(knots: Array, at: Array) -> Array:
-    """Matrix `[A, J]` that takes values at the knots to a natural cubic spline's values at other places."""
-    n, h = len(knots), np.diff(knots)
-    system = np.eye(n)
-    right = np.zeros((n, n))
-    for i in range(1, n - 1):
-        system[i, i - 1 : i + 2] = h[i - 1], 2 * (h[i - 1] + h[i]), h[i]
-        right[i, i - 1 : i + 2] = 6 / h[i - 1], -6 / h[i - 1] - 6 / h[i], 6 / h[i]
-    curvature = np.linalg.solve(system, right)
-    left = np.clip(np.searchsorted(knots, at, side="right") - 1, 0, n - 2)
-    a, b = (knots[left + 1] - at) / h[left], (at - knots[left]) / h[left]
-    values = np.eye(n)
-    bent = ((a**3 - a)[:, None] * curvature[left] + (b**3 - b)[:, None] * curvature[left + 1]) * (h[left] ** 2)[:, None] / 6
-    return np.asarray((a[:, None] * values[left] + b[:, None] * values[left + 1] + bent).T)
 
 
 @dataclass(frozen=True)
@@ -236,7 +151,7 @@ class Upgrades:
         kept = (~replaced).sum(axis=1)
         low, high = (limits or Limits()).choices(curves)
         high = np.maximum(np.minimum(high, kept), low)
-        error = np.maximum(mse, _ROUNDING_MSE) if objective != "mse" else mse * curves.pixels[:, None]
+        error = np.maximum(mse, ROUNDING_MSE) if objective != "mse" else mse * curves.pixels[:, None]
         with np.errstate(divide="ignore", invalid="ignore"):
             if objective == "minimum":
                 key = np.log(error[:, :-1] if weights is None else error[:, :-1] * weights[:, None])
@@ -327,125 +242,6 @@ def _hull_keys(stored: Array, error: Array, low: Indexes, high: Indexes) -> Arra
     return np.asarray(np.nan_to_num(key, nan=-np.inf, posinf=np.inf, neginf=-np.inf))
 
 
-class SlopeHistogram:
-    """Bytes of upgrades by key, between two keys; what every threshold between them would cost.
-
-    Args:
-        low: Least key; upgrades below are left out.
-        high: Largest; upgrades from here are in the base.
-        bins: How many.
-    """
-
-    def __init__(self, low: float = _KEYS[0], high: float = _KEYS[1], bins: int = _BINS) -> None:
-        self.low, self.high = low, high
-        self._scale = bins / (high - low)
-        self._coded, self._kept = np.zeros(bins), np.zeros(bins)
-        self._base_coded = self._base_kept = 0.0
-        self.images = 0
-
-    def add(self, upgrades: Upgrades, sign: int = 1) -> None:
-        """Count a shard's images in, or out again with `sign=-1`."""
-        key = upgrades.key
-        # Comparison, not bins, decides at the edges, so that `Upgrades.at(high)` is the base.
-        bought = (key > self.high).sum(axis=1)
-        coded, kept = upgrades.costs(bought)
-        self._base_coded += sign * float(coded.sum())
-        self._base_kept += sign * float(kept.sum())
-        self.images += sign * len(key)
-        inside = (key <= self.high) & (key > max(self.low, -np.inf)) & np.isfinite(key)
-        size = np.diff(upgrades.stored, axis=1)[inside]
-        bins = np.minimum(((key[inside] - self.low) * self._scale).astype(np.intp), len(self._coded) - 1)
-        self._coded += sign * np.bincount(bins, size, len(self._coded))
-        # The step that replaces a coded image by its original: the coded bytes go, the original's come.
-        rows = np.flatnonzero((upgrades.kept > upgrades.low) & (upgrades.kept <= upgrades.high))
-        replacing = key[rows, upgrades.kept[rows] - 1]
-        some = (replacing <= self.high) & (replacing > self.low) & np.isfinite(replacing)
-        rows, replacing = rows[some], replacing[some]
-        bins = np.minimum(((replacing - self.low) * self._scale).astype(np.intp), len(self._coded) - 1)
-        original = sign * np.bincount(bins, upgrades.stored[rows, -1], len(self._coded))
-        self._coded -= original
-        self._kept += original
-
-    def least(self, factor: float = 1.0) -> float:
-        """Bytes of the base, coded sizes multiplied by `factor`."""
-        return factor * self._base_coded + self._base_kept
-
-    def most(self, factor: float = 1.0) -> float:
-        """Bytes with every upgrade between the two keys."""
-        return self.least(factor) + float(factor * self._coded.sum() + self._kept.sum())
-
-    def cost(self, threshold: float, factor: float = 1.0) -> float:
-        """Bytes at a threshold, bins divided in proportion."""
-        if threshold == -np.inf:
-            return self.most(factor)
-        place = float(np.clip((min(threshold, self.high) - self.low) * self._scale, 0, len(self._coded)))
-        full = int(np.ceil(place))
-        above = factor * self._coded[full:].sum() + self._kept[full:].sum()
-        cut = (full - place) * (factor * self._coded[full - 1] + self._kept[full - 1]) if full else 0.0
-        return self.least(factor) + float(above + cut)
-
-    def bracket(self, budget_bytes: float, factor: float = 1.0) -> tuple[float, float, float]:
-        """The bin in which the budget ends.
-
-        Returns:
-            Its lower and upper key, and the share of it (from above) that the budget pays for: 1 with the lowest bin if everything is paid for.
-        """
-        totals = self.least(factor) + np.cumsum((factor * self._coded + self._kept)[::-1])
-        paid = int(np.searchsorted(np.maximum.accumulate(totals), budget_bytes, side="right"))
-        width = 1 / self._scale
-        if paid == len(totals):
-            return self.low, self.low + width, 1.0
-        before = totals[paid - 1] if paid else self.least(factor)
-        upper = self.high - paid * width
-        share = (budget_bytes - before) / max(totals[paid] - before, 1e-300)
-        return upper - width, upper, float(np.clip(share, 0.0, 1.0))
-
-
-Chunks = Callable[[], Iterable[Upgrades]]
-
-
-def threshold_for(chunks: Chunks, budget_bytes: float, factor: float = 1.0, wide: SlopeHistogram | None = None) -> float:
-    """The least threshold whose cost does not exceed the budget, from two walks over the images and the memory of one chunk.
-
-    Args:
-        chunks: Gives all images, a chunk at a time; called again for the second walk.
-        budget_bytes: For all of them.
-        factor: Of coded sizes.
-        wide: Histogram of all images, if there is one: saves the first walk.
-
-    Raises:
-        BudgetInfeasibleError: See `infeasible`; `blame` is empty.
-    """
-    if wide is None:
-        wide = SlopeHistogram()
-        for chunk in chunks():
-            wide.add(chunk)
-    if wide.least(factor) > budget_bytes * (1 + 1e-12):
-        raise infeasible(wide.least(factor), budget_bytes)
-    if wide.most(factor) <= budget_bytes:
-        return -np.inf
-    low, high, _ = wide.bracket(budget_bytes, factor)
-    # One bin more on either side: bins and comparisons may round differently at the edges.
-    narrow = SlopeHistogram(low - (high - low), high + (high - low), _NARROW_BINS)
-    for chunk in chunks():
-        narrow.add(chunk)
-    return narrow.bracket(budget_bytes, factor)[1]
-
-
-def quick_threshold(wide: SlopeHistogram, budget_bytes: float, factor: float = 1.0) -> float:
-    """As `threshold_for` from the histogram alone, interpolating within the last bin: for datasets too large to walk over at every revision.
-
-    Raises:
-        BudgetInfeasibleError: As there.
-    """
-    if wide.least(factor) > budget_bytes * (1 + 1e-12):
-        raise infeasible(wide.least(factor), budget_bytes)
-    if wide.most(factor) <= budget_bytes:
-        return -np.inf
-    low, high, share = wide.bracket(budget_bytes, factor)
-    return high - share * (high - low)
-
-
 def allocate(
     curves: CurveSet,
     budget_bytes: float,
@@ -499,16 +295,3 @@ def infeasible(least_bytes: float, budget_bytes: float, blame: Iterable[int] = (
     error.least_bytes = least_bytes
     error.blame = list(blame)
     return error
-
-
-def q_for_psnr(curves: CurveSet, psnr_db: float) -> Array:
-    """Per image, the least q predicted to reach a PSNR (the best q where none does), on the continuous curve."""
-    target = np.log(mse_of_psnr(psnr_db))
-    logs = np.log(np.maximum(curves.mse, 1e-12))
-    j = (logs > target).sum(axis=1)
-    inner = np.clip(j, 1, len(curves.q) - 1)
-    rows = np.arange(len(curves))
-    above, below = logs[rows, inner - 1], logs[rows, inner]
-    share = (above - target) / np.maximum(above - below, 1e-12)
-    between = curves.q[inner - 1] + share * (curves.q[inner] - curves.q[inner - 1])
-    return np.asarray(np.where(j == 0, curves.q[0], np.where(j == len(curves.q), curves.q[-1], between)))

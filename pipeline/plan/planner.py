@@ -19,19 +19,10 @@ from pipeline.archive.commits import Commit
 from pipeline.archive.shard import END_BYTES, stored_bytes
 from pipeline.errors import BudgetInfeasibleError, ManifestError
 from pipeline.formats import images
-from pipeline.plan.allocation import (
-    Allocation,
-    CurveSet,
-    SlopeHistogram,
-    Upgrades,
-    infeasible,
-    most_expensive,
-    q_for_psnr,
-    quick_threshold,
-    threshold_for,
-    tie_breaks,
-)
+from pipeline.plan.allocation import Allocation, Upgrades, infeasible, most_expensive, tie_breaks
 from pipeline.plan.config import CompressConfig
+from pipeline.plan.curves import CurveSet, q_for_psnr
+from pipeline.plan.histogram import SlopeHistogram, quick_threshold, threshold_for
 from pipeline.plan.preferences import Preferences
 from pipeline.sources.record import printable
 
@@ -153,7 +144,7 @@ class Planner:
     # ---- what was found ----
 
     def add(self, shard: int, analysis: pa.Table) -> None:
-        """Take in the rows of `worker.ANALYSIS_SCHEMA` of one shard.
+        """Take in the rows of `encode.tasks.ANALYSIS_SCHEMA` of one shard.
 
         Raises:
             ManifestError: They are not of this shard, or hold what no analysis gives.

@@ -21,7 +21,8 @@ from pipeline.errors import ManifestError
 from pipeline.formats import images
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.audit import select
-from pipeline.read.restore import COLUMNS, Decoder, check_payload, read_part, usable
+from pipeline.read.decoder import Decoder, check_payload, read_part
+from pipeline.read.rows import COLUMNS, usable
 
 
 class Sidecars(dict[str, bytes]):

@@ -17,7 +17,8 @@ from pipeline.archive.archive import Archive
 from pipeline.formats import images
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.audit import summary
-from pipeline.read.restore import COLUMNS, Decoder, read_part
+from pipeline.read.decoder import Decoder, read_part
+from pipeline.read.rows import COLUMNS
 from pipeline.run.report import Reporter
 from pipeline.text import redacted, shown
 

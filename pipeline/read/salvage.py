@@ -16,8 +16,8 @@ from pipeline.archive import manifest
 from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
 from pipeline.archive.layout import sha256
+from pipeline.archive.members import member_name, suffix_of
 from pipeline.archive.shard import iterate_damaged
-from pipeline.encode.worker import member_name, suffix_of
 from pipeline.errors import ManifestError, StorageError
 from pipeline.formats.parquet import read_bounded
 from pipeline.limits import DEFAULT, MAX_PARQUET_BYTES

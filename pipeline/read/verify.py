@@ -13,7 +13,9 @@ from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
 from pipeline.errors import ManifestError, StorageError, UsageError
 from pipeline.limits import DEFAULT, MAX_PARQUET_BYTES, Limits
-from pipeline.read.restore import Result, check_place, rows_left, run_over_shards, unfinished
+from pipeline.read.decoder import check_place
+from pipeline.read.restore import Result, run_over_shards
+from pipeline.read.rows import rows_left, unfinished
 from pipeline.run.report import Reporter
 
 _CHUNK_BYTES = 1 << 22

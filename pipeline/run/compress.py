@@ -28,21 +28,22 @@ from pipeline.archive.archive import Archive, MissingArchiveError
 from pipeline.archive.commits import Commit
 from pipeline.archive.layout import ARCHIVE_VERSION, RUN, SEAL, json_bytes, sha256
 from pipeline.archive.seal import seal
-from pipeline.encode.worker import ANALYSIS_SCHEMA, ImageTask, ShardTask, ShardWorker, WorkConfig
+from pipeline.encode.tasks import ANALYSIS_SCHEMA, ImageTask, ShardTask, WorkConfig
+from pipeline.encode.worker import ShardWorker
 from pipeline.errors import ManifestError, StorageError, UsageError
-from pipeline.execute import actors
+from pipeline.execute import actors, connection
 from pipeline.execute.executor import Executor, InProcess, Job, Trials, WorkersError, isolate, patience, processors
 from pipeline.formats import images
 from pipeline.formats.parquet import read_bounded
 from pipeline.limits import MAX_MODEL_BYTES, MAX_PARQUET_BYTES, MAX_RUN_BYTES
-from pipeline.plan.allocation import PASSTHROUGH_Q
 from pipeline.plan.config import CompressConfig
+from pipeline.plan.curves import PASSTHROUGH_Q
 from pipeline.plan.planner import Choice, Forecast, Planner
 from pipeline.plan.preferences import Preferences
 from pipeline.run.report import Reporter
 from pipeline.sources import Scan, Selection, SourceRecord, scan
+from pipeline.sources.listing import LITTER
 from pipeline.sources.record import SCAN_SCHEMA, from_table, printable, to_table
-from pipeline.sources.scan import LITTER
 from pipeline.store.storage import Store, content_name
 from pipeline.text import redacted
 
@@ -156,7 +157,7 @@ class Run:
         *,
         cluster: str | None = None,
         workers: int | None = None,
-        resources: actors.Resources | None = None,
+        resources: connection.Resources | None = None,
         preferences: bytes | None = None,
         executor: str = "ray",
     ) -> None:
@@ -166,7 +167,7 @@ class Run:
         self.reporter = reporter
         self.cluster = cluster
         self.workers = workers
-        self.resources = resources or actors.Resources(gpus=1.0 if config.device == "cuda" else 0.0)
+        self.resources = resources or connection.Resources(gpus=1.0 if config.device == "cuda" else 0.0)
         self.store = Store(destination)
         _refuse_nested(source, self.store)
         self.model: LoadedModel = _model(config.model, self.store)
@@ -219,7 +220,7 @@ class Run:
             )
         for note in self.scan.notes:
             self.reporter.note(note)
-        if self.cluster is not None and (kept_back := actors.withheld()):
+        if self.cluster is not None and (kept_back := connection.withheld()):
             self.reporter.note(f"{', '.join(kept_back)}: secrets are not sent to the cluster, whose machines have roles of their own")
         pool, size = self._executor()
         try:
@@ -261,14 +262,14 @@ class Run:
         work = (self.model.data, self.store.url, self._work_config())
         if self._in_process:
             return InProcess(make_worker, *work, processors(), trouble=self.reporter.trouble), 1
-        size = actors.connect(self.cluster, self.workers, self.resources)
+        size = connection.connect(self.cluster, self.workers, self.resources)
         return actors.Pool(size, make_worker, *work, resources=self.resources, trouble=self.reporter.trouble), size
 
     @property
     def _in_process(self) -> bool:
         if self.executor != "auto":
             return self.executor == "local"
-        asked = self.cluster is not None or self.workers is not None or self.resources != actors.Resources()
+        asked = self.cluster is not None or self.workers is not None or self.resources != connection.Resources()
         return not asked and len(self.scan.records) <= IN_PROCESS_IMAGES and self.scan.source_bytes <= IN_PROCESS_BYTES
 
     def _pace(self, pool: Executor, forecast: Forecast) -> float | None:

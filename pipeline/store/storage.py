@@ -7,75 +7,25 @@ Every object appears whole or not at all: local files are written beside their p
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import stat
-import time
 import uuid
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from random import random
 from typing import IO, Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import DamagedError, LocationError, StorageError
+from pipeline.store import errors
+from pipeline.store.errors import failed, from_outside, is_transient, retry
 
 Names = list[str]
-
-_ATTEMPTS = 5
 _ASK_ABOVE = 1 << 20
 _PROBE = "capabilities/put-if-absent.json"
-_FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
-
-
-_LIBRARIES = ("aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "s3fs")
-
-
-def from_outside(error: BaseException) -> bool:
-    """Whether the store, the network or their libraries failed. s3fs passes some errors of botocore on as they are, which are no `OSError`."""
-    return isinstance(error, OSError | TimeoutError) or type(error).__module__.partition(".")[0] in _LIBRARIES
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether trying again can help: time-outs, resets, 5xx and throttling, not missing files, rights or keys."""
-    if not isinstance(error, OSError):
-        return not any(word in type(error).__name__ for word in ("Credential", "Profile", "Param", "Token"))
-    return not isinstance(error, _FINAL) and error.errno not in (errno.ENOSPC, errno.EROFS, errno.EINVAL, errno.ENAMETOOLONG)
-
-
-def retry(action: Any, what: str) -> Any:
-    """Call `action`; repeat transient failures up to five times with full-jitter back-off.
-
-    Raises:
-        StorageError: It failed for good; the sentence names `what`.
-    """
-    for attempt in range(_ATTEMPTS):
-        try:
-            return action()
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            if not from_outside(error):
-                raise
-            if attempt == _ATTEMPTS - 1 or not is_transient(error):
-                raise _failed(what, error) from error
-            back_off(attempt)
-    raise AssertionError("unreachable")
-
-
-def back_off(attempt: int) -> None:
-    """Sleep for a random part of a time that doubles with each attempt: full jitter."""
-    time.sleep(random() * min(20.0, 0.2 * 2**attempt))
-
-
-def _failed(what: str, error: Exception) -> StorageError:
-    failure = StorageError(f"cannot {what}: {getattr(error, 'strerror', None) or error}")
-    failure.transient = is_transient(error)
-    return failure
 
 
 class Store:
@@ -278,7 +228,7 @@ class Store:
                 return True
             except FileExistsError:
                 return self.read(name) == data
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(errors.ATTEMPTS):
             try:
                 self.fs.pipe_file(self.path(name), data, mode="create")
                 return True
@@ -290,9 +240,9 @@ class Store:
                 try:
                     return self.read(name) == data
                 except FileNotFoundError:
-                    if attempt == _ATTEMPTS - 1 or not is_transient(error):
-                        raise _failed(f"create {self.path(name)}", error) from error
-            back_off(attempt)
+                    if attempt == errors.ATTEMPTS - 1 or not is_transient(error):
+                        raise failed(f"create {self.path(name)}", error) from error
+            errors.back_off(attempt)
         raise AssertionError("unreachable")
 
     def check_put_if_absent(self) -> bool:
@@ -330,7 +280,7 @@ class Store:
         except FileExistsError:
             raise
         except OSError as error:
-            raise _failed(f"write {target}", error) from error
+            raise failed(f"write {target}", error) from error
 
 
 def _too_large(path: str, limit: int) -> LocationError:

@@ -37,7 +37,8 @@ from pipeline.formats.parquet import read_bounded
 from pipeline.formats.tars import TarDamageError, members
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.plan.preferences import Preferences
-from pipeline.read.restore import RestoreWorker, rows_left
+from pipeline.read.restore import RestoreWorker
+from pipeline.read.rows import rows_left
 from pipeline.read.target import Target
 from pipeline.sources.record import FILE, Part, SourceRecord, from_table, is_safe_name, safe_name, with_restore_names
 from pipeline.text import redacted, shown, shown_lines

@@ -25,7 +25,8 @@ from pipeline.archive.archive import Archive
 from pipeline.errors import BudgetInfeasibleError, ManifestError, UsageError
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.read import verify
-from pipeline.read.restore import get, restore
+from pipeline.read.get import get
+from pipeline.read.restore import restore
 from pipeline.run.compress import Outcome, Run
 from pipeline.run.report import JsonReporter
 from tests.conftest import encoded, make_photos, png16

@@ -23,15 +23,17 @@ from msinn_core.errors import BitstreamError
 from msinn_core.picture import Picture
 from pipeline.archive.archive import Archive
 from pipeline.archive.layout import commit_name
-from pipeline.encode.worker import ImageTask, ShardTask, ShardWorker, WorkConfig
+from pipeline.encode.tasks import ImageTask, ShardTask, WorkConfig
+from pipeline.encode.worker import ShardWorker
 from pipeline.errors import DamagedError, ManifestError, StorageError
 from pipeline.execute import actors
 from pipeline.execute.actors import WorkersError
 from pipeline.lab.tiles import TileStream
 from pipeline.read.dataset import ArchiveDataset
-from pipeline.read.restore import get, restore
+from pipeline.read.get import get
+from pipeline.read.restore import restore
 from pipeline.sources import Fetcher, Part, SourceRecord
-from pipeline.store import storage
+from pipeline.store import errors
 from pipeline.store.storage import Store
 from tests.conftest import make_photos
 from tests.golden.test_archives import copied
@@ -63,7 +65,7 @@ def test_a_truncated_shard_on_a_remote_store_costs_its_images(remote: str, tmp_p
 
 def test_an_outage_is_no_verdict_about_an_archive(remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`verify` and salvage took it for damage."""
-    monkeypatch.setattr(storage, "back_off", lambda attempt: None)
+    monkeypatch.setattr(errors, "back_off", lambda attempt: None)
 
     def lost(*args: Any, **keywords: Any) -> Any:
         raise ConnectionResetError("connection reset by peer")

@@ -20,7 +20,8 @@ from PIL import Image
 from msinn_core.checkpoint import load_model
 from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
-from pipeline.encode.worker import ImageTask, ShardWorker, WorkConfig
+from pipeline.encode.tasks import ImageTask, WorkConfig
+from pipeline.encode.worker import ShardWorker
 from pipeline.errors import ManifestError, StorageError
 from pipeline.execute import actors
 from pipeline.plan.config import Budget, CompressConfig

@@ -32,7 +32,7 @@ from msinn_core.errors import CheckpointError
 from pipeline.archive.archive import Archive
 from pipeline.archive.layout import sha256
 from pipeline.errors import ManifestError, SourceError, UsageError
-from pipeline.execute import actors
+from pipeline.execute import connection
 from pipeline.formats.parquet import Chunk, Group
 from pipeline.limits import Limits
 from pipeline.read import verify
@@ -553,7 +553,7 @@ def test_settings_that_are_secret_stay_here(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("FSSPEC_OSS", json.dumps([{"accessKeyId": SECRET, "x": [{"secretAccessKey": SECRET, "region": "r"}]}]))
     monkeypatch.setenv("FSSPEC_HTTP_PROXY", f"http://me:{SECRET}@proxy")
     monkeypatch.setenv("FSSPEC_ABFS", json.dumps({"s3_additional_kwargs": {"SSEKMSKeyId": "arn:kms"}}))
-    sent = actors.forwarded()
+    sent = connection.forwarded()
     assert SECRET not in json.dumps(sent)
     assert sent["FSSPEC_S3_ENDPOINT_URL"] == "http://localhost:9"
     assert json.loads(sent["FSSPEC_GCS"]) == {"project": "p", "inner": {"timeout": 3}}
@@ -561,7 +561,7 @@ def test_settings_that_are_secret_stay_here(monkeypatch: pytest.MonkeyPatch) -> 
     assert json.loads(sent["FSSPEC_HTTPS"]) == {"client_kwargs": {"headers": {}, "trust_env": True}}
     assert json.loads(sent["FSSPEC_OSS"]) == [{"x": [{"region": "r"}]}]
     names = ("ADL_CONNECTION_STRING", "GCS", "HTTPS", "HTTP_PROXY", "OSS", "S3_KEY", "S3_SECRET", "SFTP_PASSPHRASE")
-    assert actors.withheld() == [f"FSSPEC_{name}" for name in names]
+    assert connection.withheld() == [f"FSSPEC_{name}" for name in names]
 
 
 @pytest.mark.parametrize(
@@ -643,8 +643,8 @@ def test_a_local_ray_listens_on_loopback_with_a_token_of_its_own() -> None:
     script = """
 import os, re
 from pathlib import Path
-from pipeline.execute import actors
-actors.connect(None, 1)
+from pipeline.execute import connection
+connection.connect(None, 1)
 
 def ours(number):
     # Other Rays of this machine are none of our business.
@@ -668,7 +668,7 @@ for name in ("tcp", "tcp6"):
         if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
             print("LISTEN", fields[1].partition(":")[0])
 print("TOKEN", os.environ["RAY_AUTH_MODE"], len(session))
-actors.disconnect()
+connection.disconnect()
 """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     ran = subprocess.run(

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.archive.commits import Commit
 from pipeline.archive.shard import END_BYTES
-from pipeline.encode.worker import ANALYSIS_SCHEMA
+from pipeline.encode.tasks import ANALYSIS_SCHEMA
 from pipeline.errors import BudgetInfeasibleError, ManifestError, UsageError
 from pipeline.formats.images import BROKEN
 from pipeline.plan.config import Budget, CompressConfig
