@@ -17,9 +17,10 @@ from jobs.output import raw
 from pipeline.text import redacted, shown
 
 if TYPE_CHECKING:
-    from pipeline.commit import Archive, Commit
+    from pipeline.archive.archive import Archive
+    from pipeline.archive.commits import Commit
     from pipeline.limits import Limits
-    from pipeline.report import Reporter
+    from pipeline.run.report import Reporter
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -102,8 +103,8 @@ def _share(text: str) -> float:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from pipeline.commit import Archive, MissingArchiveError
-    from pipeline.storage import Store
+    from pipeline.archive.archive import Archive, MissingArchiveError
+    from pipeline.store.storage import Store
 
     try:
         archive = Archive(arguments.archive)
@@ -142,7 +143,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _pace(archive: Archive, records: list[Commit]) -> dict[str, Any]:
     """What the times of the objects say of a run that is not finished."""
-    from pipeline.commit import commit_name
+    from pipeline.archive.layout import commit_name
 
     now = time.time()
     written = archive.store.ages("commits")
@@ -173,8 +174,8 @@ def _pace(archive: Archive, records: list[Commit]) -> dict[str, Any]:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from pipeline import verify
-    from pipeline.report import reporter_for
+    from pipeline.read import verify
+    from pipeline.run.report import reporter_for
 
     reporter = reporter_for(sys.stderr, quiet=arguments.quiet, verbose=arguments.verbose)
     try:
@@ -184,7 +185,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _verified(arguments: argparse.Namespace, verify: Any, reporter: Reporter) -> int:
-    from pipeline.commit import Archive
+    from pipeline.archive.archive import Archive
 
     if arguments.decode:
         with contextlib.redirect_stdout(sys.stderr):  # Ray speaks of lost workers there
@@ -206,8 +207,8 @@ def _verified(arguments: argparse.Namespace, verify: Any, reporter: Reporter) ->
 
 
 def _gc(arguments: argparse.Namespace) -> int:
-    from pipeline import gc
-    from pipeline.commit import Archive
+    from pipeline.archive.archive import Archive
+    from pipeline.read import gc
 
     archive = Archive(arguments.archive)
     found = gc.orphans(archive)
@@ -232,9 +233,9 @@ def _finish(problems: list[str], done: str, verdict: str) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    from pipeline.audit import query, summary
-    from pipeline.commit import Archive
+    from pipeline.archive.archive import Archive
     from pipeline.errors import UsageError
+    from pipeline.read.audit import query, summary
 
     archive = Archive(arguments.archive)
     if arguments.html is not None:
@@ -292,8 +293,8 @@ def _print_rows(names: list[str], rows: list[dict[str, Any]]) -> None:
 
 def _write_page(archive: Archive, arguments: argparse.Namespace) -> int:
     from pipeline.errors import StorageError, UsageError
-    from pipeline.page import page
-    from pipeline.report import reporter_for
+    from pipeline.read.page import page
+    from pipeline.run.report import reporter_for
 
     if arguments.sql is not None or arguments.json:
         raise UsageError("--html is a report of its own: without SQL and --json")
@@ -351,8 +352,8 @@ def print_summary(facts: dict[str, Any], sealed: dict[str, Any] | None) -> None:
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    from pipeline.report import reporter_for
-    from pipeline.restore import restore
+    from pipeline.read.restore import restore
+    from pipeline.run.report import reporter_for
 
     with contextlib.redirect_stdout(sys.stderr):  # as above
         reporter = reporter_for(sys.stderr, quiet=arguments.quiet, verbose=arguments.verbose)
@@ -385,8 +386,8 @@ def _restore(arguments: argparse.Namespace) -> int:
 
 def _get(arguments: argparse.Namespace) -> int:
     from pipeline.errors import UsageError
-    from pipeline.images import IMAGE_SUFFIXES
-    from pipeline.restore import get
+    from pipeline.formats.images import IMAGE_SUFFIXES
+    from pipeline.read.get import get
 
     if arguments.metadata:
         return _get_metadata(arguments)
@@ -414,8 +415,8 @@ _SAME_FORMAT = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif
 
 def _get_metadata(arguments: argparse.Namespace) -> int:
     from pipeline.errors import UsageError
-    from pipeline.metadata import jpeg_segments, png_chunks, segment_name
-    from pipeline.restore import metadata_of
+    from pipeline.formats.segments import jpeg_segments, png_chunks, segment_name
+    from pipeline.read.get import metadata_of
 
     found = metadata_of(arguments.archive, arguments.key, limits=_limits(arguments))
     for name, data in found.items():
@@ -459,7 +460,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if path.suffix == ".safetensors":
         _inspect_model(data)
     elif path.suffix == ".tar" and data[:4] != MAGIC:
-        from pipeline.archive import iterate_bytes
+        from pipeline.archive.shard import iterate_bytes
 
         for name, offset, member in iterate_bytes(data):
             print(f"{offset:>12} {len(member):>10}  {shown(name)}")

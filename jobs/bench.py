@@ -47,8 +47,8 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _loaded(path: str) -> Any:
-    from pipeline import images
     from pipeline.errors import SourceError
+    from pipeline.formats import images
 
     try:
         data = Path(path).read_bytes()
@@ -294,7 +294,7 @@ def _bench_exact(arguments: argparse.Namespace) -> int:
     from msinn_core.integer import ops, portable
     from msinn_core.model_file import load_model
     from msinn_core.picture import Picture
-    from pipeline.evaluation import pictures
+    from pipeline.lab.evaluation import pictures
 
     names = {ops.AVX512: "AVX-512 VNNI", ops.AVX2: "AVX2", ops.SSE41: "SSE4.1", ops.SCALAR: "scalar"}
     differing = 0
@@ -343,8 +343,8 @@ def _bench_predict(arguments: argparse.Namespace) -> int:
     from msinn_core import metrics
     from msinn_core.codec import Codec
     from msinn_core.model_file import load_model
-    from pipeline import images
-    from pipeline.rate import CurveSet
+    from pipeline.formats import images
+    from pipeline.plan.curves import CurveSet
     from pipeline.sources import Fetcher, scan
 
     torch.set_num_threads(1)
@@ -391,7 +391,9 @@ def _bench_predict(arguments: argparse.Namespace) -> int:
 def _bench_plan(arguments: argparse.Namespace) -> int:
     import numpy as np
 
-    from pipeline.rate import CurveSet, SlopeHistogram, Upgrades, allocate, quick_threshold, threshold_for, tie_breaks
+    from pipeline.plan.allocation import Upgrades, allocate, tie_breaks
+    from pipeline.plan.curves import CurveSet
+    from pipeline.plan.histogram import SlopeHistogram, quick_threshold, threshold_for
 
     anchors, chunk = np.arange(12.0), 8192
 

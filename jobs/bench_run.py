@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.commit import Commit
-    from pipeline.worker import ShardWorker, WorkConfig
+    from pipeline.archive.commits import Commit
+    from pipeline.encode.tasks import WorkConfig
+    from pipeline.encode.worker import ShardWorker
 
 
 def add_actions(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -67,7 +68,7 @@ def _bare(images: str, q: float, part: int, parts: int, results: Any, barrier: A
     from msinn_core import metrics
     from msinn_core.codec import Codec
     from msinn_core.model_file import load_model
-    from pipeline import images as pictures
+    from pipeline.formats import images as pictures
     from pipeline.sources import Fetcher, scan
 
     torch.set_num_threads(1)
@@ -87,9 +88,9 @@ def _bench_run(arguments: argparse.Namespace) -> int:
     import multiprocessing
     import uuid
 
-    from pipeline import actors
-    from pipeline.compress import Run
-    from pipeline.config import Budget, CompressConfig
+    from pipeline.execute import connection
+    from pipeline.plan.config import Budget, CompressConfig
+    from pipeline.run.compress import Run
     from pipeline.sources import scan
 
     count = len(scan(arguments.images).records)
@@ -106,7 +107,7 @@ def _bench_run(arguments: argparse.Namespace) -> int:
             destination = f"{arguments.destination or folder}/bench-{uuid.uuid4().hex[:8]}"
             clock = _Clock()
             Run(arguments.images, destination, CompressConfig(budget=Budget(kind="q", value=arguments.q)), clock, workers=workers).execute()
-            actors.disconnect()
+            connection.disconnect()
         times = sorted(clock.commits)
         took = times[-1][0] - clock.phases["begin"]
         steady = sum(images for _, images in times[1:]) / max(times[-1][0] - times[0][0], 1e-9)
@@ -119,7 +120,7 @@ def _bench_run(arguments: argparse.Namespace) -> int:
 
 def idle_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
     """A real worker whose codec does nothing: its bitstreams are a few bytes, and decode to the picture that was last encoded."""
-    from pipeline.compress import make_worker
+    from pipeline.run.compress import make_worker
 
     worker = make_worker(model, url, config)
     worker.codec = _NoCodec(worker.codec)  # type: ignore[assignment]
@@ -156,8 +157,9 @@ def _bench_driver(arguments: argparse.Namespace) -> int:
     import numpy as np
     from PIL import Image
 
-    from pipeline import actors, compress
-    from pipeline.config import Budget, CompressConfig
+    from pipeline.execute import connection
+    from pipeline.plan.config import Budget, CompressConfig
+    from pipeline.run import compress
 
     compress.make_worker = idle_worker
     samples: list[tuple[float, float, float]] = []
@@ -189,7 +191,7 @@ def _bench_driver(arguments: argparse.Namespace) -> int:
         stop.set()
         watcher.join()
         took = time.perf_counter() - clock.phases["encode"]
-        actors.disconnect()
+        connection.disconnect()
     cpu = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / arguments.images
     encoding = [sample for sample in samples if sample[0] > clock.phases["encode"] - began]
     third = max(1, len(encoding) // 3)

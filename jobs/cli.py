@@ -110,7 +110,7 @@ def entry() -> None:
     """Console script: run, end Ray, and leave without the interpreter's teardown, in which native threads of the libraries we load can abort."""
     code = main()
     if "ray" in sys.modules:
-        from pipeline.actors import disconnect
+        from pipeline.execute.connection import disconnect
 
         disconnect()
     sys.stdout.flush()

@@ -14,9 +14,9 @@ from jobs.arguments import add_executor, executor_of, size
 from pipeline.text import shown
 
 if TYPE_CHECKING:
-    from pipeline.actors import Resources
-    from pipeline.compress import Outcome, Plan
-    from pipeline.plan import Outlook
+    from pipeline.execute.connection import Resources
+    from pipeline.plan.planner import Outlook
+    from pipeline.run.compress import Outcome, Plan
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -74,11 +74,11 @@ def _add_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _compress(arguments: argparse.Namespace) -> int:
-    from pipeline.commit import sha256
-    from pipeline.compress import Run
-    from pipeline.config import BUDGET_KINDS, Budget, CompressConfig
+    from pipeline.archive.layout import sha256
     from pipeline.errors import UsageError
-    from pipeline.report import reporter_for
+    from pipeline.plan.config import BUDGET_KINDS, Budget, CompressConfig
+    from pipeline.run.compress import Run
+    from pipeline.run.report import reporter_for
 
     if (arguments.price_per_hour is not None or arguments.curve) and not arguments.dry_run:
         raise UsageError("--price-per-hour and --curve belong to a plan: msinn plan, or --dry-run")
@@ -134,8 +134,8 @@ def _compress(arguments: argparse.Namespace) -> int:
 
 
 def _resources(arguments: argparse.Namespace) -> Resources:
-    from pipeline.actors import Resources
     from pipeline.errors import UsageError
+    from pipeline.execute.connection import Resources
 
     gpus = arguments.gpus_per_worker
     if gpus is not None and arguments.device != "cuda":
@@ -163,8 +163,8 @@ def _read_table(path: str) -> bytes:
 def _summarise(destination: str, outcome: Outcome, as_json: bool) -> int:
     from jobs.archive import print_summary
     from jobs.cli import EXIT_BUDGET, EXIT_SOME_FAILED
-    from pipeline.audit import summary
-    from pipeline.commit import Archive
+    from pipeline.archive.archive import Archive
+    from pipeline.read.audit import summary
 
     assert outcome.sealed is not None
     facts = summary(Archive(destination))

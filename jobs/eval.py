@@ -32,9 +32,9 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     from msinn_core.codec import Codec
     from msinn_core.model_file import load_model
-    from pipeline import evaluation
     from pipeline.errors import UsageError
-    from pipeline.peers import available
+    from pipeline.lab import evaluation
+    from pipeline.lab.peers import available
 
     torch.set_num_threads(arguments.threads)
     found, absent = available()

@@ -93,8 +93,8 @@ def _import(arguments: argparse.Namespace) -> int:
 
 def _pictures(source: str) -> list[Picture]:
     from msinn_core.picture import Picture
-    from pipeline import images
     from pipeline.errors import SourceError
+    from pipeline.formats import images
     from pipeline.sources import Fetcher, scan
 
     fetcher, pictures = Fetcher(), []

@@ -27,7 +27,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def _submit(arguments: argparse.Namespace) -> int:
     from jobs import cli
     from pipeline.errors import UsageError
-    from pipeline.submission import Cluster, default_address
+    from pipeline.execute.submission import Cluster, default_address
     from pipeline.text import redacted
 
     wanted = arguments.arguments[1:] if arguments.arguments[:1] == ["--"] else arguments.arguments

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from msinn_core.training.config import TrainConfig
     from msinn_core.training.data import Tiles
     from msinn_core.training.loop import Point, StepResult, Trainer
-    from pipeline.tiles import TileStream
+    from pipeline.lab.tiles import TileStream
 
 STATE, MODEL, LOG, CURVE = "checkpoint.safetensors", "model.safetensors", "log.jsonl", "curve.png"
 
@@ -106,7 +106,7 @@ def _train(arguments: argparse.Namespace) -> int:
     import torch
 
     from msinn_core.training.loop import Trainer
-    from pipeline.tiles import TileStream, validation_pictures
+    from pipeline.lab.tiles import TileStream, validation_pictures
 
     config, rank = _config(arguments), _Rank.of_environment()
     device = _device(arguments.device, rank.local_rank)
@@ -352,7 +352,7 @@ class _Run:
     def go(self, tiles: Tiles, stream: TileStream, pictures: torch.Tensor | None) -> int:
         """Train to the end of the schedule, the time limit or a signal; returns the exit code."""
         from msinn_core.training.loop import TrainingFailed
-        from pipeline.tiles import CROPS_PER_TILE
+        from pipeline.lab.tiles import CROPS_PER_TILE
 
         trainer, config = self.trainer, self.trainer.config
         progress = trainer.progress

@@ -54,11 +54,11 @@ def tile(photo: NDArray[np.uint8]) -> Picture:
 @pytest.fixture(scope="session")
 def ray_pool() -> Iterator[None]:
     """One local Ray for all tests that need it."""
-    from pipeline import actors
+    from pipeline.execute import connection
 
-    actors.connect(None, 2)
+    connection.connect(None, 2)
     yield
-    actors.disconnect()
+    connection.disconnect()
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline import verify
-from pipeline.commit import Archive
+from pipeline.archive.archive import Archive
+from pipeline.read import verify
 
 ROOT = Path(__file__).parents[1]
 

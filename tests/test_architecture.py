@@ -1,4 +1,7 @@
-"""Imports obey the arrows of the design: jobs -> pipeline -> msinn_core, and only named modules touch Ray, fsspec or compressai."""
+"""Imports obey the arrows of the design: jobs -> pipeline -> msinn_core, and inside `pipeline` a wing uses the wings below it.
+
+Only named modules touch Ray, fsspec or compressai. An import counts wherever it stands: in a function, or for types only.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+# From the top down: each uses what stands after it. Modules that lie in `pipeline` itself are the ground.
+WINGS = ["lab", "read", "run", "execute", "encode", "plan", "archive", "sources", "formats", "store"]
+GROUND = {"errors", "limits", "text"}
 
 
 def imported(path: Path) -> set[str]:
@@ -40,14 +47,62 @@ def test_the_pipeline_knows_no_command_line(forbidden: str) -> None:
     assert [str(path) for path in sources("pipeline") if touches(path, forbidden)] == []
 
 
-def test_only_actors_use_ray() -> None:
-    users = {path.name for package in ("pipeline", "jobs") for path in sources(package) if touches(path, "ray")}
-    assert users == {"actors.py", "submission.py"}
+def of_pipeline(tree: ast.AST) -> set[str]:
+    """Which wings and modules of the ground a module imports; "" stands for an import whose target cannot be told."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            names.add("pipeline")
+        elif isinstance(node, ast.ImportFrom) and node.module == "pipeline":
+            names |= {f"pipeline.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {f"{name}.".split(".")[1] for name in names if name.split(".")[0] == "pipeline"}
+
+
+def back_arrows(wing: str, source: str) -> set[str]:
+    """What a module of `wing` imports of `pipeline` although it does not stand below it."""
+    below = WINGS[WINGS.index(wing) :] if wing in WINGS else []
+    return of_pipeline(ast.parse(source)) - GROUND - set(below)
+
+
+def test_every_module_of_the_pipeline_has_a_wing() -> None:
+    assert {path.parent.name for path in sources("pipeline")} == {"pipeline", *WINGS}
+    assert {path.stem for path in (ROOT / "pipeline").glob("*.py")} == {"__init__", *GROUND}
+
+
+def test_a_wing_imports_only_wings_below_it() -> None:
+    found = {str(path.relative_to(ROOT)): back_arrows(path.parent.name, path.read_text()) for path in sources("pipeline")}
+    assert {name: arrows for name, arrows in found.items() if arrows} == {}
+
+
+@pytest.mark.parametrize(
+    ("wing", "source", "arrows"),
+    [
+        ("store", "from pipeline.run.report import Reporter", {"run"}),
+        ("plan", "from pipeline import errors, encode", {"encode"}),
+        ("archive", "import pipeline.read.verify as verify", {"read"}),
+        ("sources", "def late():\n    from pipeline.archive import shard", {"archive"}),
+        ("run", "if TYPE_CHECKING:\n    from pipeline.lab.peers import Peer", {"lab"}),
+        ("store", "from ..text import shown", {""}),
+        ("pipeline", "from pipeline.store.storage import Store", {"store"}),
+        ("run", "from pipeline.run import report\nfrom pipeline.encode import worker\nfrom pipeline.text import shown", set()),
+    ],
+)
+def test_a_planted_back_arrow_is_found(wing: str, source: str, arrows: set[str]) -> None:
+    assert back_arrows(wing, source) == arrows
+
+
+def test_only_the_executors_use_ray() -> None:
+    users = {str(path.relative_to(ROOT)) for package in ("pipeline", "jobs") for path in sources(package) if touches(path, "ray")}
+    assert users == {f"pipeline/execute/{name}.py" for name in ("actors", "connection", "submission")}
 
 
 def test_only_storage_and_sources_use_fsspec() -> None:
     users = {str(path.relative_to(ROOT)) for package in ("pipeline", "jobs") for path in sources(package) if touches(path, "fsspec")}
-    assert users == {"pipeline/storage.py", "pipeline/sources/scan.py", "pipeline/sources/fetch.py"}
+    assert users == {"pipeline/store/storage.py", "pipeline/sources/listing.py", "pipeline/sources/fetch.py"}
 
 
 def test_archiving_never_imports_compressai() -> None:
@@ -57,14 +112,11 @@ def test_archiving_never_imports_compressai() -> None:
     assert users == set()  # `training/compat.py` loads it by name, on request only
 
 
-def test_rate_allocation_is_pure_numpy() -> None:
-    assert {name.split(".")[0] for name in imported(ROOT / "pipeline" / "rate.py")} <= {
-        "__future__",
-        "collections",
-        "dataclasses",
-        "numpy",
-        "pipeline",
-    }
+@pytest.mark.parametrize("module", ["allocation", "curves", "histogram"])
+def test_rate_allocation_is_pure_numpy(module: str) -> None:
+    names = imported(ROOT / "pipeline" / "plan" / f"{module}.py")
+    assert {name.split(".")[0] for name in names} <= {"__future__", "collections", "dataclasses", "numpy", "pipeline"}
+    assert {name for name in names if name.startswith("pipeline")} <= {"pipeline.errors", *(f"pipeline.plan.{m}" for m in ("allocation", "curves"))}
 
 
 def test_top_level_is_what_the_design_says() -> None:

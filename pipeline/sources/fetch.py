@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError, StorageError
-from pipeline.parquet import MAX_SOURCE_FOOTER, groups
+from pipeline.formats.parquet import MAX_SOURCE_FOOTER, groups
 from pipeline.sources.record import CELL, FILE, RANGE, Part, printable
-from pipeline.storage import from_outside, retry
+from pipeline.store.errors import from_outside, retry
 
 DEFAULT_MAX_FILE_BYTES = 2 * 1024**3
 _FOOTERS = 8

@@ -15,10 +15,10 @@ import s3fs
 from aiohttp import web
 
 from infra.local.proxy import Fault, FaultProxy
-from pipeline import storage
 from pipeline.errors import SourceError, StorageError
 from pipeline.sources import scan
-from pipeline.storage import Store
+from pipeline.store import errors
+from pipeline.store.storage import Store
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -156,7 +156,7 @@ def test_a_commit_whose_answer_is_lost_is_ours(s3: str, s3_proxy: FaultProxy) ->
 
 
 def test_a_store_that_stays_away_is_a_sentence(s3: str, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_ATTEMPTS", 2)
+    monkeypatch.setattr(errors, "ATTEMPTS", 2)
     s3_proxy.faults = [Fault("503")]
     with pytest.raises(StorageError, match="cannot read") as caught:
         Store(s3).read("anything")
@@ -210,7 +210,7 @@ def test_every_object_is_written_with_the_stores_options(s3: str, s3_proxy: Faul
 
 def test_tars_are_listed_in_full_or_not_at_all(s3: str, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that the store owes is not a damaged tar."""
-    monkeypatch.setattr(storage, "_ATTEMPTS", 3)
+    monkeypatch.setattr(errors, "ATTEMPTS", 3)
     # s3fs and botocore try again themselves, each time for longer: ours is what is tried here.
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     store = Store(s3)

@@ -22,12 +22,12 @@ with atheris.instrument_imports(include=["msinn_core.bitstream", "pipeline", "ta
 
     from msinn_core import bitstream
     from msinn_core.errors import CodecError
-    from pipeline import images
-    from pipeline.archive import iterate_damaged
-    from pipeline.commit import Commit
+    from pipeline.archive.commits import Commit
+    from pipeline.archive.shard import iterate_damaged
     from pipeline.errors import PipelineError
-    from pipeline.parquet import groups, measure
-    from pipeline.tars import TarDamageError, members
+    from pipeline.formats import images
+    from pipeline.formats.parquet import groups, measure
+    from pipeline.formats.tars import TarDamageError, members
 
 import contextlib
 

@@ -27,17 +27,20 @@ from msinn_core.entropy import rans
 from msinn_core.errors import CodecError
 from msinn_core.integer.ops import Compiled
 from msinn_core.model_file import LoadedModel, parse_model
-from pipeline import images, manifest
-from pipeline.archive import iterate_bytes, iterate_damaged
-from pipeline.commit import Archive, sha256
-from pipeline.config import Budget, CompressConfig
+from pipeline.archive import manifest
+from pipeline.archive.archive import Archive
+from pipeline.archive.layout import sha256
+from pipeline.archive.shard import iterate_bytes, iterate_damaged
 from pipeline.errors import PipelineError
-from pipeline.parquet import read_bounded
-from pipeline.preferences import Preferences
-from pipeline.restore import RestoreWorker, rows_left
+from pipeline.formats import images
+from pipeline.formats.parquet import read_bounded
+from pipeline.formats.tars import TarDamageError, members
+from pipeline.plan.config import Budget, CompressConfig
+from pipeline.plan.preferences import Preferences
+from pipeline.read.restore import RestoreWorker
+from pipeline.read.rows import rows_left
+from pipeline.read.target import Target
 from pipeline.sources.record import FILE, Part, SourceRecord, from_table, is_safe_name, safe_name, with_restore_names
-from pipeline.target import Target
-from pipeline.tars import TarDamageError, members
 from pipeline.text import redacted, shown, shown_lines
 from tests.fuzz.mutate import mutated, seeds
 

@@ -13,12 +13,12 @@ import pytest
 from numpy.typing import NDArray
 
 from msinn_core.codec import Codec
-from pipeline import images
-from pipeline.commit import Archive
-from pipeline.compress import Run
-from pipeline.config import Budget, CompressConfig
-from pipeline.report import JsonReporter
-from pipeline.restore import restore
+from pipeline.archive.archive import Archive
+from pipeline.formats import images
+from pipeline.plan.config import Budget, CompressConfig
+from pipeline.read.restore import restore
+from pipeline.run.compress import Run
+from pipeline.run.report import JsonReporter
 from tests.fuzz.mutate import mutated, seeds
 
 COUNT = int(os.environ.get("MSINN_FUZZ_IMAGES", "420"))

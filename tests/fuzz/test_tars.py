@@ -10,8 +10,8 @@ from random import Random
 
 import pytest
 
-from pipeline import images
-from pipeline.archive import MAX_MEMBER_BYTES, iterate_damaged
+from pipeline.archive.shard import MAX_MEMBER_BYTES, iterate_damaged
+from pipeline.formats import images
 from pipeline.sources import scan
 from tests.fuzz.mutate import mutated
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from jobs.cli import main
-from pipeline import verify
-from pipeline.audit import summary
-from pipeline.commit import Archive
-from pipeline.restore import restore
+from pipeline.archive.archive import Archive
+from pipeline.read import verify
+from pipeline.read.audit import summary
+from pipeline.read.restore import restore
 
 HERE = Path(__file__).parent
 

@@ -21,13 +21,14 @@ from PIL import Image
 
 from jobs.cli import main
 from msinn_core import metrics
-from pipeline import verify
-from pipeline.commit import Archive
-from pipeline.compress import Outcome, Run
-from pipeline.config import Budget, CompressConfig
+from pipeline.archive.archive import Archive
 from pipeline.errors import BudgetInfeasibleError, ManifestError, UsageError
-from pipeline.report import JsonReporter
-from pipeline.restore import get, restore
+from pipeline.plan.config import Budget, CompressConfig
+from pipeline.read import verify
+from pipeline.read.get import get
+from pipeline.read.restore import restore
+from pipeline.run.compress import Outcome, Run
+from pipeline.run.report import JsonReporter
 from tests.conftest import encoded, make_photos, png16
 
 pytestmark = pytest.mark.usefixtures("ray_pool")
@@ -306,8 +307,9 @@ def test_tar_shards_and_parquet_as_sources(photos: Path, tmp_path: Path) -> None
 
 def test_hostile_names_in_a_manifest_never_leave_the_target(copy: Path, tmp_path: Path) -> None:
     """Whoever can write the archive could also recompute its hashes: restore must not trust names even then."""
-    from pipeline import manifest
-    from pipeline.commit import Commit, sha256
+    from pipeline.archive import manifest
+    from pipeline.archive.commits import Commit
+    from pipeline.archive.layout import sha256
 
     (copy / "MANIFEST.json").unlink()
     commit_path = sorted((copy / "commits").iterdir())[0]

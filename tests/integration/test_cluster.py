@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from infra.local.s3 import free_ports
-from pipeline.commit import Archive
+from pipeline.archive.archive import Archive
 from tests.conftest import make_photos
 from tests.matrix import Matrix, troubles, until_committed
 

@@ -21,16 +21,20 @@ from msinn_core.codec import Codec
 from msinn_core.errors import BitstreamError
 from msinn_core.model_file import LoadedModel
 from msinn_core.picture import Picture
-from pipeline import actors, storage
-from pipeline.actors import WorkersError
-from pipeline.commit import Archive, commit_name
+from pipeline.archive.archive import Archive
+from pipeline.archive.layout import commit_name
+from pipeline.encode.tasks import ImageTask, ShardTask, WorkConfig
+from pipeline.encode.worker import ShardWorker
 from pipeline.errors import DamagedError, ManifestError, StorageError
-from pipeline.reader import ArchiveDataset
-from pipeline.restore import get, restore
+from pipeline.execute import actors
+from pipeline.execute.actors import WorkersError
+from pipeline.lab.tiles import TileStream
+from pipeline.read.dataset import ArchiveDataset
+from pipeline.read.get import get
+from pipeline.read.restore import restore
 from pipeline.sources import Fetcher, Part, SourceRecord
-from pipeline.storage import Store
-from pipeline.tiles import TileStream
-from pipeline.worker import ImageTask, ShardTask, ShardWorker, WorkConfig
+from pipeline.store import errors
+from pipeline.store.storage import Store
 from tests.conftest import make_photos
 from tests.golden.test_archives import copied
 from tests.integration.test_ill_will import forge, set_of
@@ -61,7 +65,7 @@ def test_a_truncated_shard_on_a_remote_store_costs_its_images(remote: str, tmp_p
 
 def test_an_outage_is_no_verdict_about_an_archive(remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`verify` and salvage took it for damage."""
-    monkeypatch.setattr(storage, "back_off", lambda attempt: None)
+    monkeypatch.setattr(errors, "back_off", lambda attempt: None)
 
     def lost(*args: Any, **keywords: Any) -> Any:
         raise ConnectionResetError("connection reset by peer")
@@ -189,7 +193,7 @@ def test_an_epoch_is_shuffled_once(tmp_path: Path) -> None:
 
 def test_a_trimmed_shard_holds_no_pictures(tmp_path: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """34 Mpx in 1.15 MB of JPEG took 1.3 GB; a shard of 16 MiB of such files would have taken 8."""
-    monkeypatch.setattr("pipeline.worker._TRIM_PIXELS", 10_000)
+    monkeypatch.setattr("pipeline.encode.worker._TRIM_PIXELS", 10_000)
     photos = sorted(make_photos(tmp_path / "in", 8, 128).iterdir())
     records = [SourceRecord(index=i, name=path.name, part=Part("file", str(path), path.stat().st_size)) for i, path in enumerate(photos)]
     worker = ShardWorker(model, Store(str(tmp_path / "dst")), WorkConfig(target_psnr_db=None, max_pixels=10**6, count_sidecars=False, ms_ssim=False))

@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from pipeline import executor, verify
-from pipeline.commit import Archive
-from pipeline.compress import Run
-from pipeline.config import Budget, CompressConfig
+from pipeline.archive.archive import Archive
 from pipeline.errors import ManifestError, StorageError
-from pipeline.executor import InProcess, Job
-from pipeline.report import JsonReporter
-from pipeline.restore import restore
+from pipeline.execute import executor
+from pipeline.execute.executor import InProcess, Job
+from pipeline.plan.config import Budget, CompressConfig
+from pipeline.read import verify
+from pipeline.read.restore import restore
+from pipeline.run.compress import Run
+from pipeline.run.report import JsonReporter
 from tests.conftest import make_photos
 
 
@@ -114,7 +115,7 @@ def test_outages_are_tried_again_and_damage_is_not(monkeypatch: pytest.MonkeyPat
 
 
 def test_missing_kernels_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.compress.COMPILED", False)
+    monkeypatch.setattr("pipeline.run.compress.COMPILED", False)
     log = io.StringIO()
     photos = make_photos(tmp_path / "in", 1, 32)
     Run(str(photos), str(tmp_path / "dst"), CompressConfig(budget=Budget(kind="q", value=4.0)), JsonReporter(log), executor="local").execute()

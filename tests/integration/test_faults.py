@@ -18,14 +18,17 @@ import pytest
 from PIL import Image
 
 from msinn_core.model_file import load_model
-from pipeline import actors, restore, verify
-from pipeline.commit import Archive, Commit
-from pipeline.compress import Outcome, Run, make_worker
-from pipeline.config import Budget, CompressConfig
+from pipeline.archive.archive import Archive
+from pipeline.archive.commits import Commit
+from pipeline.encode.tasks import ImageTask, WorkConfig
+from pipeline.encode.worker import ShardWorker
 from pipeline.errors import ManifestError, StorageError
-from pipeline.report import JsonReporter
-from pipeline.storage import Store
-from pipeline.worker import ImageTask, ShardWorker, WorkConfig
+from pipeline.execute import actors
+from pipeline.plan.config import Budget, CompressConfig
+from pipeline.read import restore, verify
+from pipeline.run.compress import Outcome, Run, make_worker
+from pipeline.run.report import JsonReporter
+from pipeline.store.storage import Store
 from tests.conftest import make_photos
 from tests.matrix import Matrix, commits, troubles, until_committed
 
@@ -77,7 +80,7 @@ def test_an_image_that_kills_workers_is_isolated_kept_and_named(
     kind: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, matrix: Matrix
 ) -> None:
     photos = make_photos(tmp_path / "in", 8, 64)
-    monkeypatch.setattr("pipeline.compress.make_worker", fragile_worker)
+    monkeypatch.setattr("pipeline.run.compress.make_worker", fragile_worker)
     log = io.StringIO()
     outcome = Run(str(photos), str(tmp_path / "dst"), CompressConfig(budget=Budget(kind=kind, value=value)), JsonReporter(log)).execute()
     assert outcome.sealed is not None
@@ -103,8 +106,8 @@ class FragileRestorer(restore.RestoreWorker):
 def test_an_image_that_kills_workers_does_not_end_a_restore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos, archive = make_photos(tmp_path / "in", 8, 64), str(tmp_path / "dst")
     Run(str(photos), archive, CompressConfig(budget=Budget(kind="q", value=4.0)), JsonReporter(io.StringIO())).execute()
-    monkeypatch.setattr("pipeline.restore.RestoreWorker", FragileRestorer)
-    monkeypatch.setattr("pipeline.restore.INLINE_IMAGES", 0)
+    monkeypatch.setattr("pipeline.read.restore.RestoreWorker", FragileRestorer)
+    monkeypatch.setattr("pipeline.read.restore.INLINE_IMAGES", 0)
     result = restore.restore(archive, str(tmp_path / "out"))
     assert len(result.problems) == 1
     assert result.problems[0].startswith(f"{POISON} kills the worker that decodes it")
@@ -196,7 +199,7 @@ def test_two_attempts_at_one_shard_make_one_commit(tmp_path: Path) -> None:
     Run(str(photos), str(tmp_path / "dst"), config, JsonReporter(io.StringIO())).execute()
     archive = Archive(str(tmp_path / "dst"))
     first = archive.commits()[0]
-    from pipeline.commit import commit
+    from pipeline.archive.commits import commit
 
     second = Commit.from_bytes(first.to_bytes().replace(first.attempt.encode(), b"another"), "x")
     assert commit(archive.store, second) == first
@@ -310,7 +313,7 @@ def test_a_full_disk_is_a_sentence_and_the_run_resumes(tmp_path: Path, matrix: M
             subprocess.run(["mount", "-o", "remount,size=64m", str(destination)], check=True)
         else:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("pipeline.compress.make_worker", full_worker)
+                patch.setattr("pipeline.run.compress.make_worker", full_worker)
                 with pytest.raises(StorageError, match="No space left"):
                     run()
         before, again = commits(destination), time.monotonic()
@@ -379,7 +382,7 @@ def test_an_image_for_which_memory_does_not_suffice_is_kept_and_named(tmp_path: 
     photos = make_photos(tmp_path / "in", 8, 64)
     with Image.open(photos / POISON) as small:
         small.resize((2400, 2400)).save(photos / POISON)
-    monkeypatch.setattr("pipeline.compress.make_worker", starved_worker)
+    monkeypatch.setattr("pipeline.run.compress.make_worker", starved_worker)
     config = CompressConfig(budget=Budget(kind="q", value=4.0))
     log = io.StringIO()
     outcome = Run(str(photos), str(tmp_path / "dst"), config, JsonReporter(log)).execute()
@@ -410,7 +413,7 @@ def glutton_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
 
 GLUTTONY = """
 import sys
-from pipeline import compress
+from pipeline.run import compress
 from tests.integration.test_faults import glutton_worker
 from jobs.cli import main
 compress.make_worker = glutton_worker

@@ -29,14 +29,16 @@ from jobs.cli import main
 from msinn_core import bitstream
 from msinn_core.errors import CheckpointError
 from msinn_core.model_file import parse_model
-from pipeline import actors, verify
-from pipeline.audit import query
-from pipeline.commit import Archive, sha256
+from pipeline.archive.archive import Archive
+from pipeline.archive.layout import sha256
 from pipeline.errors import ManifestError, SourceError, UsageError
+from pipeline.execute import connection
+from pipeline.formats.parquet import Chunk, Group
 from pipeline.limits import Limits
-from pipeline.parquet import Chunk, Group
-from pipeline.reader import ArchiveDataset
-from pipeline.restore import restore
+from pipeline.read import verify
+from pipeline.read.audit import query
+from pipeline.read.dataset import ArchiveDataset
+from pipeline.read.restore import restore
 from pipeline.sources import Fetcher, scan
 from pipeline.text import redacted
 from tests.golden.test_archives import copied
@@ -551,7 +553,7 @@ def test_settings_that_are_secret_stay_here(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("FSSPEC_OSS", json.dumps([{"accessKeyId": SECRET, "x": [{"secretAccessKey": SECRET, "region": "r"}]}]))
     monkeypatch.setenv("FSSPEC_HTTP_PROXY", f"http://me:{SECRET}@proxy")
     monkeypatch.setenv("FSSPEC_ABFS", json.dumps({"s3_additional_kwargs": {"SSEKMSKeyId": "arn:kms"}}))
-    sent = actors.forwarded()
+    sent = connection.forwarded()
     assert SECRET not in json.dumps(sent)
     assert sent["FSSPEC_S3_ENDPOINT_URL"] == "http://localhost:9"
     assert json.loads(sent["FSSPEC_GCS"]) == {"project": "p", "inner": {"timeout": 3}}
@@ -559,7 +561,7 @@ def test_settings_that_are_secret_stay_here(monkeypatch: pytest.MonkeyPatch) -> 
     assert json.loads(sent["FSSPEC_HTTPS"]) == {"client_kwargs": {"headers": {}, "trust_env": True}}
     assert json.loads(sent["FSSPEC_OSS"]) == [{"x": [{"region": "r"}]}]
     names = ("ADL_CONNECTION_STRING", "GCS", "HTTPS", "HTTP_PROXY", "OSS", "S3_KEY", "S3_SECRET", "SFTP_PASSPHRASE")
-    assert actors.withheld() == [f"FSSPEC_{name}" for name in names]
+    assert connection.withheld() == [f"FSSPEC_{name}" for name in names]
 
 
 @pytest.mark.parametrize(
@@ -613,7 +615,7 @@ def test_a_query_is_bounded_and_leaves_nothing(tmp_path: Path, monkeypatch: pyte
         query(TABLE, "SELECT count(*) FROM range(100000000000)", max_seconds=0.5)
     with pytest.raises(UsageError, match="Out of Memory"):
         query(TABLE, "SELECT list(range) FROM range(2000000000)")
-    monkeypatch.setattr("pipeline.audit.MAX_RESULT_BYTES", 1 << 20)
+    monkeypatch.setattr("pipeline.read.audit.MAX_RESULT_BYTES", 1 << 20)
     with pytest.raises(UsageError, match="ask for less of it"):
         query(TABLE, "SELECT * FROM range(1000000)")
     assert query(TABLE, "SELECT max(x) AS m FROM manifest").to_pylist() == [{"m": 2.0}]
@@ -641,8 +643,8 @@ def test_a_local_ray_listens_on_loopback_with_a_token_of_its_own() -> None:
     script = """
 import os, re
 from pathlib import Path
-from pipeline import actors
-actors.connect(None, 1)
+from pipeline.execute import connection
+connection.connect(None, 1)
 
 def ours(number):
     # Other Rays of this machine are none of our business.
@@ -666,7 +668,7 @@ for name in ("tcp", "tcp6"):
         if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
             print("LISTEN", fields[1].partition(":")[0])
 print("TOKEN", os.environ["RAY_AUTH_MODE"], len(session))
-actors.disconnect()
+connection.disconnect()
 """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     ran = subprocess.run(
@@ -684,7 +686,7 @@ def test_importing_changes_no_guard_of_pillow() -> None:
     script = """
 from PIL import Image
 before = Image.MAX_IMAGE_PIXELS
-import pipeline.images, pipeline.reader, pipeline.worker
+import pipeline.formats.images, pipeline.read.dataset, pipeline.encode.worker
 assert Image.MAX_IMAGE_PIXELS == before is not None
 """
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], timeout=120).returncode == 0

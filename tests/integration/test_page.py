@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from jobs.cli import main
-from pipeline.commit import Archive
-from pipeline.compress import Run
-from pipeline.config import Budget, CompressConfig
-from pipeline.report import JsonReporter
+from pipeline.archive.archive import Archive
+from pipeline.plan.config import Budget, CompressConfig
+from pipeline.run.compress import Run
+from pipeline.run.report import JsonReporter
 from tests.conftest import make_photos
 
 HOSTILE = '<script>alert("x")&.png'

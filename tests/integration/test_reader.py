@@ -12,11 +12,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from jobs.cli import main
-from pipeline.compress import Run
-from pipeline.config import Budget, CompressConfig
 from pipeline.errors import ManifestError, UsageError
-from pipeline.reader import ArchiveDataset
-from pipeline.report import JsonReporter
+from pipeline.plan.config import Budget, CompressConfig
+from pipeline.read.dataset import ArchiveDataset
+from pipeline.run.compress import Run
+from pipeline.run.report import JsonReporter
 from tests.conftest import make_photos, png16
 
 
@@ -66,7 +66,7 @@ def test_loaders_read_in_their_own_processes(start: str, made: Path) -> None:
 
 
 def test_a_loader_reads_from_s3(s3: str, made: Path) -> None:
-    from pipeline.storage import Store
+    from pipeline.store.storage import Store
 
     source, target = made / "archive", Store(f"{s3}/archive")
     for path in source.rglob("*"):

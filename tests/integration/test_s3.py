@@ -15,7 +15,7 @@ import s3fs
 from aiohttp import web
 
 from infra.local.proxy import KILLS, Fault, FaultProxy
-from pipeline.commit import Archive
+from pipeline.archive.archive import Archive
 from tests.conftest import make_photos
 from tests.matrix import Matrix
 

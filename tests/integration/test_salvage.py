@@ -12,12 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
-from pipeline import manifest, verify
-from pipeline.commit import Archive, sha256
-from pipeline.compress import Run
-from pipeline.config import Budget, CompressConfig
-from pipeline.report import JsonReporter
-from pipeline.storage import content_name
+from pipeline.archive import manifest
+from pipeline.archive.archive import Archive
+from pipeline.archive.layout import sha256
+from pipeline.plan.config import Budget, CompressConfig
+from pipeline.read import verify
+from pipeline.run.compress import Run
+from pipeline.run.report import JsonReporter
+from pipeline.store.storage import content_name
 from tests.conftest import make_photos, png16
 
 

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 
 from jobs.cli import main
 from msinn_core.metrics import mse
-from pipeline import manifest
-from pipeline.commit import Archive
-from pipeline.reader import ArchiveDataset
-from pipeline.restore import restore
+from pipeline.archive import manifest
+from pipeline.archive.archive import Archive
+from pipeline.read.dataset import ArchiveDataset
+from pipeline.read.restore import restore
 from tests.conftest import encoded, make_photos
 
 pytestmark = pytest.mark.usefixtures("ray_pool")

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import decoding, images
-from pipeline.decoding import Allowance, Loader
+from pipeline.formats import decoding, images
+from pipeline.formats.decoding import Allowance, Loader
 
 
 @pytest.fixture

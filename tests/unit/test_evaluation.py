@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from msinn_core.codec import Codec
 from msinn_core.errors import ConfigError
 from msinn_core.metrics import bd_rate, mse, psnr_db
-from pipeline import evaluation
 from pipeline.errors import UsageError
-from pipeline.peers import available
+from pipeline.lab import evaluation
+from pipeline.lab.peers import available
 
 CURVE = [(0.25, 30.0), (0.5, 33.0), (1.0, 36.5), (2.0, 40.0), (3.0, 43.0)]
 

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import images
+from pipeline.formats import images
 from tests.conftest import encoded, png16
 
 LIMIT = 10_000_000

@@ -16,8 +16,9 @@ from msinn_core import bitstream
 from msinn_core.codec import Codec
 from msinn_core.errors import UnsupportedVersionError
 from msinn_core.picture import Picture
-from pipeline import images
-from pipeline.metadata import MAX_CARRIED_BYTES, jpeg_segments, png_chunk, png_chunks
+from pipeline.formats import images
+from pipeline.formats.metadata import MAX_CARRIED_BYTES
+from pipeline.formats.segments import jpeg_segments, png_chunk, png_chunks
 from tests.conftest import encoded
 
 

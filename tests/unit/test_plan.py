@@ -7,15 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import plan
-from pipeline.archive import END_BYTES
-from pipeline.commit import Commit
-from pipeline.config import Budget, CompressConfig
+from pipeline.archive.commits import Commit
+from pipeline.archive.shard import END_BYTES
+from pipeline.encode.tasks import ANALYSIS_SCHEMA
 from pipeline.errors import BudgetInfeasibleError, ManifestError, UsageError
-from pipeline.images import BROKEN
-from pipeline.plan import Choice, Planner
-from pipeline.preferences import Preferences
-from pipeline.worker import ANALYSIS_SCHEMA
+from pipeline.formats.images import BROKEN
+from pipeline.plan.config import Budget, CompressConfig
+from pipeline.plan.planner import Choice, Planner
+from pipeline.plan.preferences import Preferences
 
 PIXELS = 200 * 100
 
@@ -145,7 +144,7 @@ def test_an_impossible_analysis_is_refused(curve: list[float]) -> None:
 def test_large_sets_keep_no_curves_and_come_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     small = planner("bpp", 6.0, count=400)
     small.solve()
-    monkeypatch.setattr(plan, "CACHED_IMAGES", 100)
+    monkeypatch.setattr("pipeline.plan.planner.CACHED_IMAGES", 100)
     large = planner("bpp", 6.0, count=400)
     large.solve()
     assert large._shards is None

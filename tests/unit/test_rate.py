@@ -8,19 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import BudgetInfeasibleError
-from pipeline.rate import (
-    OBJECTIVES,
-    CurveSet,
-    Limits,
-    SlopeHistogram,
-    Upgrades,
-    allocate,
-    mse_of_psnr,
-    q_for_psnr,
-    quick_threshold,
-    threshold_for,
-    tie_breaks,
-)
+from pipeline.plan.allocation import OBJECTIVES, Limits, Upgrades, allocate, tie_breaks
+from pipeline.plan.curves import CurveSet, mse_of_psnr, q_for_psnr
+from pipeline.plan.histogram import SlopeHistogram, quick_threshold, threshold_for
 
 
 def curves(count: int, seed: int = 0, anchors: int = 12) -> CurveSet:

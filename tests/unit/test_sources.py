@@ -195,7 +195,7 @@ def test_what_may_pass_is_not_taken_for_what_is_lost(tmp_path: Path, monkeypatch
         raise TimeoutError("503 Slow Down")
 
     monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.cat_file", fails)
-    monkeypatch.setattr("pipeline.storage.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("pipeline.store.errors.time.sleep", lambda seconds: None)
     with pytest.raises(StorageError, match="503"):
         Fetcher().fetch(part)
     assert len(calls) == 5

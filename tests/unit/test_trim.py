@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.archive import BLOCK_BYTES, stored_bytes
-from pipeline.trim import Trimmer
+from pipeline.archive.shard import BLOCK_BYTES, stored_bytes
+from pipeline.plan.trim import Trimmer
 
 
 class Images:

@@ -1,0 +1,83 @@
+"""What a worker is asked to do, and what an analysis gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.sources import SourceRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkConfig:
+    """What a worker needs to know of the run; see `CompressConfig`."""
+
+    target_psnr_db: float | None
+    max_pixels: int
+    count_sidecars: bool
+    ms_ssim: bool
+    device: str = "cpu"
+    sampled_analysis: bool = False
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """One image of a shard and its planned rate.
+
+    Attributes:
+        record: Where it is.
+        q: Rate index; infinite to keep the file.
+        predicted_bytes: Stored bytes that the plan expects, 0 without a plan.
+        clamp: `none`, `floor` or `cap`.
+        skip_reason: Keep the file for this reason, whatever q says; if it is that the file cannot be read, leave it out.
+        pixels: Its size, 0 if unknown.
+        min_psnr_db: Floor of this image, or None.
+        min_q: Least q that the trim or a search may choose; `max_q`: largest.
+    """
+
+    record: SourceRecord
+    q: float
+    predicted_bytes: float = 0.0
+    clamp: str = "none"
+    skip_reason: str | None = None
+    pixels: int = 0
+    min_psnr_db: float | None = None
+    min_q: float = 0.0
+    max_q: float = np.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """One shard to encode.
+
+    Attributes:
+        shard_id: Its number.
+        attempt: Unique id of this attempt.
+        images: In archive order.
+        plan_rev: Revision of the plan.
+        multiplier: The plan's, for the manifest.
+        limit_bytes: Counted bytes that this shard must not exceed and should use up (the trim), or None.
+    """
+
+    shard_id: int
+    attempt: str
+    images: tuple[ImageTask, ...]
+    plan_rev: int = 0
+    multiplier: float = 0.0
+    limit_bytes: int | None = None
+
+
+ANALYSIS_SCHEMA = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("source_bytes", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("reason", pa.string()),
+        ("sidecar_bytes", pa.int64()),
+        ("bytes", pa.list_(pa.float64())),
+        ("mse", pa.list_(pa.float64())),
+    ]
+)

@@ -1,0 +1,1 @@
+"""Which rate for which image."""

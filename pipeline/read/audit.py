@@ -1,0 +1,141 @@
+"""Questions to the manifest: SQL, and the summary that hides nothing of the worst images."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.archive.archive import Archive
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    import duckdb
+
+_WORST = 5
+
+
+MAX_SECONDS = 600.0
+MAX_RESULT_BYTES = 1 << 32
+_MEMORY = "2GB"
+_SPILL = "8GB"
+
+
+def query(table: pa.Table, sql: str, *, max_seconds: float = MAX_SECONDS) -> pa.Table:
+    """Run one SELECT; the view `manifest` is `table`. It reads nothing else, changes nothing, and can be interrupted.
+
+    Args:
+        table: Of a manifest.
+        sql: DuckDB's.
+        max_seconds: How long it may take.
+
+    Raises:
+        UsageError: The SQL is wrong, no SELECT, or takes more time, memory or room for its result than a question should.
+    """
+    import duckdb
+
+    with tempfile.TemporaryDirectory(prefix="msinn-sql-") as private:
+        # The spill folder is ours and goes with us; after these settings none can be changed.
+        settings: dict[str, str | bool | int | float | list[str]] = {
+            "enable_external_access": "false",
+            "autoload_known_extensions": "false",
+            "python_enable_replacements": "false",
+            "memory_limit": _MEMORY,
+            "temp_directory": private,
+            "max_temp_directory_size": _SPILL,
+            "lock_configuration": "true",
+        }
+        connection = duckdb.connect(config=settings)
+        try:
+            statements = connection.extract_statements(sql)
+            if len(statements) != 1 or statements[0].type not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
+                raise UsageError("the SQL is no single SELECT, and an audit only asks")
+            connection.register("manifest", table)
+            return _run(connection, statements[0], max_seconds)
+        except (duckdb.Error, UnicodeError) as error:
+            raise UsageError(f"the SQL does not work: {_hints(error)}") from error
+        finally:
+            connection.close()
+
+
+def _run(connection: duckdb.DuckDBPyConnection, statement: duckdb.Statement, max_seconds: float) -> pa.Table:
+    """The result, computed in another thread: only so can this one hear an interrupt."""
+    found: list[pa.Table | BaseException] = []
+
+    def work() -> None:
+        try:
+            relation = connection.sql(statement)
+            reader: pa.RecordBatchReader = relation.to_arrow_reader()
+            batches, size = [], 0
+            for batch in reader:
+                size += batch.nbytes
+                if size > MAX_RESULT_BYTES:
+                    raise UsageError(f"the result has more than {MAX_RESULT_BYTES:,} bytes: ask for less of it, with LIMIT or fewer columns")
+                batches.append(batch)
+            found.append(pa.Table.from_batches(batches, schema=reader.schema))
+        except BaseException as error:  # handed over below
+            found.append(error)
+        finally:
+            ended.set()
+
+    # Not `join`, which takes a thread for ended if it is interrupted itself.
+    ended = threading.Event()
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        late = not ended.wait(max_seconds)
+    finally:
+        while not ended.wait(0.05):
+            connection.interrupt()
+    if late:
+        raise UsageError(f"the SQL took more than {max_seconds:g} s and was stopped")
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
+
+
+def _hints(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and set(line) != {"^"} and not line.startswith("LINE "))[:600]
+
+
+def select(table: pa.Table, where: str) -> pa.Table:
+    """Rows of a manifest that fulfil an SQL condition, in its order. Raises `UsageError` for bad SQL."""
+    # Not in brackets: an order and a limit may follow.
+    keep = query(table, f"SELECT key FROM manifest WHERE {where}").column("key")
+    return table.filter(pc.is_in(table.column("key"), value_set=keep.combine_chunks()))
+
+
+def summary(archive: Archive) -> dict[str, Any]:
+    """Totals, percentiles and the worst images, for `msinn audit` and the end of a run.
+
+    Returns:
+        `totals`, `percentiles` (rows of `bpp` and `psnr_db` at p0..p100), `worst` (lowest PSNR) and `reasons` (counts by error_code).
+    """
+    table = archive.manifest()
+    totals = query(
+        table,
+        """SELECT count(*) AS images, count(*) FILTER (status = 'coded') AS coded, count(*) FILTER (status = 'kept') AS kept,
+        count(*) FILTER (status = 'failed') AS failed, coalesce(sum(source_bytes), 0)::BIGINT AS source_bytes,
+        coalesce(sum(stored_bytes), 0)::BIGINT AS stored_bytes,
+        coalesce(sum(pixels), 0)::BIGINT AS pixels,
+        8.0 * sum(stored_bytes) / nullif(sum(pixels), 0) AS bpp,
+        avg(psnr_db) AS mean_psnr_db,
+        10 * log10(65025 / nullif(sum(mse * pixels) / nullif(sum(pixels) FILTER (mse IS NOT NULL), 0), 0)) AS pooled_psnr_db,
+        coalesce(bool_and(decode_verified) FILTER (codec = 'msinn'), true) AS all_verified FROM manifest""",
+    ).to_pylist()[0]
+    marks = [0.0, 0.01, 0.05, 0.5, 0.95, 0.99, 1.0]
+    wanted = [
+        f"quantile_cont({column}, {mark}) FILTER (codec = 'msinn') AS {column}_{round(mark * 100)}" for column in ("psnr_db", "bpp") for mark in marks
+    ]
+    percentiles = query(table, f"SELECT {', '.join(wanted)} FROM manifest").to_pylist()[0]
+    worst = query(
+        table, f"SELECT key, name, psnr_db, bpp, q, clamp FROM manifest WHERE codec = 'msinn' ORDER BY psnr_db, key LIMIT {_WORST}"
+    ).to_pylist()
+    reasons = query(
+        table,
+        "SELECT error_code, status, count(*) AS images, min(name) AS example FROM manifest WHERE status <> 'coded' GROUP BY ALL ORDER BY images DESC",
+    ).to_pylist()
+    return {"totals": totals, "percentiles": percentiles, "worst": worst, "reasons": reasons}

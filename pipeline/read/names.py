@@ -1,0 +1,60 @@
+"""Names under which images are restored: each once, and a table that says which file holds which original."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import os
+
+import pyarrow as pa
+
+NAMES = "msinn-names.csv"
+"""What a restore writes beside the images: which file holds which original."""
+
+
+def with_single_names(rows: pa.Table) -> tuple[pa.Table, list[str]]:
+    """Rows of which no two write one file: whoever made such an archive, neither image shall replace the other. And a sentence for each new name."""
+    taken: set[str] = set()
+    problems: list[str] = []
+
+    def single(name: str, key: str) -> str:
+        found = name
+        for count in itertools.count(1):
+            if found.casefold() not in taken:
+                break
+            stem, suffix = os.path.splitext(name)
+            found = f"{stem}~{key}.{count}{suffix}"
+        taken.add(found.casefold())
+        if found != name:
+            problems.append(f"two files of the archive are to be restored as {name}: the second is restored as {found}")
+        return found
+
+    names, sidecars = [], []
+    for row in rows.select(["key", "restore_name", "sidecars"]).to_pylist():
+        names.append(single(row["restore_name"], row["key"]))
+        sidecars.append([{**side, "restore_name": single(side["restore_name"], row["key"])} for side in row["sidecars"] or []])
+    if not problems:
+        return rows, []
+    for name, values in (("restore_name", names), ("sidecars", sidecars)):
+        field = rows.schema.field(name)
+        rows = rows.set_column(rows.column_names.index(name), field, pa.array(values, field.type))
+    return rows, problems
+
+
+def map_name(rows: pa.Table) -> str:
+    """What the table of names is called: no image of the restore has this name."""
+    taken = set(rows.column("restore_name").to_pylist())
+    return next(name for name in (NAMES, *(f"msinn-names~{i}.csv" for i in range(len(taken) + 1))) if name not in taken)
+
+
+def names_table(rows: pa.Table) -> bytes:
+    """CSV of all rows: `name` (original), `restored_as`, `lossless` (the file itself), `status`, `sidecar_of` (empty for images)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("name", "restored_as", "lossless", "status", "sidecar_of"))
+    for row in rows.select(["name", "restore_name", "codec", "status", "sidecars", "lossless"]).to_pylist():
+        writer.writerow((row["name"], row["restore_name"] if row["codec"] else "", str(bool(row["lossless"])).lower(), row["status"], ""))
+        for side in row["sidecars"] or []:
+            writer.writerow((side["name"], side["restore_name"], "true", "kept", row["name"]))
+    return text.getvalue().encode("utf-8", "replace")

@@ -1,0 +1,119 @@
+"""Rows of the manifest that can be restored, and a sentence for everything that cannot."""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+
+from pipeline.archive import manifest
+from pipeline.archive.archive import Archive, Books
+from pipeline.archive.commits import Commit
+from pipeline.errors import ManifestError, StorageError
+from pipeline.read.audit import select
+from pipeline.read.salvage import Salvage
+
+COLUMNS = [
+    "key", "name", "restore_name", "shard_key", "offset", "length", "payload_sha256", "codec", "model_sha256", "recon_sha256", "sidecars",
+    "encoder", "width", "height", "mtime", "lossless", "status", "pixels",
+]  # fmt: skip
+
+
+def rows_left(archive: Archive, where: str | None = None) -> tuple[pa.Table, list[str]]:
+    """All rows, or those that fulfil an SQL condition; where the books are damaged, what can be put together otherwise.
+
+    Returns:
+        A table of `COLUMNS`, in archive order, and a sentence for everything that is lost, damaged or not finished.
+
+    Raises:
+        UsageError: Bad SQL.
+    """
+    books = archive.books()
+    problems = unfinished(archive, books) + books.problems
+    wanted = COLUMNS if where is None else None
+    lost: dict[int, tuple[Commit | None, str]] = {shard: (None, sentence) for shard, sentence in books.lost.items()}
+    tables: dict[int, pa.Table] = {}
+
+    def read(record: Commit) -> tuple[pa.Table, list[str]] | str:
+        try:
+            return usable(archive.manifest_part(record, wanted), archive.store.path(record.manifest))
+        except (ManifestError, StorageError) as error:
+            if isinstance(error, StorageError) and archive.passes(error):
+                raise
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        for record, part in zip(books.commits, pool.map(read, books.commits), strict=True):
+            if isinstance(part, str):
+                lost[record.shard_id] = (record, part)
+            else:
+                tables[record.shard_id] = part[0]
+                problems += part[1]
+    if where is not None:
+        problems += [f"{sentence}: a condition cannot find its images, but a restore of everything can" for _, sentence in lost.values()]
+    else:
+        found = _salvaged(archive, books, lost)
+        problems += [sentence for sentence, _ in found.values()]
+        tables |= {shard: table for shard, (_, table) in found.items()}
+    schema = _schema(COLUMNS if where is None else manifest.READ_SCHEMA.names)
+    table = pa.concat_tables([tables[shard].replace_schema_metadata(None) for shard in sorted(tables)]) if tables else schema.empty_table()
+    return (select(table, where).select(COLUMNS) if where is not None else table), problems
+
+
+_TEXTS = ("key", "name", "restore_name", "shard_key")
+_OF_SIDECAR = ("name", "restore_name", "offset", "length", "sha256")
+
+
+def usable(table: pa.Table, place: str) -> tuple[pa.Table, list[str]]:
+    """Rows that say what every row must, and a sentence for each of the others."""
+    texts = [table.column(name) for name in _TEXTS]
+    sides = table.column("sidecars").combine_chunks().flatten()
+    inner = [sides.field(name) for name in _OF_SIDECAR]
+    if not any(column.null_count for column in texts) and not sides.null_count and not any(column.null_count for column in inner):
+        return table, []
+    good, problems = [], []
+    for i, row in enumerate(table.select([*_TEXTS, "sidecars"]).to_pylist()):
+        lacking = [name for name in _TEXTS if row[name] is None]
+        if any(side is None or any(side[name] is None for name in _OF_SIDECAR) for side in row["sidecars"] or []):
+            lacking.append("what a sidecar needs")
+        if lacking:
+            problems.append(f"{place}: row {i} ({row['name'] or row['key'] or 'without a name'}) lacks {', '.join(lacking)}, and cannot be restored")
+        else:
+            good.append(i)
+    return table.take(pa.array(good, pa.int64())), problems
+
+
+def _salvaged(archive: Archive, books: Books, lost: dict[int, tuple[Commit | None, str]]) -> dict[int, tuple[str, pa.Table]]:
+    """For every shard whose books or object are lost a sentence, and the rows that can be had all the same."""
+    salvage = Salvage(archive)
+    wanted = dict(lost)
+    for record in books.commits:
+        if not salvage.present(record.shard):
+            # Another attempt at the shard may have left its own.
+            wanted.setdefault(record.shard_id, (None, f"{archive.store.path(record.shard)} is missing"))
+    committed = {record.shard_id for record in books.commits}
+    for shard in salvage.numbers():
+        if shard < archive.run["shards"] and shard not in committed:
+            wanted.setdefault(shard, (None, f"shard {shard} is not committed"))
+    result = {}
+    for shard, (commit, sentence) in wanted.items():
+        rows, how = salvage.rows(shard, commit)
+        if rows or shard in lost:
+            table = pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS} for row in rows], schema=_schema(COLUMNS))
+            result[shard] = (f"{sentence}: {how}", table)
+    return result
+
+
+def _schema(columns: list[str]) -> pa.Schema:
+    return pa.schema([manifest.READ_SCHEMA.field(name) for name in columns])
+
+
+def unfinished(archive: Archive, books: Books) -> list[str]:
+    """A sentence if the archive does not hold all of its source yet."""
+    shards = archive.run["shards"]
+    known = {record.shard_id for record in books.commits if record.shard_id < shards} | {shard for shard in books.lost if shard < shards}
+    if len(known) < shards:
+        first = next(shard for shard in itertools.count() if shard not in known)
+        return [f"{shards - len(known)} of {shards} shards are not committed, shard {first} among them: run the same compress to finish"]
+    return [] if archive.sealed else ["the archive is not sealed: run the same compress to finish"]

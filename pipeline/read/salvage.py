@@ -1,0 +1,208 @@
+"""What an archive still gives back when some of its books (commits, parts of the manifest, the listing) are lost or damaged.
+
+Shards are plain tars named after their own hash, and say themselves what they hold; names come from the listing of the scan, if that is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+import pyarrow as pa
+
+from msinn_core import bitstream
+from pipeline.archive import manifest
+from pipeline.archive.archive import Archive
+from pipeline.archive.commits import Commit
+from pipeline.archive.layout import sha256
+from pipeline.archive.members import member_name, suffix_of
+from pipeline.archive.shard import iterate_damaged
+from pipeline.errors import ManifestError, StorageError
+from pipeline.formats.parquet import read_bounded
+from pipeline.limits import DEFAULT, MAX_PARQUET_BYTES
+from pipeline.sources.record import SourceRecord, from_table, printable, utc
+
+_CHUNK_BYTES = 1 << 22
+_KEY = re.compile(r"\d{9}\.")
+
+
+class Salvage:
+    """Rows of shards that a manifest does not give any more.
+
+    Args:
+        archive: With books that are not whole.
+    """
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self._objects: dict[str, dict[str, list[str]]] = {}
+        self._scan: bytes | None = None
+
+    def numbers(self) -> list[int]:
+        """Numbers of all shards of which an object is there."""
+        found = {stem for folder in ("shards", "manifest") for stem in self._listed(folder) if re.fullmatch(r"\d{5}|[1-9]\d{5,8}", stem)}
+        return sorted(map(int, found))
+
+    def present(self, name: str) -> bool:
+        """Whether an object of `shards/` or `manifest/` is there."""
+        folder, _, base = name.partition("/")
+        return name in self._listed(folder).get(base.partition("-")[0], [])
+
+    def rows(self, shard: int, record: Commit | None) -> tuple[list[dict[str, Any]], str]:
+        """Rows as `restore` wants them, with what is known of each image, and half a sentence that says where they come from.
+
+        Args:
+            shard: Its number.
+            record: Its commit, whose part of the manifest is lost; None if the commit is lost.
+        """
+        names = self._named("shards", shard)
+        whole = [name for name in names if self.is_whole(name)]
+        if record is not None and record.shard in whole:
+            whole = [record.shard]
+        else:
+            for name in self._named("manifest", shard):
+                rows = self._of_manifest(name)
+                if rows and rows[0]["shard_key"] in whole:
+                    return rows, f"its images are restored by {self._archive.store.path(name)}"
+        for name in whole or names:
+            rows = self._of_tar(shard, name)
+            if rows:
+                how = f"its images are restored by what {self._archive.store.path(name)} says itself"
+                if name not in whole:
+                    how += ", which is damaged: files that are not coded pictures cannot be proven whole"
+                if not self._records(shard):
+                    how += "; the listing is lost or damaged too, so they are called by their keys"
+                return rows, how + self._gaps(shard, {row["key"] for row in rows if row["codec"]})
+        return [], "nothing is left of its images"
+
+    def _of_manifest(self, name: str) -> list[dict[str, Any]]:
+        data = self._read(name)
+        if data is None or sha256(data)[:12] not in name:
+            return []
+        try:
+            rows: list[dict[str, Any]] = manifest.read(data).to_pylist()
+        except ManifestError:
+            return []  # of another version
+        return rows
+
+    def _gaps(self, shard: int, found: set[str]) -> str:
+        gone = [printable(record.name) for record in self._records(shard) if record.key not in found]
+        return f"; not in it: {', '.join(gone)}" if gone else ""
+
+    def _named(self, folder: str, shard: int) -> list[str]:
+        return self._listed(folder).get(f"{shard:05d}", [])
+
+    def _listed(self, folder: str) -> dict[str, list[str]]:
+        """Names of a folder's objects by the shard's number, as it is written in them."""
+        if folder not in self._objects:
+            found: dict[str, list[str]] = {}
+            for name in self._archive.store.list(folder):
+                found.setdefault(name.rpartition("/")[2].partition("-")[0], []).append(name)
+            self._objects[folder] = found
+        return self._objects[folder]
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return self._archive.store.read(name, limit=MAX_PARQUET_BYTES)
+        except (FileNotFoundError, StorageError) as error:
+            self._archive.raise_outage(error)
+            return None
+
+    def is_whole(self, name: str) -> bool:
+        """Whether an object has the hash that it is named after."""
+        digest = hashlib.sha256()
+        try:
+            with self._archive.store.open(name) as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+        except Exception as error:
+            self._archive.raise_outage(error)
+            return False
+        return digest.hexdigest()[:12] in name
+
+    def _of_tar(self, shard: int, name: str) -> list[dict[str, Any]]:
+        """One row for each image of which the tar holds anything."""
+        members: dict[str, list[tuple[str, int, int, str, bool]]] = {}
+        try:
+            with self._archive.store.open(name) as file:
+                for member, offset, data in iterate_damaged(file, max_bytes=DEFAULT.max_file_bytes):
+                    coded = data[: len(bitstream.MAGIC)] == bitstream.MAGIC
+                    if _KEY.match(member):
+                        members.setdefault(member.partition(".")[0], []).append((member, offset, len(data), sha256(data), coded))
+        except Exception as error:
+            # What was read before counts.
+            self._archive.raise_outage(error)
+        records = {record.key: record for record in self._records(shard)}
+        rows = []
+        for key, parts in members.items():
+            record = records.get(key)
+            first, offset, length, digest, magic = parts[0]
+            coded = magic and first == f"{key}.msn"
+            stored = coded or record is None or first == f"{key}.{suffix_of(record.name)}"
+            # Without the listing, a name of its own: another image may be called as this one's key.
+            names = (record.restore_name if coded else record.keep_name) if record else f"salvaged/{f'{key}.png' if coded else first}"
+            row = {
+                "key": key,
+                "name": printable(record.name) if record else key,
+                "restore_name": names,
+                "member": first if stored else None,
+                "shard_key": name,
+                "offset": offset if stored else None,
+                "length": length if stored else None,
+                "payload_sha256": digest if stored else None,
+                "codec": None if not stored else "msinn" if coded else "kept",
+                "model_sha256": self._archive.run["model_sha256"] if coded else None,
+                "encoder": "cpu" if coded else None,
+                "status": "coded" if stored and coded else "kept" if stored else "failed",
+                "lossless": stored and not coded,
+                "mtime": record.mtime if record else None,
+                "sidecars": self._sidecars(record, key, first if stored else None, parts[1:] if stored else parts),
+            }
+            rows.append(row)
+        return rows
+
+    @staticmethod
+    def _sidecars(record: SourceRecord | None, key: str, payload: str | None, parts: list[tuple[str, int, int, str, bool]]) -> list[dict[str, Any]]:
+        """Members after the payload, in the order in which they were written; one that could not be read then is not among them."""
+        named = list(zip(record.sidecars, record.keep_sidecars, strict=True)) if record else []
+        found: list[dict[str, Any]] = []
+        waiting = iter(parts)
+        part = next(waiting, None)
+        for (name, place), keep in named:
+            taken = {payload, *(side["member"] for side in found)}
+            expected = member_name(key, name)
+            if part is not None and part[0] == (f"{key}.{len(found)}.side" if expected in taken else expected):
+                found.append(
+                    {
+                        "name": printable(name),
+                        "restore_name": keep,
+                        "member": part[0],
+                        "offset": part[1],
+                        "length": part[2],
+                        "sha256": part[3],
+                        "mtime": utc(place.mtime_us),
+                    }
+                )
+                part = next(waiting, None)
+        while part is not None:
+            found.append(
+                {"name": part[0], "restore_name": f"salvaged/{part[0]}", "member": part[0], "offset": part[1], "length": part[2], "sha256": part[3]}
+            )
+            part = next(waiting, None)
+        return found
+
+    def _records(self, shard: int) -> list[SourceRecord]:
+        if self._scan is None:
+            name = self._archive.run["scan"]
+            data = self._read(name)
+            # A damaged listing would give images the names of others.
+            self._scan = data if data is not None and sha256(data)[:12] in name else b""
+        if not self._scan:
+            return []
+        try:
+            table = read_bounded(self._scan, holding=("shard_id", shard))
+            return [record for record, number in from_table(table) if number == shard]
+        except (pa.ArrowException, KeyError, TypeError, ValueError, AttributeError):
+            self._scan = b""  # a listing that its maker damaged names nobody either
+            return []

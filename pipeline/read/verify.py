@@ -1,0 +1,154 @@
+"""Is everything there, and is it what was written? Fixity reads every byte; decoding proves every picture."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.archive.archive import Archive
+from pipeline.archive.commits import Commit
+from pipeline.errors import ManifestError, StorageError, UsageError
+from pipeline.limits import DEFAULT, MAX_PARQUET_BYTES, Limits
+from pipeline.read.decoder import check_place
+from pipeline.read.restore import Result, run_over_shards
+from pipeline.read.rows import rows_left, unfinished
+from pipeline.run.report import Reporter
+
+_CHUNK_BYTES = 1 << 22
+
+
+def fixity(url: str, *, on_shard: Callable[[Commit], None] | None = None) -> Result:
+    """Hash every object that the archive names and compare; name the images inside a damaged shard.
+
+    Args:
+        url: The archive.
+        on_shard: Called after each shard.
+
+    Raises:
+        ManifestError: There is no archive.
+    """
+    archive = Archive(url)
+    result = Result()
+    books = archive.books()
+    records = books.commits
+    result.problems += [*unfinished(archive, books), *books.problems, *books.lost.values()]
+    for check in (archive.model_bytes, lambda: _check_scan(archive)):
+        try:
+            check()
+        except (ManifestError, StorageError) as error:
+            if isinstance(error, StorageError) and archive.passes(error):
+                raise
+            result.problems.append(str(error))
+    for record in records:
+        result.add(_check_shard(archive, record))
+        if on_shard is not None:
+            on_shard(record)
+    return result
+
+
+def _check_scan(archive: Archive) -> None:
+    name = archive.run["scan"]
+    try:
+        digest = hashlib.sha256(archive.store.read(name, limit=MAX_PARQUET_BYTES)).hexdigest()
+    except FileNotFoundError as error:
+        raise ManifestError(f"{archive.store.path(name)} is missing") from error
+    if digest[:12] not in name:
+        raise ManifestError(f"{archive.store.path(name)} is damaged: its SHA-256 is not its name")
+
+
+def _check_shard(archive: Archive, record: Commit) -> Result:
+    result = Result()
+    rows: list[dict[str, Any]] | None = None
+    try:
+        rows = archive.manifest_part(record, ["name", "offset", "length", "payload_sha256", "sidecars", "codec"]).to_pylist()
+        if len(rows) != record.images:
+            result.problems.append(f"{archive.store.path(record.manifest)} has {len(rows)} rows; its commit says {record.images}")
+    except (ManifestError, StorageError) as error:
+        if isinstance(error, StorageError) and archive.passes(error):
+            raise
+        result.problems.append(str(error))
+    digest = hashlib.sha256()
+    size = 0
+    try:
+        with archive.store.open(record.shard) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+    except FileNotFoundError:
+        result.problems.append(f"{archive.store.path(record.shard)} is missing, {record.images} images with it")
+        return result
+    except Exception as error:
+        archive.raise_outage(error)
+        result.problems.append(f"{archive.store.path(record.shard)} cannot be read: {error}")
+        return result
+    if digest.hexdigest() == record.shard_sha256:
+        result.images += record.images
+        return result
+    what = f"{archive.store.path(record.shard)} is damaged: " + (
+        f"{size} bytes instead of {record.shard_bytes}" if size != record.shard_bytes else "its SHA-256 differs"
+    )
+    hurt = [name for row in rows or [] for name in _hurt(archive, record, row)]
+    names = f"; of {record.images} images these are hurt: {', '.join(hurt)}" if hurt else "; no image or sidecar in it is hurt"
+    result.images += record.images - len(hurt)
+    result.problems.append(what + (names if rows is not None else ""))
+    return result
+
+
+def _hurt(archive: Archive, record: Commit, row: dict[str, Any]) -> list[str]:
+    """Names of the row's payload and sidecars that are not what the manifest says."""
+    parts = [(row["name"], row["offset"], row["length"], row["payload_sha256"])] if row["codec"] else []
+    parts += [(side["name"], side["offset"], side["length"], side["sha256"]) for side in row["sidecars"] or [] if side is not None]
+    hurt = []
+    for name, offset, length, expected in parts:
+        try:
+            check_place(name, record.shard, offset, length, DEFAULT)
+            data = archive.store.read_range(record.shard, offset, length)
+        except (ManifestError, StorageError, FileNotFoundError) as error:
+            archive.raise_outage(error)
+            data = b""
+        if hashlib.sha256(data).hexdigest() != expected:
+            hurt.append(str(name))
+    return hurt
+
+
+def decode(
+    url: str,
+    *,
+    sample: float = 1.0,
+    seed: int = 0,
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+    limits: Limits = DEFAULT,
+    cluster: str | None = None,
+    executor: str = "auto",
+) -> Result:
+    """Decode every coded image (or a random share) and compare with the hash of the pixels that were measured when it was encoded.
+
+    Args:
+        url: The archive.
+        sample: Share of the images, 0 to 1.
+        seed: Of the choice.
+        workers: Parallel decoders.
+        reporter: Told about progress.
+        limits: What is decoded at most.
+        cluster: Ray address, or None for a local instance.
+        executor: See `restore.restore`.
+
+    Raises:
+        UsageError: `sample` out of range.
+        ManifestError: There is no archive.
+    """
+    if not 0 < sample <= 1:
+        raise UsageError(f"--sample is {sample:.6g}; it takes more than 0 and at most 100 %")
+    archive = Archive(url)
+    rows, problems = rows_left(archive)
+    if sample < 1:
+        count = min(len(rows), max(1, round(sample * len(rows))))
+        rows = rows.take(pa.array(sorted(random.Random(seed).sample(range(len(rows)), count))))
+    result = run_over_shards(url, None, rows, workers, reporter=reporter, limits=limits, cluster=cluster, executor=executor)
+    result.problems = problems + result.problems
+    return result

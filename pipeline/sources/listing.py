@@ -1,0 +1,206 @@
+"""Which files a source has: folders, globs and single files, local or remote; what is left out, and why."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import fsspec
+
+from pipeline.errors import SourceError
+from pipeline.sources.record import printable
+from pipeline.store.errors import from_outside
+from pipeline.text import without_secrets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which files of a source are wanted.
+
+    Attributes:
+        include: Globs of relative names or of their last part; empty for all.
+        exclude: Likewise, of files to leave out.
+        all_files: Also what systems and tools leave behind (`LITTER`).
+        follow_links: Also links that lead out of the source.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    all_files: bool = False
+    follow_links: bool = False
+
+    def wants(self, *names: str) -> bool:
+        """Whether a file is asked for by any of its relative names, litter aside."""
+        tried = {*names, *(name.rpartition("/")[2] for name in names)}
+
+        def among(globs: tuple[str, ...]) -> bool:
+            return any(fnmatch.fnmatchcase(name, glob) for name in tried for glob in globs)
+
+        return (not self.include or among(self.include)) and not among(self.exclude)
+
+
+LITTER = frozenset({".git", ".hg", ".svn", "__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir", ".Spotlight-V100", ".Trashes"})
+"""Names of files, or of folders with all that is in them, that nobody means when they name a folder of images."""
+
+
+class LeftOut:
+    """Applies a selection, and counts what it left out."""
+
+    def __init__(self, selection: Selection) -> None:
+        self.selection = selection
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+        self.empty_folders: list[str] = []
+
+    def add(self, why: str, name: str) -> None:
+        self._counts[why] += 1
+        self._examples.setdefault(why, printable(name))
+
+    def is_litter(self, name: str) -> bool:
+        return not self.selection.all_files and not LITTER.isdisjoint(name.split("/"))
+
+    def keeps(self, name: str, *others: str) -> bool:
+        if self.is_litter(name):
+            self.add("files of systems and tools (.git, .DS_Store and the like; --all-files takes them)", name)
+            return False
+        if not self.selection.wants(name, *others):
+            self.add("files that --include and --exclude do not ask for", name)
+            return False
+        return True
+
+    def notes(self) -> list[str]:
+        said = [f"left out: {count} {why}, for example {self._examples[why]}" for why, count in sorted(self._counts.items())]
+        if self.empty_folders:
+            shown = ", ".join(printable(folder) for folder in self.empty_folders[:3])
+            said.append(f"{len(self.empty_folders)} empty folders are not in an archive of files, for example {shown}")
+        return said
+
+
+File = tuple[str, int, int | None]
+"""Path, bytes, modification time in microseconds."""
+
+
+def list_files(source: str, warnings: list[str], left_out: LeftOut) -> tuple[Any, str, list[File]]:
+    """File system, common root, and every file that is wanted, sorted."""
+    try:
+        fs, path = fsspec.core.url_to_fs(source)
+    except (ValueError, ImportError) as error:
+        raise SourceError(f"cannot open {source}: {error}") from error
+    named = False
+    try:
+        if fs.isdir(path):
+            _check_readable(fs, path, warnings, left_out)
+            listing, root = fs.find(path, detail=True), path
+        elif fs.isfile(path):
+            listing, root, named = {path: fs.info(path)}, os.path.dirname(path), True
+        elif glob.has_magic(path):
+            found = fs.glob(path, detail=True).items()
+            listing = {name: info for name, info in found if info["type"] == "file" or (info.get("islink") and not os.path.isdir(name))}
+            root = path[: glob.magic_check.search(path).start()].rpartition("/")[0]  # type: ignore[attr-defined]
+        else:
+            raise SourceError(f"{source} does not exist")
+    except PermissionError as error:
+        raise SourceError(f"no permission to list {source}: grant read access or choose another source") from error
+    except Exception as error:
+        if not from_outside(error):
+            raise
+        raise SourceError(f"cannot list {source}: {getattr(error, 'strerror', None) or error}") from error
+    # A link that leads nowhere is listed, and reported as an image that cannot be read.
+    odd = [
+        name
+        for name, info in listing.items()
+        if info.get("type") == "other" and not info.get("islink") and not left_out.is_litter(relative_to(name, root, fs))
+    ]
+    warnings += [f"{printable(name)} is no regular file (a pipe, socket or device) and is left out" for name in odd]
+    listing = {name: info for name, info in listing.items() if info.get("type") != "other" or info.get("islink")}
+    if not listing:
+        raise SourceError(f"{source} is empty: there is nothing to archive")
+    containers = all(bare(name).endswith((".tar", ".parquet")) for name in listing if not left_out.is_litter(relative_to(name, root, fs)))
+    files, links = [], []
+    for name, info in listing.items():
+        relative = relative_to(name, root, fs)
+        # Of tars and Parquet files the selection is about their members.
+        if not (containers and LITTER.isdisjoint(relative.split("/"))) and not left_out.keeps(relative):
+            continue
+        file = (fs.unstrip_protocol(name) if fs.protocol[0] != "file" else name, int(info["size"] or 0), modified_us(info))
+        if info.get("islink") and not named:
+            links.append((relative, file))
+        else:
+            files.append(file)
+    _add_links(files, links, root, warnings, left_out)
+    if not files:
+        raise SourceError(f"{source} holds no files to archive: {'; '.join([*left_out.notes(), *warnings])}")
+    return fs, root, sorted(files)
+
+
+def _add_links(files: list[File], links: list[tuple[str, File]], root: str, warnings: list[str], left_out: LeftOut) -> None:
+    """Add links to files, so that each file is stored once; those that lead nowhere too, to be reported."""
+    if not links:
+        return
+    inside = os.path.realpath(root).rstrip(os.sep) + os.sep
+    stored = {os.path.realpath(path) for path, *_ in files}
+    for relative, file in sorted(links):
+        target = os.path.realpath(file[0])
+        if not os.path.exists(target):
+            files.append(file)
+        elif target in stored:
+            left_out.add("links to files of the source, which are stored once", relative)
+        elif target.startswith(inside) or left_out.selection.follow_links:
+            files.append(file)
+            stored.add(target)
+        else:
+            warnings.append(
+                f"{printable(relative)} is a link that leads out of the source, to {printable(target)}, and is not followed: say --follow-links"
+            )
+
+
+def modified_us(info: dict[str, Any]) -> int | None:
+    """Modification time of a listed file, as file systems of many kinds say it."""
+    value = next((info[key] for key in ("mtime", "LastModified", "last_modified", "updated", "modified") if info.get(key) is not None), None)
+    try:
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        seconds = value.timestamp() if isinstance(value, datetime) else float(value)  # type: ignore[arg-type]
+        return round(seconds * 1e6) if abs(seconds) < 1e11 else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _check_readable(fs: Any, path: str, warnings: list[str], left_out: LeftOut) -> None:
+    # fsspec's local `find` skips folders it may not read, and links to folders, in silence.
+    if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+        for folder, names, inside in os.walk(path, onerror=_raise):
+            if not left_out.selection.all_files:
+                names[:] = [name for name in names if name not in LITTER]
+            if not names and not inside and folder != path:
+                left_out.empty_folders.append(os.path.relpath(folder, path))
+            links = (os.path.join(folder, name) for name in names if os.path.islink(os.path.join(folder, name)))
+            warnings += [f"{printable(link)} is a link to a folder and is not followed: name that folder as a source of its own" for link in links]
+            if not os.access(folder, os.R_OK | os.X_OK):
+                raise SourceError(f"no permission to list {folder}: grant read access or choose another source")
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def bare(path: str) -> str:
+    """A path without the query that an address may have."""
+    return path.partition("?")[0] if "://" in path else path
+
+
+def relative_to(path: str, root: str, fs: Any) -> str:
+    """A file's path below the source's root."""
+    stripped: str = without_secrets(fs._strip_protocol(path))
+    prefix = root.rstrip("/") + "/"
+    return stripped[len(prefix) :] if stripped.startswith(prefix) else stripped.lstrip("/")
+
+
+def ending(name: str) -> str:
+    """What the name ends with after its last dot, in small letters."""
+    return name.rpartition(".")[2].lower() if "." in name.rpartition("/")[2] else ""
