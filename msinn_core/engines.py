@@ -32,6 +32,9 @@ GOLDEN_SHAPE = (2, 4)
 class Engine(Protocol):
     """A network with its tables. Pictures are uint8 `[H, W, 3]`, sides multiples of 32; latents are whatever `transform` makes."""
 
+    name: str
+    """What computes, for people: an instruction set, a library's version, a device."""
+
     def transform(self, pixels: NDArray[np.uint8]) -> list[Any]:
         """Latents of a picture, y5..y1."""
 
@@ -163,6 +166,7 @@ class IntegerEngine:
 
     def __init__(self, network: IntegerNetwork, tables: Tables) -> None:
         self.network = network
+        self.name = network.backend.name
         self.tables = tables
         self.zone = np.zeros((256, 16), np.float32)
         self.zone[: len(tables.offsets)] = widened_zone(tables)

@@ -32,6 +32,11 @@ def flat(values: Tensor) -> NDArray[Any]:
     return array
 
 
+def compute_on_one_thread() -> None:
+    """For this process: a float model gives the same values for the same number of threads only, and archives are made with one."""
+    torch.set_num_threads(1)
+
+
 @dataclass
 class _Collector:
     """Encoder side of the walk: rounds, remembers."""
@@ -92,6 +97,7 @@ class FloatEngine:
 
     def __init__(self, network: Msinn, tables: Tables, device: str) -> None:
         self._device = torch.device(device)
+        self.name = f"torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability() if device == 'cpu' else device})"
         self._net = network.to(self._device)
         self._tables = tables
         self._thresholds = torch.from_numpy(tables.thresholds).to(self._device)

@@ -110,6 +110,10 @@ class Backend(Protocol):
         """Q16 of full scale, rounded, of uint8 pixels."""
 
     @property
+    def name(self) -> str:
+        """What computes, for people."""
+
+    @property
     def lead(self) -> tuple[int, ...]:
         """What stands before `(H, W, C)` in the shape of one picture: nothing, or `(1,)`."""
 

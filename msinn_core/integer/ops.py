@@ -79,6 +79,7 @@ class Compiled(NumpyArrays):
 
     def __init__(self, threads: int = 1, isa: int = -1) -> None:
         self.isa = isa
+        self.name = ("scalar", "SSE4.1", "AVX2", "AVX-512 VNNI")[kernel.isa() if isa < 0 else min(isa, kernel.isa())]
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 

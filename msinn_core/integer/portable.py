@@ -25,6 +25,7 @@ class Portable(NumpyArrays):
     """
 
     def __init__(self, device: str = "cpu") -> None:
+        self.name = f"torch {torch.__version__}, float64"
         self.device = torch.device(device)
 
     def _to(self, array: NDArray[Any]) -> Tensor:

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from msinn_core import bitstream, metrics
 from msinn_core.codec import Codec
@@ -69,13 +69,16 @@ class ShardWorker:
     """
 
     def __init__(self, model: LoadedModel, store: Store, config: WorkConfig, *, device: str = "cpu", threads: int = 1) -> None:
+        if model.profile == "float":
+            from msinn_core.float_engine import compute_on_one_thread
+
+            compute_on_one_thread()
         self.codec = Codec(model, device=device, max_pixels=config.max_pixels, threads=threads)
         self.loader = Loader(config.max_pixels)
         self.store = store
         self.config = config
         self.fetcher = Fetcher()
-        versions = f"msinn 0.1.0, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads"
-        self.encoder = f"{device} ({torch.backends.cpu.get_cpu_capability()}), {versions}"
+        self.encoder = f"{self.codec.engine.name}, msinn {version('msinn')}, {platform.machine()}"
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
 
     # ---- analysis ----

@@ -36,6 +36,10 @@ class Decoder:
         if (model_sha256, wanted) not in self._codecs:
             model = self._model(model_sha256)
             device = device if model.profile == "float" else "cpu"
+            if model.profile == "float":
+                from msinn_core.float_engine import compute_on_one_thread
+
+                compute_on_one_thread()
             self._codecs[model_sha256, wanted] = Codec(model, device=device, max_pixels=self._limits.max_pixels, threads=self._threads)
         return self._codecs[model_sha256, wanted]
 

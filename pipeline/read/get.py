@@ -71,9 +71,6 @@ def get(url: str, wanted: str, *, original: bool = False, limits: Limits = DEFAU
     row, payload = _payload(archive, wanted, limits)
     if original or row["codec"] != "msinn":
         return (row["member"] if original else row["restore_name"]), payload, []
-    import torch
-
-    torch.set_num_threads(1)
     picture, problem = Decoder(archive, limits).picture(row, payload)
     return row["restore_name"], images.to_png(picture), [problem] if problem else []
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import torch
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -149,7 +148,6 @@ def _worst(archive: Archive, reporter: Reporter | None, limits: Limits) -> list[
     """The images of the lowest PSNR as they decode now, small."""
     table = archive.manifest([*COLUMNS, "status", "psnr_db", "bpp"])
     coded = table.filter(pc.equal(table.column("codec"), "msinn")).sort_by([("psnr_db", "ascending"), ("key", "ascending")])
-    torch.set_num_threads(1)  # as when encoding: a float model is the same for the same number of threads only
     decoder = Decoder(archive, limits)
     figures = []
     if reporter is not None:

@@ -72,10 +72,6 @@ class RestoreWorker:
     """
 
     def __init__(self, url: str, target: str | None, overwrite: bool = False, limits: Limits = DEFAULT, threads: int = 1) -> None:
-        import torch
-
-        # As when encoding: a float model is the same for the same number of threads only.
-        torch.set_num_threads(1)
         self.archive = Archive(url)
         self.limits = limits
         self.decoder = Decoder(self.archive, limits, threads)

@@ -113,9 +113,6 @@ class Outcome:
 
 def make_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
     """Factory for workers: one model each. The integer network gives the same bytes for every number of threads."""
-    import torch
-
-    torch.set_num_threads(1)
     return ShardWorker(parse_model(model), Store(url), config, device=config.device, threads=threads)
 
 

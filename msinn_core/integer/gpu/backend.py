@@ -29,6 +29,8 @@ class OnDevice:
 
     def __init__(self, device: torch.device, convolution: Convolution) -> None:
         self.device = device
+        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        self.name = f"{gpu}, torch {torch.__version__}, {type(convolution).__name__}"
         self._convolution = convolution
         self._constants: dict[int, tuple[Any, Tensor]] = {}
 

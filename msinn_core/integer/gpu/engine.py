@@ -95,6 +95,7 @@ class DeviceEngine:
     def __init__(self, network: IntegerNetwork, tables: Tables, threads: int) -> None:
         assert isinstance(network.backend, OnDevice)
         self.network = network
+        self.name = network.backend.name
         self.tables = tables
         self._device = network.backend.device
         self._local = threading.local()
