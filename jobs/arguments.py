@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.limits import Limits
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
@@ -36,3 +40,19 @@ def executor_of(arguments: argparse.Namespace) -> str:
     if chosen == "local" and (arguments.cluster is not None or (arguments.workers or 1) > 1):
         raise UsageError("--executor local is this process alone: it takes neither --cluster nor --workers")
     return chosen
+
+
+def add_limits(p: argparse.ArgumentParser) -> None:
+    """What is decoded at most."""
+    p.add_argument("--max-pixels", type=int, default=32_000_000, metavar="N", help="decode no larger picture, whatever the archive says (32000000)")
+    p.add_argument("--max-file-bytes", type=size, default=2 * 2**30, metavar="N", help="read no larger file into memory (2Gi)")
+
+
+def limits_of(arguments: argparse.Namespace) -> Limits:
+    """The limits asked for. Raises `UsageError` for values below 1."""
+    from pipeline.errors import UsageError
+    from pipeline.limits import Limits
+
+    if arguments.max_pixels < 1 or arguments.max_file_bytes < 1:
+        raise UsageError("--max-pixels and --max-file-bytes take 1 or more")
+    return Limits(max_pixels=arguments.max_pixels, max_file_bytes=int(arguments.max_file_bytes))

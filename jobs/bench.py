@@ -350,7 +350,9 @@ def _bench_predict(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     codec, fetcher = Codec(load_model(arguments.model)), Fetcher()
     rates, grid = np.linspace(0, codec.q_max, 9), np.arange(int(codec.q_max) + 1, dtype=np.float64)
-    real, predicted, seconds = [], defaultdict(list), defaultdict(float)
+    real: list[Any] = []
+    predicted: dict[Any, list[Any]] = defaultdict(list)
+    seconds: dict[Any, float] = defaultdict(float)
     for record in scan(arguments.images).records[: arguments.limit]:
         picture = images.load(fetcher.fetch(record.part), max_pixels=200_000_000, name=record.name).picture
         if picture is None:

@@ -54,6 +54,8 @@ class _Clock:
 
     def warn(self, message: str) -> None: ...
 
+    def note(self, message: str) -> None: ...
+
     def trouble(self, kind: str, job: str, reason: str) -> None: ...
 
     def tick(self) -> None: ...
@@ -118,7 +120,7 @@ def _bench_run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def idle_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
+def idle_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
     """A real worker whose codec does nothing: its bitstreams are a few bytes, and decode to the picture that was last encoded."""
     from pipeline.run.compress import make_worker
 

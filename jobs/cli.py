@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from types import FrameType
 
-EXIT_USAGE, EXIT_SOME_FAILED, EXIT_BUDGET, EXIT_VERIFY, EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED = 2, 3, 4, 5, 6, 130
-EXIT_PIPE = 141
+from jobs.exits import EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED, EXIT_PIPE, EXIT_USAGE, EXIT_VERIFY
+
 _PARTING_S = 20.0
 
 _EPILOG = """exit codes: 0 done; 2 usage; 3 done, some images failed; 4 budget infeasible or missed; 5 verification failed;
@@ -22,7 +22,7 @@ _EPILOG = """exit codes: 0 done; 2 usage; 3 done, some images failed; 4 budget i
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from jobs import archive, bench, compress, eval, models, submit, train
+    from jobs import audit, bench, compress, eval, gc, get, inspect, models, restore, status, submit, train, verify
 
     top = argparse.ArgumentParser(prog="msinn", description="Archive an image dataset to a byte budget with a learned codec.", epilog=_EPILOG)
     top.add_argument("--debug", action="store_true", help="show tracebacks (exit codes stay the same)")
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("-v", "--verbose", action="store_true", help="on a terminal: a line for each shard")
     top.add_argument("--version", action="version", version=f"msinn {version('msinn')}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for module in (compress, submit, archive, models, train, eval, bench):
+    for module in (compress, submit, status, verify, audit, restore, get, gc, inspect, models, train, eval, bench):
         module.add_verbs(verbs)
     p = verbs.add_parser("completion", help="print a completion script: msinn completion bash > ~/.local/share/bash-completion/completions/msinn")
     p.add_argument("shell", choices=("bash", "zsh", "tcsh"))

@@ -161,8 +161,8 @@ def _read_table(path: str) -> bytes:
 
 
 def _summarise(destination: str, outcome: Outcome, as_json: bool) -> int:
-    from jobs.archive import print_summary
-    from jobs.cli import EXIT_BUDGET, EXIT_SOME_FAILED
+    from jobs.audit import print_summary
+    from jobs.exits import EXIT_BUDGET, EXIT_SOME_FAILED
     from pipeline.archive.archive import Archive
     from pipeline.read.audit import summary
 

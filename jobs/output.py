@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from pipeline.text import shown_lines
+from pipeline.text import redacted, shown, shown_lines
 
 
 class PrintableStream:
@@ -36,7 +36,7 @@ class PrintableStream:
 
 def raw(stream: Any) -> TextIO:
     """The stream under a `PrintableStream`, or the stream itself."""
-    found: TextIO = getattr(stream, "raw", stream) if isinstance(stream, PrintableStream) else stream
+    found: TextIO = stream.raw if isinstance(stream, PrintableStream) else stream
     return found
 
 
@@ -49,3 +49,21 @@ def printable_streams() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def print_problems(problems: list[str]) -> int:
+    """Name them on standard error; returns the exit code that they mean."""
+    from jobs.exits import EXIT_VERIFY
+
+    for problem in problems:
+        print(redacted(shown(problem)), file=sys.stderr)
+    return EXIT_VERIFY if problems else 0
+
+
+def finish(problems: list[str], done: str, verdict: str) -> int:
+    """Say what was done and, on standard error, what was wrong; returns the exit code."""
+    code = print_problems(problems)
+    print(f"{done}; {len(problems)} problems" if problems else f"{done}; no problems")
+    if problems:
+        print(f"msinn: {verdict}: see above", file=sys.stderr)
+    return code

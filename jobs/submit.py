@@ -26,6 +26,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def _submit(arguments: argparse.Namespace) -> int:
     from jobs import cli
+    from jobs.exits import EXIT_INTERRUPTED
     from pipeline.errors import UsageError
     from pipeline.execute.submission import Cluster, default_address
     from pipeline.text import redacted
@@ -61,6 +62,6 @@ def _submit(arguments: argparse.Namespace) -> int:
         code = cluster.follow(job.id, lambda text: print(text, end="", flush=True))
     except KeyboardInterrupt:
         print(f"left job {job.id} running; the same command joins it again, `ray job stop {job.id}` ends it", file=sys.stderr)
-        return cli.EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     print(f"job {job.id} ended with exit code {code}", file=sys.stderr)
     return code

@@ -612,6 +612,16 @@ static PyObject *tally(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* Activations come and go by the megabyte; given back to the kernel each time, their page faults cost a quarter of the speed. */
+static PyObject *keep_memory(PyObject *self, PyObject *args) {
+    (void)self; (void)args;
+#if defined(__GLIBC__)
+    mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
+    Py_RETURN_NONE;
+}
+
 static PyObject *isa_py(PyObject *self, PyObject *args) { (void)self; (void)args; return PyLong_FromLong(best_isa()); }
 
 static PyMethodDef methods[] = {
@@ -625,15 +635,9 @@ static PyMethodDef methods[] = {
     {"refine", refine, METH_VARARGS, "Latent residual prediction."},
     {"quantise", quantise, METH_VARARGS, "Latents to symbols (encoder)."},
     {"tally", tally, METH_VARARGS, "Bits and squared error of a stream at several rates (analysis)."},
+    {"keep_memory", keep_memory, METH_NOARGS, "Let this process keep freed memory for its next layers."},
     {"isa", isa_py, METH_NOARGS, "Best instruction set here: 0 scalar, 1 SSE4.1, 2 AVX2, 3 AVX-512 VNNI."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_int16", NULL, -1, methods, NULL, NULL, NULL, NULL};
-PyMODINIT_FUNC PyInit__int16(void) {
-#if defined(__GLIBC__)
-    /* Activations come and go by the megabyte; given back to the kernel each time, their page faults cost a quarter of the speed. */
-    mallopt(M_MMAP_THRESHOLD, 1 << 30);
-    mallopt(M_TRIM_THRESHOLD, 1 << 30);
-#endif
-    return PyModule_Create(&module);
-}
+PyMODINIT_FUNC PyInit__int16(void) { return PyModule_Create(&module); }

@@ -78,6 +78,7 @@ class Compiled(NumpyArrays):
     """
 
     def __init__(self, threads: int = 1, isa: int = -1) -> None:
+        kernel.keep_memory()
         self.isa = isa
         self.name = ("scalar", "SSE4.1", "AVX2", "AVX-512 VNNI")[kernel.isa() if isa < 0 else min(isa, kernel.isa())]
         self._threads = threads

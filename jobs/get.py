@@ -1,0 +1,83 @@
+"""`msinn get`: one image, reading only its bytes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.arguments import add_limits, limits_of
+from jobs.output import print_problems
+from pipeline.text import shown
+
+if TYPE_CHECKING:
+    pass
+
+
+_SAME_FORMAT = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
+
+
+def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the verb."""
+    p = verbs.add_parser("get", help="one image by key or name, reading only its bytes")
+    p.add_argument("archive", metavar="DST")
+    p.add_argument("key", metavar="KEY")
+    p.add_argument("-o", "--output", metavar="FILE", help="where to write (default: its name, here; - for standard output)")
+    what = p.add_mutually_exclusive_group()
+    what.add_argument("--original", action="store_true", help="the stored payload itself")
+    what.add_argument("--metadata", action="store_true", help="list what the image carries beside its pixels; with -o FOLDER write it there")
+    add_limits(p)
+    p.set_defaults(command=_get)
+
+
+def _get(arguments: argparse.Namespace) -> int:
+    from pipeline.errors import UsageError
+    from pipeline.formats.images import IMAGE_SUFFIXES
+    from pipeline.read.get import get
+
+    if arguments.metadata:
+        return _get_metadata(arguments)
+    name, data, problems = get(arguments.archive, arguments.key, original=arguments.original, limits=limits_of(arguments))
+    output = arguments.output or Path(name).name
+    if output == "-":
+        sys.stdout.buffer.write(data)
+    else:
+        given, true = (_SAME_FORMAT.get(suffix, suffix) for suffix in (Path(output).suffix.lower(), Path(name).suffix.lower()))
+        if given and given != true and true[1:] in IMAGE_SUFFIXES and not arguments.original:
+            raise UsageError(f"what comes back is {name}, and {output} is called otherwise: name it {Path(output).with_suffix(Path(name).suffix)}")
+        if arguments.output is None and Path(output).exists():
+            raise UsageError(f"{output} exists: name another file with -o")
+        try:
+            Path(output).write_bytes(data)
+        except OSError as error:
+            raise UsageError(f"cannot write {output}: {error.strerror}") from error
+        kind = " of PNG" if data.startswith(b"\x89PNG") else ""
+        print(f"{shown(output)}: {len(data):,} bytes{kind}", file=sys.stderr)
+    return print_problems(problems)
+
+
+def _get_metadata(arguments: argparse.Namespace) -> int:
+    from pipeline.errors import UsageError
+    from pipeline.formats.segments import jpeg_segments, png_chunks, segment_name
+    from pipeline.read.get import metadata_of
+
+    found = metadata_of(arguments.archive, arguments.key, limits=limits_of(arguments))
+    for name, data in found.items():
+        print(f"{len(data):>10,}  {name}")
+        if name == "jpeg-segments.bin":
+            for marker, content in jpeg_segments(data):
+                print(f"{len(content):>14,}  {shown(segment_name(marker, content))}")
+        if name == "png-chunks.bin":
+            for kind, content, _ in png_chunks(data):
+                print(f"{len(content):>14,}  {shown(kind.decode('latin-1'))}")
+    if not found:
+        print("the image carries nothing beside its pixels", file=sys.stderr)
+    if arguments.output is not None:
+        try:
+            Path(arguments.output).mkdir(parents=True, exist_ok=True)
+            for name, data in found.items():
+                Path(arguments.output, name).write_bytes(data)
+        except OSError as error:
+            raise UsageError(f"cannot write to {arguments.output}: {error.strerror}") from error
+    return 0

@@ -1,0 +1,94 @@
+"""`msinn status`: how far an archive is, from the store alone."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from pipeline.text import redacted, shown
+
+if TYPE_CHECKING:
+    from pipeline.archive.archive import Archive
+    from pipeline.archive.commits import Commit
+
+
+def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the verb."""
+    p = verbs.add_parser("status", help="how far an archive is, from the store alone")
+    p.add_argument("archive", metavar="DST")
+    p.add_argument("--json", action="store_true")
+    p.set_defaults(command=_status)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from pipeline.archive.archive import Archive, MissingArchiveError
+    from pipeline.store.storage import Store
+
+    try:
+        archive = Archive(arguments.archive)
+    except MissingArchiveError:
+        analysed = Store(arguments.archive).ages("analyse")
+        if not analysed:
+            raise
+        # Nothing binds the place before the plan is known to be feasible.
+        begun = {"state": "analysing, or planned only", "shards_analysed": len(analysed), "last_sign_s": round(time.time() - max(analysed.values()))}
+        print(json.dumps(begun) if arguments.json else "\n".join(f"{name:<17}{value}" for name, value in begun.items()))
+        return 0
+    records = archive.commits()
+    run = archive.run
+    pace = {} if archive.sealed else _pace(archive, records)
+    facts = {
+        "state": "sealed" if archive.sealed else "unfinished",
+        "source": redacted(run["source"]),
+        "budget": f"--{run['config']['budget']['kind']} {run['config']['budget']['value']:g}",
+        "model": f"{run['model_name']} {run['model_sha256'][:12]}",
+        "shards": f"{len(records)} of {run['shards']}",
+        "images": f"{sum(r.images for r in records)} of {run['images']}",
+        "kept": sum(r.kept for r in records),
+        "failed": sum(r.failed for r in records),
+        "counted_bytes": sum(r.counted_bytes for r in records),
+        **pace,
+    }
+    if arguments.json:
+        print(json.dumps(facts))
+        return 0
+    for name, value in facts.items():
+        print(f"{name:<15}{value:,}" if isinstance(value, int) else f"{name:<15}{shown(value)}")
+    if not archive.sealed:
+        print("to finish it, run the same `msinn compress` again")
+    return 0
+
+
+def _pace(archive: Archive, records: list[Commit]) -> dict[str, Any]:
+    """What the times of the objects say of a run that is not finished."""
+    from pipeline.archive.layout import commit_name
+
+    now = time.time()
+    written = archive.store.ages("commits")
+    signs = [*written.values(), *archive.store.ages("plan").values(), *archive.store.ages("analyse").values()]
+    age = now - max(signs) if signs else None
+    times = sorted(written.values())
+    images = {commit_name(record.shard_id): record.images for record in records}
+    facts: dict[str, Any] = {}
+    usual = 0.0
+    if len(times) > 1 and times[-1] > times[0]:
+        usual = max(b - a for a, b in itertools.pairwise(times))
+        since = times[max(0, len(times) - 50)]
+        since = since if since < times[-1] else times[0]  # stores that know whole seconds only
+        rate = sum(images.get(name, 0) for name, when in written.items() if when > since) / (times[-1] - since)
+        facts["images_per_s"] = round(rate, 2)
+        left = int(archive.run["images"]) - sum(images.values())
+        facts["seconds_left"] = round(left / rate) if rate else None
+    if age is not None:
+        facts["last_sign_s"] = round(age)
+        facts["last_commit_s"] = round(now - times[-1]) if times else None
+        running = age < max(600.0, 3 * usual)
+        facts["activity"] = (
+            f"running, as far as the store can tell (last written {age:.0f} s ago)"
+            if running
+            else f"stopped, or slow (nothing written for {age:.0f} s)"
+        )
+    return facts

@@ -1,0 +1,68 @@
+"""`msinn verify`: every byte hashed, or every image decoded."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from jobs.arguments import add_executor, add_limits, executor_of, limits_of
+from jobs.output import finish
+
+if TYPE_CHECKING:
+    from pipeline.run.report import Reporter
+
+
+def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the verb."""
+    p = verbs.add_parser("verify", help="check every byte, or decode every image")
+    p.add_argument("archive", metavar="DST")
+    how = p.add_mutually_exclusive_group()
+    how.add_argument("--fixity", action="store_true", help="hash every object and compare (the default)")
+    how.add_argument("--decode", action="store_true", help="decode every image and compare its pixels' hash")
+    add_executor(p)
+    p.add_argument("--sample", type=_share, default=1.0, metavar="1%", help="with --decode: a random share of the images")
+    p.add_argument("--workers", type=int, metavar="N")
+    add_limits(p)
+    p.set_defaults(command=_verify)
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: write 1% or 0.01") from error
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from pipeline.read import verify
+    from pipeline.run.report import reporter_for
+
+    reporter = reporter_for(sys.stderr, quiet=arguments.quiet, verbose=arguments.verbose)
+    try:
+        return _verified(arguments, verify, reporter)
+    finally:
+        reporter.close()
+
+
+def _verified(arguments: argparse.Namespace, verify: Any, reporter: Reporter) -> int:
+    from pipeline.archive.archive import Archive
+
+    if arguments.decode:
+        with contextlib.redirect_stdout(sys.stderr):  # Ray speaks of lost workers there
+            result = verify.decode(
+                arguments.archive,
+                sample=arguments.sample,
+                workers=arguments.workers,
+                reporter=reporter,
+                limits=limits_of(arguments),
+                cluster=arguments.cluster,
+                executor=executor_of(arguments),
+            )
+        done = f"{result.images} images and {result.sidecars} sidecars decoded and compared"
+    else:
+        reporter.phase("verify", int(Archive(arguments.archive).run["images"]))
+        result = verify.fixity(arguments.archive, on_shard=lambda record: reporter.advance(images=record.images))
+        done = f"{result.images} images checked byte for byte"
+    return finish(result.problems, done, "verification failed")
