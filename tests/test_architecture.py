@@ -6,6 +6,7 @@ Only named modules touch Ray, fsspec or compressai. An import counts wherever it
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,13 @@ def test_rate_allocation_is_pure_numpy(module: str) -> None:
     names = imported(ROOT / "pipeline" / "plan" / f"{module}.py")
     assert {name.split(".")[0] for name in names} <= {"__future__", "collections", "dataclasses", "numpy", "pipeline"}
     assert {name for name in names if name.startswith("pipeline")} <= {"pipeline.errors", *(f"pipeline.plan.{m}" for m in ("allocation", "curves"))}
+
+
+def test_every_folder_of_code_is_installed_and_explained() -> None:
+    folders = {path.parent for package in ("msinn_core", "pipeline", "jobs") for path in (ROOT / package).rglob("__init__.py")}
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted(".".join(folder.relative_to(ROOT).parts) for folder in folders)
+    assert [str(folder) for folder in folders if not (folder / "README.md").exists()] == []
 
 
 def test_top_level_is_what_the_design_says() -> None:

@@ -20,7 +20,7 @@ LIMIT_RANGES = {
     "min_q": (0.0, 1e3),
     "max_q": (0.0, 1e3),
 }
-"""Floors and caps of images and what they may be; those of `rate.Limits`."""
+"""Floors and caps of images and what they may be; those of `allocation.Limits`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
