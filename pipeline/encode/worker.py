@@ -78,7 +78,7 @@ class ShardWorker:
         self.store = store
         self.config = config
         self.fetcher = Fetcher()
-        self.encoder = f"{self.codec.engine.name}, msinn {version('msinn')}, {platform.machine()}"
+        self.encoder = f"{device} ({self.codec.engine.name}), msinn {version('msinn')}, {platform.machine()}"
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
 
     # ---- analysis ----
