@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from msinn_core.config import MsinnConfig
-    from msinn_core.model_file import Calibration
     from msinn_core.picture import Picture
 
 
@@ -32,7 +32,12 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     bringing.add_argument(
         "--profile", choices=("int", "float"), default="int", help="int: what archives are made with (default); float: for evaluation"
     )
-    bringing.add_argument("--calibrate", metavar="FOLDER", help="a dozen photographs: they set integer ranges and the constants of rate prediction")
+    bringing.add_argument(
+        "--calibrate", metavar="FOLDER", help="a dozen photographs: they set integer ranges, CDF tables and the constants of rate prediction"
+    )
+    bringing.add_argument(
+        "--fit-tables", metavar="FOLDER", help="pictures for the CDF tables alone, trained on or not (default: those of --calibrate)"
+    )
     bringing.add_argument("--half", action="store_true", help="float profile: store weights as float16, as a start for training")
     bringing.set_defaults(command=_import)
 
@@ -61,7 +66,9 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
+    from msinn_core import calibration
     from msinn_core.checkpoint import infer_config, model_bytes, read_state
+    from msinn_core.codec import Codec
     from msinn_core.model_file import parse_model
     from pipeline.errors import StorageError, UsageError
 
@@ -72,16 +79,21 @@ def _import(arguments: argparse.Namespace) -> int:
         raise UsageError(
             "an integer model is packed by the ranges of real pictures: give --calibrate FOLDER with a dozen photographs, or --profile float"
         )
+    if arguments.fit_tables and not arguments.calibrate:
+        raise UsageError("--fit-tables is for a model that is calibrated: give --calibrate FOLDER too")
     state, config = read_state(Path(arguments.checkpoint))
     name = arguments.name or output.stem
     config = replace(config or infer_config(state), name=name)
     pictures = _pictures(arguments.calibrate) if arguments.calibrate else []
     if arguments.profile == "int":
-        data = _packed(config, state, name, pictures)
+        make = _packed(config, state, name, pictures)
     else:
-        data = model_bytes(config, state, name=name, half=arguments.half)
-        if pictures:
-            data = model_bytes(config, state, name=name, half=arguments.half, calibration=_fitted(data, pictures))
+        make = partial(model_bytes, config, state, name=name, half=arguments.half)
+    data = make()
+    if pictures:
+        # The constants of rate prediction are those of the tables, so tables come first.
+        tables = calibration.fit_tables(parse_model(data), _pictures(arguments.fit_tables) if arguments.fit_tables else pictures)
+        data = make(tables=tables, calibration=calibration.fit(Codec(parse_model(make(tables=tables))), pictures))
     try:
         output.write_bytes(data)
     except OSError as error:
@@ -107,17 +119,8 @@ def _pictures(source: str) -> list[Picture]:
     return pictures
 
 
-def _fitted(data: bytes, pictures: list[Picture]) -> Calibration:
-    """Constants of rate prediction of a model file."""
-    from msinn_core import calibration
-    from msinn_core.codec import Codec
-    from msinn_core.model_file import parse_model
-
-    return calibration.fit(Codec(parse_model(data)), pictures)
-
-
-def _packed(config: MsinnConfig, state: Mapping[str, Tensor], name: str, pictures: list[Picture]) -> bytes:
-    """A model file of the integer profile."""
+def _packed(config: MsinnConfig, state: Mapping[str, Tensor], name: str, pictures: list[Picture]) -> partial[bytes]:
+    """Makes a model file of the integer profile, of tables and constants that are still to be measured."""
     import torch
 
     from msinn_core.checkpoint import load_parameters
@@ -138,5 +141,4 @@ def _packed(config: MsinnConfig, state: Mapping[str, Tensor], name: str, picture
             crops.append(torch.from_numpy(picture.pixels[:height, :width].copy()).permute(2, 0, 1)[None].float() / 255)
     packed = pack(network, crops)
     golden = golden_digest(IntegerNetwork(config, packed, Portable()))
-    data = integer_model_bytes(config, packed, golden, name=name)
-    return integer_model_bytes(config, packed, golden, name=name, calibration=_fitted(data, pictures))
+    return partial(integer_model_bytes, config, packed, golden, name=name)

@@ -93,7 +93,7 @@ class Tables:
         return bits, base, size
 
 
-def _quantised_counts(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
+def quantised_counts(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
     """Counts of sum 65536, each at least 1, close to the probabilities; the surplus goes where it costs least."""
     counts = np.maximum(1, np.round(probabilities / probabilities.sum() * TOTAL)).astype(np.int64)
     while (excess := int(counts.sum()) - TOTAL) != 0:
@@ -116,7 +116,7 @@ def gaussian_tables(num_scales: int = NUM_SCALES, scale_max: float = SCALE_MAX) 
         left = np.diff(edges)
         centre = 1 - 2 * edges[-1]
         inside = np.concatenate((left, [centre], left[::-1]))
-        counts = _quantised_counts(np.concatenate((inside, [max(0.0, 1 - inside.sum())])))
+        counts = quantised_counts(np.concatenate((inside, [max(0.0, 1 - inside.sum())])))
         parts.append(np.concatenate(([0], np.cumsum(counts))))
         starts.append(starts[-1] + len(parts[-1]))
         offsets.append(-half)

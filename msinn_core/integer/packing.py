@@ -31,6 +31,9 @@ from msinn_core.walk import walk
 MARGIN = 2.0
 """Values may grow to this many times the measured range before they are cut."""
 
+QUIET = 0.25
+"""Channels whose range is below this share of the loudest's are given this share."""
+
 _SCALE_EXPONENT = 12
 _S_EXPONENT = 12
 _LRP_EXPONENT = 12
@@ -54,6 +57,7 @@ class _Ranges:
         self.out: dict[str, float] = defaultdict(float)
         self.out_halves: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
         self.inputs: dict[str, Array] = {}
+        self.channels: dict[str, Array] = {}
         self._handles = [
             module.register_forward_hook(self._hook(name))
             for name, module in model.named_modules()
@@ -68,8 +72,9 @@ class _Ranges:
             self.out_halves[name] = max(halves[0], first), max(halves[1], second)
             if inputs[0].ndim != 4:
                 return
-            seen = inputs[0].abs().amax(dim=(0, 2, 3)).numpy()
-            self.inputs[name] = np.maximum(self.inputs[name], seen) if name in self.inputs else seen
+            for largest, values in ((self.inputs, inputs[0]), (self.channels, out)):
+                seen = values.abs().amax(dim=(0, 2, 3)).numpy()
+                largest[name] = np.maximum(largest[name], seen) if name in largest else seen
 
         return record
 
@@ -124,13 +129,20 @@ class _Packer:
         """Pack a context stack; convolutions sit at even indices."""
         for i in range(num_layers):
             source = f"{module}.{2 * i}"
-            out = last if i == num_layers - 1 else _exponent(self.ranges.out[source])
+            # A table of GELU belongs to one scale.
+            out = last if i == num_layers - 1 else _exponent(self.ranges.out[source]) if gelu else self.per_channel(source)
             in_exponent = self.conv(f"{name}.{i}", source, kinds[min(i, 1)], in_exponent, out)
             if gelu and i < num_layers - 1:
                 x = np.arange(-32768, 32768) / 2.0 ** int(np.asarray(out))
                 values = x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
                 self.put(f"{name}.{i}.gelu", np.rint(values * 2.0 ** int(np.asarray(out))).clip(-32768, 32767), np.int16)
         return in_exponent
+
+    def per_channel(self, *modules: str) -> Array:
+        """Exponents of channels that these modules share, each by its own range: a loud channel takes no precision from the others."""
+        largest = np.max([self.ranges.channels[module] for module in modules], axis=0)
+        # Not without end: a channel that is quiet on photographs may be loud on what is none.
+        return np.array([_exponent(float(value)) for value in np.maximum(largest, largest.max() * QUIET)])
 
     def state_inputs(self, name: str, module: str) -> Array:
         """Exponents, and the shifts they mean, of a layer that reads latents."""
@@ -182,9 +194,9 @@ def _units(packer: _Packer, model: Msinn) -> None:
             assert isinstance(unit, InvertibleUnit)
             name, module = f"unit.{level}.{i}", f"g_a{level}.{i}.block"
             z = packer.state_inputs(f"{name}.z_shift", f"{module}.0.conv1")
-            # skip, conv2 and their sum share one scale.
-            inner = _exponent(max(ranges.out[f"{module}.0"], ranges.out[f"{module}.0.conv2"], ranges.out[f"{module}.0.skip"]))
-            hidden = packer.conv(f"{name}.conv1", f"{module}.0.conv1", DENSE, z, _exponent(ranges.out[f"{module}.0.conv1"]))
+            # skip, conv2 and their sum share their scales.
+            inner = packer.per_channel(f"{module}.0", f"{module}.0.conv2", f"{module}.0.skip")
+            hidden = packer.conv(f"{name}.conv1", f"{module}.0.conv1", DENSE, z, packer.per_channel(f"{module}.0.conv1"))
             packer.conv(f"{name}.skip", f"{module}.0.skip", POINT, z, inner)
             hidden = packer.conv(f"{name}.conv2", f"{module}.0.conv2", DENSE, hidden, inner)
             half = len(z)
@@ -212,10 +224,10 @@ def _context(packer: _Packer, model: Msinn) -> None:
         else:
             cc_module = f"cc_transforms.{k - 1}"
             inputs = packer.state_inputs(f"cc.{k}.in_shift", f"{cc_module}.0")
-            last = _exponent(ranges.out[f"{cc_module}.{2 * config.cc_layers - 2}"])
+            last = packer.per_channel(f"{cc_module}.{2 * config.cc_layers - 2}")
             cc = packer.stack(f"cc.{k}", cc_module, config.cc_layers, (DENSE, DENSE), inputs, last, gelu)
         inputs = packer.state_inputs(f"sc.{k}.in_shift", f"{sc_module}.0")
-        sc = packer.stack(f"sc.{k}", sc_module, config.sc_layers, (EDGES, CORNERS), inputs, _exponent(ranges.out[sc_last]), gelu)
+        sc = packer.stack(f"sc.{k}", sc_module, config.sc_layers, (EDGES, CORNERS), inputs, packer.per_channel(sc_last), gelu)
         head = f"entropy_parameters.{k}"
         scales, means = ranges.out_halves[f"{head}.4"]
         exponents = (min(_SCALE_EXPONENT, _exponent(scales)), _exponent(means))
@@ -278,8 +290,8 @@ def _post(packer: _Packer, model: Msinn) -> None:
 
     def block(name: str, inputs: Array) -> Array:
         parts = (f"post_net.{name}", f"post_net.{name}.conv.2", f"post_net.{name}.up_dim")
-        out = _exponent(max(ranges.out[part] for part in parts))
-        hidden = packer.conv(f"post.{name}.0", f"post_net.{name}.conv.0", DENSE, inputs, _exponent(ranges.out[f"post_net.{name}.conv.0"]))
+        out = packer.per_channel(*parts)
+        hidden = packer.conv(f"post.{name}.0", f"post_net.{name}.conv.0", DENSE, inputs, packer.per_channel(f"post_net.{name}.conv.0"))
         packer.conv(f"post.{name}.up_dim", f"post_net.{name}.up_dim", POINT, inputs, out)
         return packer.conv(f"post.{name}.2", f"post_net.{name}.conv.2", DENSE, hidden, out)
 

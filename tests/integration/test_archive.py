@@ -21,6 +21,8 @@ from PIL import Image
 
 from jobs.cli import main
 from msinn_core import metrics
+from msinn_core.entropy.tables import gaussian_tables
+from msinn_core.model_file import load_model
 from pipeline.archive.archive import Archive
 from pipeline.errors import BudgetInfeasibleError, ManifestError, UsageError
 from pipeline.plan.config import Budget, CompressConfig
@@ -413,6 +415,14 @@ def test_models_import_from_a_research_checkpoint(tmp_path: Path, capfd: pytest.
     assert main([*command, "--calibrate", str(tmp_path / "photos")]) == 0
     assert main(["inspect", str(tmp_path / "model.safetensors")]) == 0
     assert "profile int" in capfd.readouterr().out
+    tables = load_model(str(tmp_path / "model.safetensors")).tables
+    assert not np.array_equal(tables.cdf, gaussian_tables().cdf)
+    (tmp_path / "others").mkdir()
+    Image.fromarray(np.full((64, 96, 3), 100, np.uint8)).save(tmp_path / "others" / "flat.png")
+    assert main([*command, "--calibrate", str(tmp_path / "photos"), "--fit-tables", str(tmp_path / "others")]) == 0
+    assert not np.array_equal(load_model(str(tmp_path / "model.safetensors")).tables.cdf, tables.cdf)
+    assert main([*command, "--profile", "float", "--fit-tables", str(tmp_path / "others")]) == 2
+    assert "--calibrate" in capfd.readouterr().err
     torch.save({"state_dict": state, "evil": subprocess.Popen}, tmp_path / "evil.pth.tar")
     assert main(["models", "import", str(tmp_path / "evil.pth.tar"), "-o", str(tmp_path / "x.safetensors"), "--profile", "float"]) == 2
     assert "read safely" in capfd.readouterr().err

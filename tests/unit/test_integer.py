@@ -16,7 +16,7 @@ from msinn_core import engines, metrics
 from msinn_core.codec import Codec
 from msinn_core.config import MsinnConfig, preset
 from msinn_core.errors import CheckpointError, ConfigError
-from msinn_core.integer import arrays, ops
+from msinn_core.integer import arrays, ops, packing
 from msinn_core.integer.arrays import half_of, squeeze, unsqueeze, whole_of
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.ops import AVX2, AVX512, CORNERS, DENSE, EDGES, POINT, SCALAR, SSE41, Compiled, Layer
@@ -184,6 +184,14 @@ def test_every_shape_of_network_packs(config: MsinnConfig, tile: Picture) -> Non
     codec = Codec(loaded)
     data = codec.encode(tile, 1.0)
     assert np.array_equal(codec.decode(data)[0].pixels, Codec(loaded, backend=Portable()).decode(data)[0].pixels)
+
+
+def test_a_loud_channel_takes_no_precision_from_others_and_a_quiet_one_keeps_room() -> None:
+    ranges = packing._Ranges(Msinn(TINY))
+    ranges.channels = {"conv": np.array([7.0, 1.0, 0.001]), "skip": np.array([3.0, 2.5, 0.002])}
+    exponents = packing._Packer(Msinn(TINY), ranges).per_channel("conv", "skip")
+    # 7, 2.5 and a quarter of 7, doubled, within 32767.
+    assert exponents.tolist() == [11, 12, 13]
 
 
 def test_packing_needs_pictures() -> None:
