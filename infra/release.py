@@ -26,7 +26,7 @@ from msinn_core.entropy.tables import gaussian_tables
 from msinn_core.metrics import mse, psnr_db
 from msinn_core.model_file import DEFAULT_MODEL, WEIGHTS, load_model
 from msinn_core.picture import Picture
-from pipeline import images
+from pipeline.formats import images
 from pipeline.sources import Fetcher, SourceRecord, scan
 
 MODELS = {DEFAULT_MODEL: [], f"{DEFAULT_MODEL}-float": ["--profile", "float", "--half"]}

@@ -8,6 +8,7 @@ from datetime import datetime
 from msinn_core.codec import Latents, Symbols
 from pipeline.encode.tasks import ImageTask
 from pipeline.formats import images
+from pipeline.formats.outcome import Coded, Outcome, Reason
 
 
 @dataclass
@@ -22,8 +23,7 @@ class Item:
     model_ms: float = 0.0
     entropy_ms: float = 0.0
     verify_ms: float = 0.0
-    reason: str | None = None
-    message: str | None = None
+    outcome: Outcome = field(default_factory=Coded)
     latents: Latents | None = None
     symbols: Symbols | None = None
     data: bytes | None = None
@@ -36,8 +36,12 @@ class Item:
     lost: list[str] = field(default_factory=list)
 
     @property
+    def reason(self) -> Reason | None:
+        return self.outcome.reason
+
+    @property
     def coded(self) -> bool:
-        return self.reason is None
+        return isinstance(self.outcome, Coded)
 
     @property
     def payload(self) -> bytes | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from pipeline.formats.outcome import Reason
 from pipeline.sources import SourceRecord
 
 
@@ -41,7 +42,7 @@ class ImageTask:
     q: float
     predicted_bytes: float = 0.0
     clamp: str = "none"
-    skip_reason: str | None = None
+    skip_reason: Reason | None = None
     pixels: int = 0
     min_psnr_db: float | None = None
     min_q: float = 0.0

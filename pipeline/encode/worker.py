@@ -36,6 +36,7 @@ from pipeline.encode.tasks import ANALYSIS_SCHEMA, ImageTask, ShardTask, WorkCon
 from pipeline.errors import SourceError
 from pipeline.formats import images
 from pipeline.formats.decoding import Loader
+from pipeline.formats.outcome import Coded, Kept, Missing, Outcome, Reason
 from pipeline.limits import MAX_PARQUET_BYTES
 from pipeline.plan.curves import PASSTHROUGH_Q, mse_of_psnr
 from pipeline.plan.trim import Trimmer
@@ -46,7 +47,6 @@ from pipeline.store.storage import Store, content_name
 PSNR_WINDOW_DB = 0.05
 """A quality target is met from above by at most this much."""
 
-FLOOR_UNREACHABLE = "quality_unreachable"
 _IMAGE_ERRORS = (CodecError, RuntimeError, MemoryError)
 """What coding one image may raise (RuntimeError is torch's out-of-memory): it is kept as its file and named in the report, the others go on."""
 
@@ -105,7 +105,7 @@ class ShardWorker:
                         raise CodecError("the predicted curves are not finite")
                     row |= {"bytes": curves.bytes, "mse": curves.mse}
                 except _IMAGE_ERRORS:
-                    row["reason"] = images.CODEC_FAILED
+                    row["reason"] = Reason.CODEC_FAILED
             rows.append(row)
         return pa.Table.from_pylist(rows, schema=ANALYSIS_SCHEMA)
 
@@ -195,12 +195,12 @@ class ShardWorker:
             except SourceError as error:
                 lost.append(str(error))
         try:
-            if task.skip_reason == images.UNREADABLE:
+            if task.skip_reason == Reason.UNREADABLE:
                 raise SourceError(f"{record.source_uri} is left out, as it was before")
             source = self.fetcher.fetch(record.part)
         except SourceError as error:
             item = Item(task, None, images.LoadedImage(info=images.ImageInfo()), _ms(started), 0.0, sidecars=sidecars, lost=[*lost, str(error)])
-            item.reason, item.message = images.UNREADABLE, str(error)
+            item.outcome = Missing(Reason.UNREADABLE, str(error))
             return item
         fetched = time.perf_counter()
         if task.skip_reason is not None:
@@ -208,9 +208,9 @@ class ShardWorker:
         else:
             loaded = self.loader.load(source, name=record.name)
         item = Item(task, source, loaded, (fetched - started) * 1e3, _ms(fetched), sidecars=sidecars, clamp=task.clamp, lost=lost)
-        item.reason, item.message = loaded.reason, loaded.message
+        item.outcome = Coded() if loaded.reason is None else Kept(loaded.reason, loaded.message)
         if item.coded and task.q == PASSTHROUGH_Q:
-            item.reason, item.message = images.NOT_SMALLER, "the plan keeps the original: coding it would not save bytes"
+            item.outcome = Kept(Reason.NOT_SMALLER, "the plan keeps the original: coding it would not save bytes")
         return item
 
     def _encode_stream(self, task: ShardTask, coder: ThreadPoolExecutor) -> Iterator[Item]:
@@ -293,7 +293,7 @@ class ShardWorker:
                 item.latents = self.codec.transform(item.loaded.picture)
             item.symbols = self.codec.compress(item.latents, q)
         except _IMAGE_ERRORS as error:
-            item.reason, item.message = images.CODEC_FAILED, f"{type(error).__name__}: {error}"[:300]
+            item.outcome = Kept(Reason.CODEC_FAILED, f"{type(error).__name__}: {error}"[:300])
             item.latents = None
         item.model_ms += _ms(started)
 
@@ -303,7 +303,7 @@ class ShardWorker:
             try:
                 item.data = self.codec.pack(item.symbols)
             except _IMAGE_ERRORS as error:
-                item.reason, item.message = images.CODEC_FAILED, str(error)[:300]
+                item.outcome = Kept(Reason.CODEC_FAILED, str(error)[:300])
             item.entropy_ms += _ms(started)
 
     def _finish(self, item: Item, packed: Future[None]) -> Item:
@@ -316,7 +316,7 @@ class ShardWorker:
 
     def _keep_if_larger(self, item: Item) -> None:
         if item.coded and item.source is not None and stored_bytes(len(item.data or b"")) >= stored_bytes(len(item.source)):
-            item.reason, item.message = images.NOT_SMALLER, "the original file is not larger than the coded one"
+            item.outcome = Kept(Reason.NOT_SMALLER, "the original file is not larger than the coded one")
 
     def _measure(self, item: Item) -> bool:
         """Decode from the bytes, compare with what the encoder meant, measure. False if the decoder does not agree."""
@@ -328,13 +328,13 @@ class ShardWorker:
         try:
             decoded, symbols = self.codec.decode(item.data)
         except _IMAGE_ERRORS as error:
-            item.reason, item.message = images.CODEC_FAILED, f"does not decode: {error}"[:300]
+            item.outcome = Kept(Reason.CODEC_FAILED, f"does not decode: {error}"[:300])
             return False
         same = all(np.array_equal(a, b) for a, b in zip(symbols, item.symbols.symbols, strict=True))
         kept = decoded.metadata() == original.metadata()
         alpha = original.alpha is None if decoded.alpha is None else original.alpha is not None and np.array_equal(decoded.alpha, original.alpha)
         if not (same and kept and alpha):
-            item.reason, item.message = images.CODEC_FAILED, "the decoder returns other symbols or metadata than were encoded"
+            item.outcome = Kept(Reason.CODEC_FAILED, "the decoder returns other symbols or metadata than were encoded")
             return False
         item.mse = metrics.mse(decoded.pixels, original.pixels)
         item.ms_ssim = metrics.ms_ssim(decoded.pixels, original.pixels) if self.config.ms_ssim else None
@@ -383,7 +383,7 @@ class ShardWorker:
             if not item.coded or not self._measure(item):
                 return
         if good is None:
-            item.reason, item.message = FLOOR_UNREACHABLE, f"the codec ends at {metrics.psnr_db(item.mse):.2f} dB, below {target_db:g} dB"
+            item.outcome = Kept(Reason.QUALITY_UNREACHABLE, f"the codec ends at {metrics.psnr_db(item.mse):.2f} dB, below {target_db:g} dB")
             return
         item.symbols, item.data, item.mse, item.ms_ssim, item.recon_sha256 = good[1]
         item.clamp = "floor" if self.config.target_psnr_db is None else item.clamp
@@ -425,11 +425,10 @@ class ShardWorker:
         coded = item.coded
         pixels = info.width * info.height if info.width and info.height else None
         stored = stored_bytes(member.length) if member else 0
-        error_code, error = item.reason, item.message
-        if item.lost and error_code not in images.MISSING:
-            error_code, error = images.SIDECAR, "; ".join(item.lost)
-        status = "failed" if error_code in images.MISSING else "coded" if coded else "kept"
-        decodes = pixels is not None and item.reason not in images.FAILURES
+        outcome: Outcome = item.outcome
+        if item.lost and not isinstance(outcome, Missing):
+            outcome = Missing(Reason.SIDECAR, "; ".join(item.lost))
+        decodes = pixels is not None and not (item.reason is not None and item.reason.troubles)
         mse = item.mse if coded else 0.0 if decodes else None
         return {
             "key": record.key,
@@ -475,9 +474,9 @@ class ShardWorker:
             "decode_verified": coded,
             "recon_sha256": item.recon_sha256 if coded else None,
             "encoder": self.encoder if coded else None,
-            "status": status,
-            "error_code": error_code,
-            "error": error,
+            "status": outcome.status,
+            "error_code": outcome.reason,
+            "error": outcome.message,
             "attempt": task.attempt,
             "fetch_ms": item.fetch_ms,
             "decode_ms": item.decode_ms,
@@ -513,7 +512,7 @@ class ShardWorker:
             kept=sum(row["status"] == "kept" for row in rows),
             failed=sum(row["status"] == "failed" for row in rows),
             pixels=sum(row["pixels"] or 0 for row in rows),
-            troubled=sum(row["status"] == "kept" and row["error_code"] in images.UNDECODABLE for row in rows),
+            troubled=sum(row["status"] == "kept" and row["error_code"].undecodable for row in rows),
             source_bytes=sum(row["source_bytes"] or 0 for row in rows),
             squared_error=float(sum((row["mse"] or 0) * (row["pixels"] or 0) for row in rows)),
             plan_rev=task.plan_rev,

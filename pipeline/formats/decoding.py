@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pipeline.formats import images
 from pipeline.formats.images import ImageInfo, LoadedImage
+from pipeline.formats.outcome import Reason
 
 try:
     import resource
@@ -107,10 +108,10 @@ class Loader:
                     raise
                 if code == -signal.SIGXCPU:
                     message = "decoding it takes more processor time than its size explains"
-                    return LoadedImage(info=ImageInfo(), reason=images.DECODE_LIMIT, message=message)
+                    return LoadedImage(info=ImageInfo(), reason=Reason.DECODE_LIMIT, message=message)
                 if attempt == _STARTS - 1:
                     what = f"signal {-code}" if code < 0 else f"code {code}"
-                    return LoadedImage(info=ImageInfo(), reason=images.CRASHED, message=f"decoding it ends the decoder ({what})")
+                    return LoadedImage(info=ImageInfo(), reason=Reason.CRASHED, message=f"decoding it ends the decoder ({what})")
         return images.load(data, max_pixels=self._max_pixels, name=name)
 
     def close(self) -> int:

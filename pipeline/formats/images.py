@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from msinn_core.picture import Picture
 from pipeline.formats.metadata import Carried, carried, insert_chunks, picture_end, restored_chunks
+from pipeline.formats.outcome import Reason
 from pipeline.formats.segments import jpeg_metadata_bytes
 
 IMAGE_SUFFIXES = frozenset(
@@ -31,35 +32,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF
 _DECODED_SUFFIXES = frozenset(
     ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "bmp", "dib", "gif", "jp2", "j2k", "jpx", "ppm", "pgm", "pbm", "pnm")
 )
-
-NOT_AN_IMAGE = "not_an_image"
-BROKEN = "broken_image"
-PIXEL_LIMIT = "pixel_limit"
-DEEP = "more_than_8_bits"
-ANIMATED = "animated"
-PALETTE_ALPHA = "palette_with_transparency"
-MODE = "unsupported_mode"
-UNSUPPORTED = "unsupported_format"
-TRAILING = "data_after_the_image"
-NOT_SMALLER = "not_smaller"
-METADATA_LIMIT = "metadata_limit"
-UNCARRIED = "metadata_not_carried"
-SECOND_IMAGE = "second_image"
-CRASHED = "crashed_the_worker"
-DECODE_LIMIT = "decode_limit"
-UNREADABLE = "source_unreadable"
-SIDECAR = "sidecar_unreadable"
-CODEC_FAILED = "codec_failed"
-
-MISSING = frozenset({UNREADABLE, SIDECAR})
-"""Reasons why something of an image is not in the archive: its status is `failed`."""
-
-UNDECODABLE = frozenset({BROKEN, PIXEL_LIMIT, DECODE_LIMIT, CRASHED, CODEC_FAILED})
-"""Reasons to look at a file that is kept, byte for byte: exit code 3, though nothing is missing. Its pixels, of which nothing is known for sure,
-buy no bytes."""
-
-FAILURES = MISSING | UNDECODABLE
-"""Everything that ends a run with exit code 3."""
 
 MAX_METADATA_BYTES = 1 << 24
 
@@ -94,7 +66,7 @@ class LoadedImage:
 
     info: ImageInfo
     picture: Picture | None = None
-    reason: str | None = None
+    reason: Reason | None = None
     message: str | None = None
     carried: Carried = field(default_factory=Carried)
 
@@ -130,7 +102,8 @@ def load(data: bytes, *, max_pixels: int, name: str = "", on_header: Callable[[I
     """
     info = ImageInfo()
     if jpeg_metadata_bytes(data) > MAX_METADATA_BYTES:
-        return LoadedImage(info=replace(info, format="jpeg"), reason=METADATA_LIMIT, message=f"more than {MAX_METADATA_BYTES} bytes of metadata")
+        message = f"more than {MAX_METADATA_BYTES} bytes of metadata"
+        return LoadedImage(info=replace(info, format="jpeg"), reason=Reason.METADATA_LIMIT, message=message)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the result says what matters
@@ -150,28 +123,28 @@ def load(data: bytes, *, max_pixels: int, name: str = "", on_header: Callable[[I
                     on_header(info)
                 image.load()
                 if not _ends_cleanly(image, data):
-                    return LoadedImage(info=info, reason=TRAILING, message="the file goes on after the end of the image")
+                    return LoadedImage(info=info, reason=Reason.TRAILING, message="the file goes on after the end of the image")
                 info = replace(info, orientation=_orientation(image))
                 found = carried(image, data)
                 if found.second_image is not None:
-                    return LoadedImage(info=info, reason=SECOND_IMAGE, message=found.second_image, carried=found)
+                    return LoadedImage(info=info, reason=Reason.SECOND_IMAGE, message=found.second_image, carried=found)
                 if found.uncarried is not None:
-                    return LoadedImage(info=info, reason=UNCARRIED, message=found.uncarried, carried=found)
+                    return LoadedImage(info=info, reason=Reason.UNCARRIED, message=found.uncarried, carried=found)
                 picture = _picture(image, found)
     except UnidentifiedImageError:
         suffix = name.rpartition(".")[2].lower()
         if suffix in _DECODED_SUFFIXES:
-            return LoadedImage(info=info, reason=BROKEN, message=f"called .{suffix}, but no such format is recognised")
+            return LoadedImage(info=info, reason=Reason.BROKEN, message=f"called .{suffix}, but no such format is recognised")
         if suffix in IMAGE_SUFFIXES:
-            return LoadedImage(info=info, reason=UNSUPPORTED, message=f".{suffix} files are not decoded")
-        return LoadedImage(info=info, reason=NOT_AN_IMAGE, message="no image format is recognised")
+            return LoadedImage(info=info, reason=Reason.UNSUPPORTED, message=f".{suffix} files are not decoded")
+        return LoadedImage(info=info, reason=Reason.NOT_AN_IMAGE, message="no image format is recognised")
     except MemoryError:
-        return LoadedImage(info=info, reason=DECODE_LIMIT, message="decoding it takes more memory than its size explains")
+        return LoadedImage(info=info, reason=Reason.DECODE_LIMIT, message="decoding it takes more memory than its size explains")
     except Exception as error:
         # Image decoders raise every kind of exception for hostile bytes; each means that this file is kept as it is.
-        return LoadedImage(info=info, reason=BROKEN, message=f"{type(error).__name__}: {error}"[:300])
+        return LoadedImage(info=info, reason=Reason.BROKEN, message=f"{type(error).__name__}: {error}"[:300])
     if sum(map(len, picture.metadata().values())) > MAX_METADATA_BYTES:
-        return LoadedImage(info=info, reason=METADATA_LIMIT, message=f"more than {MAX_METADATA_BYTES} bytes of metadata", carried=found)
+        return LoadedImage(info=info, reason=Reason.METADATA_LIMIT, message=f"more than {MAX_METADATA_BYTES} bytes of metadata", carried=found)
     return LoadedImage(info=info, picture=picture, carried=found)
 
 
@@ -216,24 +189,24 @@ def _plain_tiff(image: Image.Image) -> bool:
     return unsigned and not _tiff_tag(image, 254) and _tiff_tag(image, 274) in (None, 1)
 
 
-def _reason(image: Image.Image, info: ImageInfo, data: bytes, max_pixels: int) -> tuple[str, str] | None:
+def _reason(image: Image.Image, info: ImageInfo, data: bytes, max_pixels: int) -> tuple[Reason, str] | None:
     if image.width < 1 or image.height < 1:
-        return BROKEN, "the image has no pixels"
+        return Reason.BROKEN, "the image has no pixels"
     if image.width * image.height > max_pixels or max(image.size) > 65535:
-        return PIXEL_LIMIT, f"{image.width} x {image.height} pixels are over the limit of {max_pixels}"
+        return Reason.PIXEL_LIMIT, f"{image.width} x {image.height} pixels are over the limit of {max_pixels}"
     # Not `n_frames`: to count 200,000 of them takes minutes.
     if getattr(image, "is_animated", False):
-        return ANIMATED, "several frames"
+        return Reason.ANIMATED, "several frames"
     if (info.bit_depth or 8) > 8:
-        return DEEP, f"{info.bit_depth} bits per sample"
+        return Reason.DEEP, f"{info.bit_depth} bits per sample"
     if image.format == "TIFF" and not _plain_tiff(image):
-        return UNSUPPORTED, "a TIFF with EXIF, GPS, sub-images, raw data, an orientation or unusual samples"
+        return Reason.UNSUPPORTED, "a TIFF with EXIF, GPS, sub-images, raw data, an orientation or unusual samples"
     if image.mode == "P" and ("transparency" in image.info or (image.palette is not None and image.palette.mode != "RGB")):
-        return PALETTE_ALPHA, "palette with transparency"
+        return Reason.PALETTE_ALPHA, "palette with transparency"
     if image.mode in ("RGB", "L") and "transparency" in image.info:
-        return PALETTE_ALPHA, "a colour is marked as transparent"
+        return Reason.PALETTE_ALPHA, "a colour is marked as transparent"
     if image.mode not in ("RGB", "L", "RGBA", "LA", "P"):
-        return MODE, f"mode {image.mode}"
+        return Reason.MODE, f"mode {image.mode}"
     return None
 
 

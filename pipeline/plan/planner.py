@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.archive.commits import Commit
 from pipeline.archive.shard import END_BYTES, stored_bytes
 from pipeline.errors import BudgetInfeasibleError, ManifestError
-from pipeline.formats import images
+from pipeline.formats.outcome import Reason
 from pipeline.plan.allocation import Allocation, Upgrades, infeasible, most_expensive, tie_breaks
 from pipeline.plan.config import CompressConfig
 from pipeline.plan.curves import CurveSet, q_for_psnr
@@ -155,7 +155,7 @@ class Planner:
         if not np.array_equal(index, np.arange(self._first[shard], self._first[shard + 1])):
             raise ManifestError("the stored analysis does not have one row for each image: remove the archive's analyse/ folder and run again")
         # Broken and oversized images are stored as they are; their pixels must not buy bytes for the others.
-        failed = np.isin(np.array(analysis.column("reason").to_pylist(), dtype=object), list(images.FAILURES))
+        failed = np.isin(np.array(analysis.column("reason").to_pylist(), dtype=object), [reason for reason in Reason if reason.troubles])
         pixels = np.where(failed, 0.0, _numbers(analysis, "width") * _numbers(analysis, "height"))
         source = _numbers(analysis, "source_bytes")
         size = np.array([stored_bytes(int(value)) if value else 0 for value in source], np.float64)

@@ -33,7 +33,7 @@ from pipeline.encode.worker import ShardWorker
 from pipeline.errors import ManifestError, StorageError, UsageError
 from pipeline.execute import actors, connection
 from pipeline.execute.executor import Executor, InProcess, Job, Trials, WorkersError, isolate, patience, processors
-from pipeline.formats import images
+from pipeline.formats.outcome import Reason
 from pipeline.formats.parquet import read_bounded
 from pipeline.limits import MAX_MODEL_BYTES, MAX_PARQUET_BYTES, MAX_RUN_BYTES
 from pipeline.plan.config import CompressConfig
@@ -185,7 +185,7 @@ class Run:
         if preferences is not None:
             names = [printable(record.name) for record in self.scan.records]
             self.preferences = Preferences.from_table(config, preferences, names, "--per-image")
-        self.skip: dict[int, str] = {}
+        self.skip: dict[int, Reason] = {}
         self.unexplained = 0
         self.said_missed = False
 
@@ -453,10 +453,10 @@ class Run:
             kept = [i for i, (name, _) in enumerate(source.sidecars) if printable(name) in names]
             source = replace(source, sidecars=tuple(source.sidecars[i] for i in kept), keep_sidecars=tuple(source.keep_sidecars[i] for i in kept))
             coded = row["codec"] == "msinn"
-            reason = None if coded else row["error_code"] or images.NOT_SMALLER
+            reason = None if coded else Reason.named(row["error_code"])
             # An image is in the shard without having been coded, or it is not there at all.
             if row["codec"] is None:
-                reason = images.UNREADABLE
+                reason = Reason.UNREADABLE
             tasks.append(ImageTask(source, row["q"] if coded else PASSTHROUGH_Q, skip_reason=reason))
         return tuple(tasks)
 
@@ -482,8 +482,8 @@ class Run:
         planner = Planner(self.config, self.shard_ids, preferences=self.preferences, analysis_of=stored, names=lambda i: records[i].name)
 
         def add(shard: int, table: pa.Table) -> None:
-            bad = table.filter(pc.is_in(table.column("reason"), value_set=pa.array([images.CRASHED, images.CODEC_FAILED])))
-            self.skip.update(zip(bad.column("index").to_pylist(), bad.column("reason").to_pylist(), strict=True))
+            bad = table.filter(pc.is_in(table.column("reason"), value_set=pa.array([Reason.CRASHED, Reason.CODEC_FAILED])))
+            self.skip.update(zip(bad.column("index").to_pylist(), map(Reason.named, bad.column("reason").to_pylist()), strict=True))
             planner.add(shard, table)
 
         present = set(self.store.list(folder))
@@ -506,7 +506,7 @@ class Run:
             shard = int(job.key.split()[-1])
             table = self._with_skipped(table, shard)
             # What could not be read now may be readable when the run is resumed: such an analysis is used, but not kept.
-            if images.UNREADABLE in table.column("reason").to_pylist():
+            if Reason.UNREADABLE in table.column("reason").to_pylist():
                 unkept[shard] = table
             else:
                 self.store.put_if_absent(f"{folder}/{shard:05d}.parquet", manifest.table_bytes(table))
@@ -547,7 +547,7 @@ class Run:
             if self.unexplained > _UNEXPLAINED_DEATHS:
                 raise WorkersError("workers keep dying and no single image explains it: look at the memory and the logs of the machines")
             return
-        self.skip[record.index] = images.CRASHED
+        self.skip[record.index] = Reason.CRASHED
         self.reporter.warn(f"{record.name} kills the worker that touches it: it is kept as it is")
 
     # ---- encoding ----

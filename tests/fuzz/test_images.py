@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from msinn_core.codec import Codec
 from pipeline.archive.archive import Archive
 from pipeline.formats import images
+from pipeline.formats.outcome import Reason
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.read.restore import restore
 from pipeline.run.compress import Run
@@ -38,7 +39,7 @@ def test_loading_never_raises_and_what_loads_can_be_coded(photo: NDArray[np.uint
             decoded, _ = codec.decode(codec.encode(loaded.picture, 2.0))
             assert decoded.metadata() == loaded.picture.metadata()
     assert reasons[None] > COUNT // 4
-    assert reasons[images.BROKEN] > COUNT
+    assert reasons[Reason.BROKEN] > COUNT
 
 
 @pytest.mark.usefixtures("ray_pool")

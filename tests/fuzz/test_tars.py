@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.archive.shard import MAX_MEMBER_BYTES, iterate_damaged
 from pipeline.formats import images
+from pipeline.formats.outcome import Reason
 from pipeline.sources import scan
 from tests.fuzz.mutate import mutated
 
@@ -112,4 +113,4 @@ def test_salvage_reads_each_byte_once() -> None:
 
 def test_the_file_that_ended_every_run() -> None:
     loaded = images.load((REGRESSIONS / "absurd-width.bmp").read_bytes(), max_pixels=10**7, name="absurd.bmp")
-    assert (loaded.reason, loaded.info.width) == (images.PIXEL_LIMIT, None)
+    assert (loaded.reason, loaded.info.width) == (Reason.PIXEL_LIMIT, None)

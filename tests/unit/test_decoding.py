@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline.formats import decoding, images
 from pipeline.formats.decoding import Allowance, Loader
+from pipeline.formats.outcome import Reason
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_a_file_that_takes_too_long_is_kept_and_the_next_is_decoded(loader: Load
     data = scans(5000)
     started = time.monotonic()
     found = loader.load(data, name="slow.jpg")
-    assert found.reason == images.DECODE_LIMIT
+    assert found.reason == Reason.DECODE_LIMIT
     assert time.monotonic() - started < 60
     assert loader.load(scans(1), name="quick.jpg").reason is None
 
@@ -74,10 +75,10 @@ def test_directories_and_segments_without_end(loader: Loader) -> None:
     size = len(directory) + 4
     many = b"".join(directory + struct.pack("<I", len(tiff) + size * (i + 1)) for i in range(200_000))
     data = tiff[:4] + struct.pack("<I", len(tiff)) + tiff[8:] + many[:-4] + bytes(4)
-    assert loader.load(data, name="x.tif").reason == images.ANIMATED
+    assert loader.load(data, name="x.tif").reason == Reason.ANIMATED
     jpeg = encoded(Image.new("L", (8, 8)), "JPEG")
     segment = b"\xff\xe1" + struct.pack(">H", 65535) + b"Exif\0\0" + bytes(65527)
-    assert loader.load(jpeg[:2] + segment * 4000 + jpeg[2:], name="x.jpg").reason == images.METADATA_LIMIT
+    assert loader.load(jpeg[:2] + segment * 4000 + jpeg[2:], name="x.jpg").reason == Reason.METADATA_LIMIT
 
 
 def test_a_decoder_that_dies_is_started_again_and_the_file_is_tried_twice(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +102,7 @@ def test_a_decoder_that_dies_is_started_again_and_the_file_is_tried_twice(loader
 
     monkeypatch.setattr(loader, "_start", fragile)
     found = loader.load(ended)
-    assert (found.reason, found.message) == (images.CRASHED, "decoding it ends the decoder (signal 9)")
+    assert (found.reason, found.message) == (Reason.CRASHED, "decoding it ends the decoder (signal 9)")
 
 
 def test_a_machine_that_starts_no_process_decodes_here_and_says_so(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,8 +145,8 @@ def test_half_an_answer_is_not_taken_for_the_next(loader: Loader, monkeypatch: p
 def test_a_large_file_that_is_no_image_is_no_crash() -> None:
     loader = Loader(1000)
     try:
-        assert loader.load(bytes(400_000_000), name="film.mp4").reason == images.NOT_AN_IMAGE
-        assert loader.load(b"", name="a.png").reason == images.BROKEN
+        assert loader.load(bytes(400_000_000), name="film.mp4").reason == Reason.NOT_AN_IMAGE
+        assert loader.load(b"", name="a.png").reason == Reason.BROKEN
     finally:
         loader.close()
 

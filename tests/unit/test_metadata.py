@@ -18,6 +18,7 @@ from msinn_core.errors import UnsupportedVersionError
 from msinn_core.picture import Picture
 from pipeline.formats import images
 from pipeline.formats.metadata import MAX_CARRIED_BYTES
+from pipeline.formats.outcome import Reason
 from pipeline.formats.segments import jpeg_segments, png_chunk, png_chunks
 from tests.conftest import encoded
 
@@ -79,7 +80,7 @@ def test_segments_of_two_hundred_jpegs_come_back_byte_for_byte(small: Image.Imag
         data, put_in = assembled(plain, random)
         loaded = load(data)
         if loaded.picture is None:
-            assert loaded.reason == images.SECOND_IMAGE or (loaded.reason == images.ANIMATED and any(b"MPF\0" in part for part in put_in))
+            assert loaded.reason == Reason.SECOND_IMAGE or (loaded.reason == Reason.ANIMATED and any(b"MPF\0" in part for part in put_in))
             num_kept += 1
             continue
         num_coded += 1
@@ -114,9 +115,9 @@ def test_a_second_image_or_too_much_keeps_the_file(small: Image.Image) -> None:
     thermal = [segment(0xE1, b"FLIR\0\x01" + bytes((i, 2)) + bytes(60000)) for i in range(3)]
     depth = [segment(0xE1, EXTENDED + b'GDepth:Data="iVBORw0KGgo' + b"A" * 50000), segment(0xE1, EXTENDED + b"A" * 50000)]
     much = [segment(0xE4, b"Vendor\0" + np.random.default_rng(i).bytes(60000)) for i in range(MAX_CARRIED_BYTES // 60000 + 2)]
-    assert load(with_segments(plain, *thermal)).reason == images.SECOND_IMAGE
-    assert load(with_segments(plain, *depth)).reason == images.SECOND_IMAGE
-    assert load(with_segments(plain, *much)).reason == images.UNCARRIED
+    assert load(with_segments(plain, *thermal)).reason == Reason.SECOND_IMAGE
+    assert load(with_segments(plain, *depth)).reason == Reason.SECOND_IMAGE
+    assert load(with_segments(plain, *much)).reason == Reason.UNCARRIED
     assert load(with_segments(plain, *much[:3])).picture is not None
     # The thumbnail of the picture itself is no second image.
     assert load(with_segments(plain, segment(0xE1, EXIF + plain[:3] + bytes(99)))).picture is not None
@@ -195,8 +196,8 @@ def test_what_other_formats_say_is_carried_or_keeps_the_file(small: Image.Image)
     webp = encoded(small, "WEBP")
     foreign = webp[:4] + struct.pack("<I", len(webp) - 8 + 12) + webp[8:] + b"ABCD" + struct.pack("<I", 4) + b"data"
     assert load(gif, "x.gif").picture is not None
-    assert load(encoded(grey, "GIF", comment=b"hi"), "x.gif").reason == images.UNCARRIED
-    assert load(foreign, "x.webp").reason in (images.UNCARRIED, images.BROKEN)
+    assert load(encoded(grey, "GIF", comment=b"hi"), "x.gif").reason == Reason.UNCARRIED
+    assert load(foreign, "x.webp").reason in (Reason.UNCARRIED, Reason.BROKEN)
     tiff = load(encoded(small, "TIFF", tiffinfo={270: "a description", 305: "a program", 306: "2020:01:01 00:00:00"}, dpi=(300, 300)), "x.tif")
     assert tiff.picture is not None
     exif = Image.Exif()
@@ -218,14 +219,14 @@ def test_absurd_sizes_are_a_reason_and_no_number() -> None:
     bmp = bytearray(encoded(Image.new("RGB", (8, 8)), "BMP"))
     bmp[18:22] = (4_294_967_169).to_bytes(4, "little")
     loaded = load(bytes(bmp), "x.bmp")
-    assert (loaded.reason, loaded.info.width) == (images.PIXEL_LIMIT, None)
+    assert (loaded.reason, loaded.info.width) == (Reason.PIXEL_LIMIT, None)
     assert "4294967169" in (loaded.message or "")
     tiff = bytearray(encoded(Image.new("RGB", (8, 8)), "TIFF"))
     at = max(tiff.find(struct.pack("<HH", 257, kind)) for kind in (3, 4))
     assert at > 0
     tiff[at : at + 12] = struct.pack("<HHII", 257, 4, 1, 3_036_676_696)
     loaded = load(bytes(tiff), "x.tif")
-    assert loaded.reason in (images.PIXEL_LIMIT, images.BROKEN)
+    assert loaded.reason in (Reason.PIXEL_LIMIT, Reason.BROKEN)
     assert loaded.info.height is None or loaded.info.height < 2**31
 
 
@@ -234,8 +235,8 @@ def test_a_file_that_goes_on_after_its_picture_is_kept(small: Image.Image) -> No
     for fmt, name in (("JPEG", "x.jpg"), ("PNG", "x.png"), ("PPM", "x.ppm"), ("BMP", "x.bmp")):
         data = encoded(small, fmt)
         assert load(data, name).picture is not None, fmt
-        assert load(data + data, name).reason == images.TRAILING, fmt
+        assert load(data + data, name).reason == Reason.TRAILING, fmt
     gif, avif = encoded(small.convert("L"), "GIF"), encoded(small, "AVIF")
-    assert load(gif + b"PK zip", "x.gif").reason == images.UNCARRIED
+    assert load(gif + b"PK zip", "x.gif").reason == Reason.UNCARRIED
     assert load(avif, "x.avif").picture is not None
-    assert load(avif + struct.pack(">I", 16) + b"mpvdmotion..", "x.avif").reason == images.UNCARRIED
+    assert load(avif + struct.pack(">I", 16) + b"mpvdmotion..", "x.avif").reason == Reason.UNCARRIED

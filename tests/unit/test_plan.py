@@ -11,7 +11,7 @@ from pipeline.archive.commits import Commit
 from pipeline.archive.shard import END_BYTES
 from pipeline.encode.tasks import ANALYSIS_SCHEMA
 from pipeline.errors import BudgetInfeasibleError, ManifestError, UsageError
-from pipeline.formats.images import BROKEN
+from pipeline.formats.outcome import Reason
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.plan.planner import Choice, Planner
 from pipeline.plan.preferences import Preferences
@@ -34,7 +34,9 @@ def analysis(count: int, *, broken: int = 0) -> pa.Table:
         }
         for i in range(count)
     ]
-    rows += [{"index": count + i, "source_bytes": 5000, "width": 9000, "height": 9000, "reason": BROKEN, "sidecar_bytes": 0} for i in range(broken)]
+    rows += [
+        {"index": count + i, "source_bytes": 5000, "width": 9000, "height": 9000, "reason": Reason.BROKEN, "sidecar_bytes": 0} for i in range(broken)
+    ]
     return pa.Table.from_pylist(rows, schema=ANALYSIS_SCHEMA)
 
 
