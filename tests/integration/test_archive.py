@@ -202,7 +202,7 @@ def test_quality_targets_are_met_from_just_above(tmp_path: Path) -> None:
         # A flat crop is better than asked for even at the lowest rate there is.
         if row["q"] > 0:
             assert row["psnr_db"] <= (38.06 if row["length"] > 500 else 38.2), row["name"]
-    assert sum(row["q"] > 0 and row["length"] > 500 for row in coded) >= 3
+    assert sum(row["q"] > 0 and row["length"] > 500 for row in coded) >= 2
 
 
 def test_fixed_q_needs_no_analysis_and_keeps_floors(photos: Path, tmp_path: Path) -> None:
