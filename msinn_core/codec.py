@@ -33,8 +33,8 @@ from msinn_core.picture import DEFAULT_MAX_PIXELS, Picture
 BAND_ROWS, ROWS_PER_BAND = 128, 384
 """A sampled analysis looks at bands of 128 rows, one for each 384, at least two: over 124 images of 512 rows this costs half as much, predicts an
 image's bytes within 9 % instead of 3 % (standard deviation) and their sum within 1.5 % instead of 0.5 %, most of it the same for all sets, which the
-closed loop takes out. (Measured with earlier weights. With those of 2026-11-26 the whole analysis predicts an image's bytes within 3.5 / 1.3 / 6.8 % at
-q = 1 / 5 / 9, and the sum of 16 tiles within 1.5 %.)"""
+closed loop takes out. (Measured with earlier weights. With those of 2026-11-26 the whole analysis predicts an image's bytes within 3.5 / 1.3 / 6.8 %
+at q = 1 / 5 / 9, and the sum of 16 tiles within 1.5 %.)"""
 
 PROBE_Q_SHARE = 6 / 11
 """Where in [0, A - 1] the one context pass of `curves` runs: the middle, where its extrapolation errs least on both sides."""
