@@ -6,6 +6,9 @@ Only named modules touch Ray, fsspec or compressai. An import counts wherever it
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -111,6 +114,25 @@ def test_archiving_never_imports_compressai() -> None:
         str(path.relative_to(ROOT)) for package in ("msinn_core", "pipeline", "jobs") for path in sources(package) if touches(path, "compressai")
     }
     assert users == set()  # `training/compat.py` loads it by name, on request only
+
+
+def test_an_integer_model_archives_and_restores_without_torch(tmp_path: Path) -> None:
+    """torch takes two seconds and 200 MB of every command and worker that imports it."""
+    from PIL import Image
+
+    (tmp_path / "in").mkdir()
+    Image.effect_noise((64, 48), 40).convert("RGB").save(tmp_path / "in" / "a.png")
+    script = """
+import sys
+from jobs.cli import main
+assert main(["-q", "compress", "in", "archive", "--q", "4"]) == 0
+assert main(["-q", "restore", "archive", "out"]) == 0
+assert main(["-q", "verify", "archive", "--decode"]) == 0
+print("torch" in sys.modules)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
+    assert found.stdout.splitlines()[-1] == "False"
 
 
 @pytest.mark.parametrize("module", ["allocation", "curves", "histogram"])
