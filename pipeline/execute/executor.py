@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import queue
+import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -71,42 +73,77 @@ class Executor(Protocol):
 
 
 class InProcess:
-    """One worker, which is this process with all its cores: for small runs, for which Ray takes longer to start than they take.
+    """Workers that are threads of this process: for small runs, which take less time than Ray to start. The kernels release the GIL.
 
-    What ends the worker ends the run; images are decoded in a process of their own all the same, and what is committed stays.
+    What ends a worker ends the run; images are decoded in a process of their own all the same, and what is committed stays.
 
     Args:
-        factory: Makes the object that does the jobs.
+        factory: Makes the object that does a worker's jobs; called in its thread, when the first job comes.
         args: Its arguments.
-        trouble: Told what is done again: kind, job and reason.
+        workers: How many.
+        trouble: Told what is done again: kind, job and reason. Like everything that is given to `run`, it is called in the caller's thread.
     """
 
-    def __init__(self, factory: Callable[..., Any], *args: Any, trouble: Callable[[str, str, str], None] | None = None) -> None:
-        self._held = factory(*args)
+    def __init__(self, factory: Callable[..., Any], *args: Any, workers: int = 1, trouble: Callable[[str, str, str], None] | None = None) -> None:
         self._trouble = trouble or (lambda kind, job, reason: None)
+        self._inboxes: list[_Inbox] = [queue.SimpleQueue() for _ in range(workers)]
+        for inbox in self._inboxes:
+            # Daemons: an interrupted run need not wait for the image in hand, which is in no shard yet.
+            threading.Thread(target=_work, args=(inbox, factory, args), daemon=True).start()
 
     def run(self, following: Callable[[], Job | None], done: Callable[[Job, Any], None], tick: Callable[[], None] | None = None) -> None:
-        while (job := following()) is not None:
-            done(job, self._call(job))
+        # Of this run alone: what a job of an earlier one, which failed, still has to say is not wanted.
+        answers: queue.SimpleQueue[tuple[str, int, Job, Any]] = queue.SimpleQueue()
+        idle = list(range(len(self._inboxes)))
+        while True:
+            while idle and (given := following()) is not None:
+                self._inboxes[worker := idle.pop(0)].put((worker, given, answers))
+            if len(idle) == len(self._inboxes):
+                return
+            try:
+                kind, worker, job, value = answers.get(timeout=1.0)
+            except queue.Empty:
+                pass
+            else:
+                if kind == "error":
+                    raise value
+                if kind == "trouble":
+                    self._trouble("storage", job.key, value)
+                else:
+                    idle.append(worker)
+                    done(job, value)
             if tick is not None:
                 tick()
-
-    def _call(self, job: Job) -> Any:
-        for attempt in range(TASK_RETRIES):
-            try:
-                return getattr(self._held, job.method)(*job.args)
-            except StorageError as error:
-                if not error.transient or attempt == TASK_RETRIES - 1:
-                    raise
-                self._trouble("storage", job.key, str(error))
-                back_off(attempt + 2)
-        raise AssertionError("unreachable")
 
     def count(self, name: str, value: float, **tags: str) -> None:
         pass
 
     def close(self) -> None:
-        self._held = None
+        for inbox in self._inboxes:
+            inbox.put(None)
+
+
+_Inbox = queue.SimpleQueue[tuple[int, Job, "queue.SimpleQueue[tuple[str, int, Job, Any]]"] | None]
+
+
+def _work(inbox: _Inbox, factory: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """A thread of `InProcess`: jobs until None comes."""
+    held: Any = None
+    while (asked := inbox.get()) is not None:
+        worker, job, answers = asked
+        try:
+            held = factory(*args) if held is None else held
+            for attempt in range(TASK_RETRIES):
+                try:
+                    answers.put(("result", worker, job, getattr(held, job.method)(*job.args)))
+                    break
+                except StorageError as error:
+                    if not error.transient or attempt == TASK_RETRIES - 1:
+                        raise
+                    answers.put(("trouble", worker, job, str(error)))
+                    back_off(attempt + 2)
+        except BaseException as error:  # it is the caller's: raised there
+            answers.put(("error", worker, job, error))
 
 
 def processors() -> int:

@@ -273,7 +273,8 @@ def run_over_shards(
     parts = (rows.slice(start, end - start).to_pylist() for start, end in itertools.pairwise(edges))
     pool: Executor
     if executor == "local" or (executor == "auto" and cluster is None and workers is None and len(rows) <= INLINE_IMAGES):
-        pool = InProcess(RestoreWorker, url, target, overwrite, limits, processors())
+        threads = max(1, min(processors(), len(edges) - 1))
+        pool = InProcess(RestoreWorker, url, target, overwrite, limits, processors() // threads, workers=threads)
     else:
         pool = actors.Pool(min(connection.connect(cluster, workers), max(1, len(edges) - 1)), RestoreWorker, url, target, overwrite, limits)
     try:

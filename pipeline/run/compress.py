@@ -258,7 +258,9 @@ class Run:
         """Who does the work, and how many they are."""
         work = (self.model.data, self.store.url, self._work_config())
         if self._in_process:
-            return InProcess(make_worker, *work, processors(), trouble=self.reporter.trouble), 1
+            # Workers first, they share best; what is left over goes to the layers of each.
+            workers = max(1, min(processors(), int(self.shard_ids[-1]) + 1 if len(self.shard_ids) else 1))
+            return InProcess(make_worker, *work, processors() // workers, workers=workers, trouble=self.reporter.trouble), workers
         size = connection.connect(self.cluster, self.workers, self.resources)
         return actors.Pool(size, make_worker, *work, resources=self.resources, trouble=self.reporter.trouble), size
 
