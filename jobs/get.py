@@ -5,15 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jobs.arguments import add_limits, limits_of
 from jobs.output import print_problems
 from pipeline.text import shown
-
-if TYPE_CHECKING:
-    pass
-
 
 _SAME_FORMAT = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from typing import TYPE_CHECKING
 
 from jobs.arguments import add_executor, add_limits, executor_of, limits_of
 from jobs.output import finish
-
-if TYPE_CHECKING:
-    pass
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,7 +27,7 @@ def _restore(arguments: argparse.Namespace) -> int:
     from pipeline.read.restore import restore
     from pipeline.run.report import reporter_for
 
-    with contextlib.redirect_stdout(sys.stderr):  # as above
+    with contextlib.redirect_stdout(sys.stderr):  # what libraries print is not a result
         reporter = reporter_for(sys.stderr, quiet=arguments.quiet, verbose=arguments.verbose)
         try:
             result = restore(

@@ -160,6 +160,8 @@ class Codec:
             ConfigError: A q out of range.
             PixelLimitError: A picture over the pixel limit.
         """
+        if len(rates) != len(pictures):
+            raise ConfigError(f"{len(pictures)} pictures but {len(rates)} rates")
         qs = [self.quantise_q(q) for q in rates]
         for picture in pictures:
             self._check_size(picture.pixels.shape[1], picture.pixels.shape[0])
@@ -201,10 +203,11 @@ class Codec:
             try:
                 padded, symbols = engine.decode_many([stream.streams for stream in streams], [stream.q for stream in streams], shape)
                 for i, stream, pixels, mine in zip(chosen, streams, padded, symbols, strict=True):
-                    out[numbers[i]] = _finished(stream, pixels), mine
-            except DeviceMemoryError:
-                raise
+                    # A copy: the batch's pinned memory must not live as long as one of its pictures.
+                    out[numbers[i]] = _finished(stream, pixels.copy()), mine
             except CodecError as error:
+                if isinstance(error, DeviceMemoryError) and len(chosen) > 1:
+                    raise
                 if len(chosen) == 1:
                     out[numbers[chosen[0]]] = error
                 else:

@@ -35,6 +35,9 @@ class Engine(Protocol):
     name: str
     """What computes, for people: an instruction set, a library's version, a device."""
 
+    device: str
+    """`cpu`, `cuda`, ..."""
+
     def transform(self, pixels: NDArray[np.uint8]) -> list[Any]:
         """Latents of a picture, y5..y1."""
 
@@ -167,6 +170,7 @@ class IntegerEngine:
     def __init__(self, network: IntegerNetwork, tables: Tables) -> None:
         self.network = network
         self.name = network.backend.name
+        self.device = "cpu"
         self.tables = tables
         self.zone = np.zeros((256, 16), np.float32)
         self.zone[: len(tables.offsets)] = widened_zone(tables)
@@ -255,8 +259,8 @@ def engine_for(model: LoadedModel, *, device: str = "cpu", threads: int = 1, bac
         return IntegerEngine(network, model.tables)
     if backend is not None or not isinstance(chosen, Compiled):
         raise CheckpointError(
-            f"model {model.name} does not give its golden vector here (cpu), so nothing can be decoded without risk: "
-            "the model file was changed, or the hardware or torch build computes wrongly"
+            f"model {model.name} does not give its golden vector here ({chosen.name}), so nothing can be decoded without risk: "
+            "the model file was changed, or this machine computes wrongly"
         )
     warnings.warn("the compiled integer kernel fails its self-test on this machine: using the portable form, which is slower", stacklevel=2)
     from msinn_core.integer.portable import Portable
@@ -283,17 +287,17 @@ def _on_gpu(model: LoadedModel, device: str, threads: int) -> Engine | None:
 
     where = torch.device(device)
     reasons = []
-    for name, layers in (("Triton", triton_layers(where)), ("float64", Float64Layers())):
-        if layers is None:
-            reasons.append(f"{name}: not installed")
-            continue
+    for name, make in (("Triton", lambda: triton_layers(where)), ("float64", Float64Layers)):
         try:
-            network = _checked(model, OnDevice(where, layers))
-        except Exception as error:  # a driver, a compiler, a lack of memory: all of them mean the CPU
+            layers = make()
+            network = None if layers is None else _checked(model, OnDevice(where, layers))
+        except Exception as error:  # a driver, a compiler, a lack of memory: all of them mean the next
             reasons.append(f"{name}: {' '.join(str(error).split())[:200]}")
             continue
         if network is not None:
+            if any("not installed" not in reason for reason in reasons):
+                warnings.warn(f"{device} computes in {name} ({'; '.join(reasons)})", stacklevel=3)
             return DeviceEngine(network, model.tables, threads)
-        reasons.append(f"{name}: its results differ from the model's golden vector")
+        reasons.append(f"{name}: " + ("not installed" if layers is None else "its results differ from the model's golden vector"))
     warnings.warn(f"{device} is not used, the CPU is ({'; '.join(reasons)})", stacklevel=3)
     return None

@@ -97,6 +97,7 @@ class FloatEngine:
 
     def __init__(self, network: Msinn, tables: Tables, device: str) -> None:
         self._device = torch.device(device)
+        self.device = self._device.type
         self.name = f"torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability() if device == 'cpu' else device})"
         self._net = network.to(self._device)
         self._tables = tables

@@ -219,6 +219,8 @@ def read_metadata(data: bytes) -> dict[str, str]:
 def _read(data: bytes) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
     try:
         arrays = {name: np.require(value, requirements=["A", "C"]) for name, value in load(data).items()}
+    except KeyError as error:
+        raise CheckpointError(f"a tensor of the file holds numbers of type {error}, which no model file of ours does") from error
     except UNREADABLE as error:
         raise CheckpointError(f"not a readable safetensors file: {error}") from error
     return read_metadata(data), arrays
@@ -228,6 +230,12 @@ def shipped_models() -> dict[str, str]:
     """Name to SHA-256 of the models that come with the package."""
     index: dict[str, str] = json.loads((WEIGHTS / "index.json").read_text())
     return index
+
+
+def retired_models() -> dict[str, str]:
+    """SHA-256 of models that came with earlier versions, to a git commit that has them."""
+    retired: dict[str, str] = json.loads((WEIGHTS / "retired.json").read_text())
+    return retired
 
 
 def load_model(which: str = DEFAULT_MODEL) -> LoadedModel:

@@ -30,7 +30,7 @@ class InvertibleConv1x1(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # Of a network without values (see `checkpoint.parse_model`) only the shape counts.
+        # Of a network without values (see `checkpoint.float_network`) only the shape counts.
         bare = torch.get_default_device().type == "meta"
         weight = torch.empty(channels, channels) if bare else torch.linalg.qr(torch.randn(channels, channels))[0].contiguous()
         self.weight = nn.Parameter(weight)

@@ -81,7 +81,7 @@ class Trainer:
     """Network, averaged parameters and optimiser of a run.
 
     A step is a function of the state, the tiles and the step's number alone (on one device and thread count): a resumed run repeats the curve of one
-    that was never stopped.
+    that was never stopped; with `capture`, whose inverses follow from step to step, up to float rounding.
 
     Args:
         config: The run.
@@ -226,6 +226,7 @@ class Trainer:
                 self._captured = None  # its memory first
                 keep_inverses(self.network)
                 self._captured = stage, CapturedStep(self.network, self._compute, (x, anchor))
+                torch.manual_seed(self._seed(self.progress.step) + 1)  # recording drew noise too
             loss, (bpp, mse, lagrangian) = self._captured[1]((x, anchor))
             mark("forward and backward")
             return loss, Sample(anchor, bpp, mse, lagrangian)
@@ -261,6 +262,7 @@ class Trainer:
         load_parameters(self.network, self.average)
         self.network.eval()
         self.network.reduce_precision(None)
+        torch.backends.cudnn.allow_tf32 = False
         top = self.config.anchor_num - 1
         points = []
         for q in sorted({round(top * share) for share in (1 / 11, 4 / 11, 7 / 11, 10 / 11)}):

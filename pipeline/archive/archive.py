@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from msinn_core.model_file import retired_models
 from pipeline.archive import manifest
 from pipeline.archive.commits import Commit
 from pipeline.archive.layout import (
@@ -206,7 +207,8 @@ class Archive:
         try:
             data = self.store.read(name, limit=MAX_MODEL_BYTES)
         except FileNotFoundError as error:
-            raise ManifestError(f"{self.store.path(name)} is missing: without it nothing can be decoded") from error
+            where = f"; msinn at git commit {commit} has it, in msinn_core/weights" if (commit := retired_models().get(digest)) else ""
+            raise ManifestError(f"{self.store.path(name)} is missing: without it nothing can be decoded{where}") from error
         if sha256(data) != digest:
             raise ManifestError(f"{self.store.path(name)} is damaged: its SHA-256 is not its name")
         return data

@@ -25,6 +25,7 @@ class Item:
     verify_ms: float = 0.0
     outcome: Outcome = field(default_factory=Coded)
     latents: Latents | None = None
+    on_checker: bool = False
     symbols: Symbols | None = None
     data: bytes | None = None
     mse: float = 0.0

@@ -24,7 +24,9 @@ import pyarrow as pa
 
 from msinn_core import bitstream, metrics
 from msinn_core.codec import Codec
-from msinn_core.errors import CodecError
+from msinn_core.engines import BatchEngine
+from msinn_core.errors import CodecError, DeviceMemoryError
+from msinn_core.integer.ops import COMPILED
 from msinn_core.model_file import LoadedModel
 from pipeline.archive import manifest
 from pipeline.archive.commits import Commit, commit
@@ -69,16 +71,19 @@ class ShardWorker:
     """
 
     def __init__(self, model: LoadedModel, store: Store, config: WorkConfig, *, device: str = "cpu", threads: int = 1) -> None:
-        if model.profile == "float":
+        if model.profile == "float" or config.ms_ssim or not COMPILED:
             from msinn_core.float_engine import compute_on_one_thread
 
             compute_on_one_thread()
         self.codec = Codec(model, device=device, max_pixels=config.max_pixels, threads=threads)
+        # What a GPU encoded is decoded by the CPU before it counts, by other code on another machine: an error of either shows.
+        on_gpu = isinstance(self.codec.engine, BatchEngine)
+        self.checker = Codec(model, max_pixels=config.max_pixels, threads=threads) if on_gpu else self.codec
         self.loader = Loader(config.max_pixels)
         self.store = store
         self.config = config
         self.fetcher = Fetcher()
-        self.encoder = f"{device} ({self.codec.engine.name}), msinn {version('msinn')}, {platform.machine()}"
+        self.encoder = f"{self.codec.engine.device} ({self.codec.engine.name}), msinn {version('msinn')}, {platform.machine()}"
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
 
     # ---- analysis ----
@@ -289,13 +294,22 @@ class ShardWorker:
             return
         started = time.perf_counter()
         try:
-            if item.latents is None:
-                item.latents = self.codec.transform(item.loaded.picture)
-            item.symbols = self.codec.compress(item.latents, q)
+            try:
+                self._compress(item, self.checker if item.on_checker else self.codec, q)
+            except DeviceMemoryError:  # one image is too large for the device, not for the machine
+                item.latents, item.on_checker = None, True
+                self._compress(item, self.checker, q)
         except _IMAGE_ERRORS as error:
             item.outcome = Kept(Reason.CODEC_FAILED, f"{type(error).__name__}: {error}"[:300])
             item.latents = None
         item.model_ms += _ms(started)
+
+    @staticmethod
+    def _compress(item: Item, codec: Codec, q: float) -> None:
+        assert item.loaded.picture is not None
+        if item.latents is None:
+            item.latents = codec.transform(item.loaded.picture)
+        item.symbols = codec.compress(item.latents, q)
 
     def _pack(self, item: Item) -> None:
         if item.coded and item.symbols is not None:
@@ -326,7 +340,7 @@ class ShardWorker:
         started = time.perf_counter()
         original = item.loaded.picture
         try:
-            decoded, symbols = self.codec.decode(item.data)
+            decoded, symbols = self.checker.decode(item.data)
         except _IMAGE_ERRORS as error:
             item.outcome = Kept(Reason.CODEC_FAILED, f"does not decode: {error}"[:300])
             return False

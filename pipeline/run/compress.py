@@ -259,7 +259,7 @@ class Run:
         work = (self.model.data, self.store.url, self._work_config())
         if self._in_process:
             # Workers first, they share best; what is left over goes to the layers of each.
-            workers = max(1, min(processors(), int(self.shard_ids[-1]) + 1 if len(self.shard_ids) else 1))
+            workers = min(processors(), int(self.shard_ids[-1]) + 1) if self.config.device == "cpu" else 1
             return InProcess(make_worker, *work, processors() // workers, workers=workers, trouble=self.reporter.trouble), workers
         size = connection.connect(self.cluster, self.workers, self.resources)
         return actors.Pool(size, make_worker, *work, resources=self.resources, trouble=self.reporter.trouble), size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -17,14 +20,20 @@ from msinn_core import engines
 from msinn_core.codec import Codec
 from msinn_core.entropy import rans
 from msinn_core.errors import BitstreamError, CheckpointError, DeviceMemoryError
+from msinn_core.integer.gpu import backend as gpu_backend
 from msinn_core.integer.gpu import layers as gpu_layers
 from msinn_core.integer.gpu.backend import OnDevice
 from msinn_core.integer.gpu.engine import DeviceEngine
 from msinn_core.integer.gpu.layers import Convolution, Float64Layers, TritonLayers
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.ops import CORNERS, DENSE, EDGES, NUM_TAPS, POINT, Compiled, Layer
+from msinn_core.model import Msinn
 from msinn_core.model_file import LoadedModel, parse_model
 from msinn_core.picture import Picture
+from pipeline.archive.archive import Archive
+from pipeline.plan.config import Budget, CompressConfig
+from pipeline.run.compress import Run
+from pipeline.run.report import JsonReporter
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parents[1] / "golden" / "integer"
@@ -154,18 +163,75 @@ def test_too_little_memory_halves_the_batch(tiny: LoadedModel, photo: NDArray[np
     assert coded == [Codec(tiny).encode(picture, 6.0) for picture in pictures]
 
 
-def test_a_gpu_that_computes_wrongly_or_not_at_all_gives_way_to_the_cpu(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_layers, "triton_layers", lambda device: None)
-    with pytest.warns(UserWarning, match=r"cuda is not used, the CPU is \(Triton: not installed; float64: "):
+class Wrong(Float64Layers):
+    def __call__(self, x: torch.Tensor, layer: Layer, parity: int, add: torch.Tensor | None) -> torch.Tensor:
+        return super().__call__(x, layer, parity, add) + 1
+
+
+def refuses(*_: object) -> Convolution:
+    raise RuntimeError("no driver")
+
+
+@pytest.mark.parametrize(
+    ("triton", "float64", "chosen", "said"),
+    [
+        (lambda where: None, Float64Layers, "DeviceEngine", None),
+        (refuses, Float64Layers, "DeviceEngine", r"cuda computes in float64 \(Triton: no driver\)"),
+        (
+            lambda where: Wrong(),
+            Float64Layers,
+            "DeviceEngine",
+            r"cuda computes in float64 \(Triton: its results differ from the model's golden vector\)",
+        ),
+        (lambda where: None, Wrong, "IntegerEngine", r"cuda is not used, the CPU is \(Triton: not installed; float64: its results differ"),
+        (refuses, refuses, "IntegerEngine", r"cuda is not used, the CPU is \(Triton: no driver; float64: no driver\)"),
+    ],
+)
+def test_a_gpu_that_computes_wrongly_or_not_at_all_gives_way(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, triton: object, float64: object, chosen: str, said: str | None
+) -> None:
+    monkeypatch.setattr(gpu_layers, "triton_layers", triton)
+    monkeypatch.setattr(gpu_layers, "Float64Layers", float64)
+    # This machine's CPU stands in for the GPU.
+    monkeypatch.setattr(gpu_backend, "OnDevice", lambda where, layers: OnDevice(CPU, layers))
+    with pytest.warns(UserWarning, match=said) if said else contextlib.nullcontext():
         engine = engines.engine_for(tiny, device="cuda")
-    assert isinstance(engine, engines.IntegerEngine)
+    assert type(engine).__name__ == chosen
 
-    class Wrong(Float64Layers):
-        def __call__(self, x: torch.Tensor, layer: Layer, parity: int, add: torch.Tensor | None) -> torch.Tensor:
-            return super().__call__(x, layer, parity, add) + 1
 
+def test_a_backend_of_ones_own_that_computes_wrongly_is_refused(tiny: LoadedModel) -> None:
     with pytest.raises(CheckpointError, match="golden vector"):
         engines.engine_for(tiny, backend=OnDevice(CPU, Wrong()))
+
+
+def test_a_worker_on_a_gpu_writes_what_one_on_the_cpu_writes(
+    tiny: LoadedModel, photo: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the CPU in the GPU's place: the same shards, verified by the other backend; what is too large for the device is coded beside it."""
+    monkeypatch.setattr(gpu_layers, "triton_layers", lambda where: None)
+    monkeypatch.setattr(gpu_backend, "OnDevice", lambda where, layers: OnDevice(CPU, layers))
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        Image.fromarray(photo[i : i + 48, : 64 + 32 * i]).save(tmp_path / "in" / f"{i}.bmp")
+    model = tmp_path / "tiny.safetensors"
+    model.write_bytes(tiny.data)
+    right = DeviceEngine.transform_many
+
+    def small(self: DeviceEngine, pixels: NDArray[np.uint8]) -> list[torch.Tensor]:
+        if pixels.shape[2] > 100:
+            raise DeviceMemoryError("cuda has too little memory for this batch")
+        return right(self, pixels)
+
+    monkeypatch.setattr(DeviceEngine, "transform_many", small)
+    made = {}
+    for device in ("cpu", "cuda"):
+        config = CompressConfig(budget=Budget(kind="q", value=0.0), model=str(model), device=device)
+        Run(str(tmp_path / "in"), str(tmp_path / device), config, JsonReporter(io.StringIO()), executor="local").execute()
+        made[device] = sorted(path.name for path in (tmp_path / device / "shards").iterdir())
+        rows = Archive(str(tmp_path / device)).manifest(["encoder", "decode_verified", "status", "error"]).to_pylist()
+        assert [(row["status"], row["error"]) for row in rows] == [("coded", None)] * 3, device
+        assert all(row["decode_verified"] for row in rows)
+    assert made["cpu"] == made["cuda"]
 
 
 def test_symbols_are_decoded_in_place(tiny: LoadedModel) -> None:
@@ -183,5 +249,5 @@ def test_every_network_offers_what_the_walk_needs(tiny: LoadedModel) -> None:
 
     steps = [name for name in vars(Network) if not name.startswith("_")]
     assert len(steps) == 9
-    network = IntegerNetwork(tiny.config, tiny.integer, Compiled())
-    assert all(callable(getattr(network, name)) for name in steps)
+    for network in (IntegerNetwork(tiny.config, tiny.integer, Compiled()), Msinn(tiny.config)):
+        assert all(callable(getattr(network, name)) for name in steps)

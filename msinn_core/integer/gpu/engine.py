@@ -96,6 +96,7 @@ class DeviceEngine:
         assert isinstance(network.backend, OnDevice)
         self.network = network
         self.name = network.backend.name
+        self.device = network.backend.device.type
         self.tables = tables
         self._device = network.backend.device
         self._local = threading.local()
@@ -142,9 +143,9 @@ class DeviceEngine:
     @torch.inference_mode()
     def compress_many(self, latents: list[Tensor], rates: Sequence[float], shape: tuple[int, int]) -> list[tuple[list[Flat32], list[Flat8]]]:
         """Per picture the symbols and table indexes of the ten streams; `rates` has a q for each."""
-        gains = self._gains(rates)
-        collector = _Collector(latents, self.network, [gains.level(k)[2] for k in range(NUM_STEPS)], self._common.zone)
         with self._stream():
+            gains = self._gains(rates)
+            collector = _Collector(latents, self.network, [gains.level(k)[2] for k in range(NUM_STEPS)], self._common.zone)
             walk(self.network, collector, gains, (len(rates), *shape), finest=False)
         return [
             ([symbols[i].reshape(-1).numpy() for symbols, _ in collector.halves], [indexes[i].reshape(-1).numpy() for _, indexes in collector.halves])
@@ -160,8 +161,8 @@ class DeviceEngine:
         Raises:
             BitstreamError: Of any of the streams.
         """
-        gains = self._gains(rates)
         with self._stream() as wait:
+            gains = self._gains(rates)
             reader = _Reader(streams, self.tables, self.threads, wait, [[] for _ in streams])
             pictures = _to_host(walk(self.network, reader, gains, (len(rates), *shape)))
         return pictures.numpy(), reader.symbols_out
@@ -179,4 +180,5 @@ class DeviceEngine:
         return pictures[0], symbols[0]
 
     def tally(self, latents: list[Any], rates: list[float], shape: tuple[int, int]) -> Tally:
-        return self._common.tally(latents, rates, shape)
+        with self._stream():
+            return self._common.tally(latents, rates, shape)

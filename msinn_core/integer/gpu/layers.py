@@ -85,7 +85,7 @@ class Tile:
 def tile_for(kind: int, cin: int, cout: int) -> Tile:
     """The best of those measured on an H200 (`infra/reference/gpu-bench-h200.json`), or what comes nearest.
 
-    Blocks of 16 outputs suit layers that have no more, but cost three to seven times as much where rows of the input are not aligned to 32 bytes.
+    Blocks of 16 outputs suit layers that have no more, but cost five to seven times as much where rows of the input are not aligned to 32 bytes.
     """
     if cin % 16 or 16 < cout <= 48 or cout % 64:
         return Tile(128, 32, 32, 4) if cout > 16 or cin % 16 else Tile(128, 16, 32, 4)
