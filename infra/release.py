@@ -11,6 +11,8 @@ import argparse
 import hashlib
 import json
 import random
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +26,7 @@ from jobs.cli import main as msinn
 from msinn_core.codec import Codec
 from msinn_core.entropy.tables import gaussian_tables
 from msinn_core.metrics import mse, psnr_db
-from msinn_core.model_file import DEFAULT_MODEL, WEIGHTS, load_model
+from msinn_core.model_file import DEFAULT_MODEL, WEIGHTS, load_model, retired_models, shipped_models
 from msinn_core.picture import Picture
 from pipeline.formats import images
 from pipeline.sources import Fetcher, SourceRecord, scan
@@ -50,12 +52,23 @@ def main() -> None:
         _extract(valid[::2], calibrating)
         for name, options in MODELS.items():
             pictures = ["--calibrate", str(calibrating), "--fit-tables", str(sample)]
-            path = WEIGHTS / f"{name}.safetensors"
+            path = Path(folder) / f"{name}.safetensors"
             if code := msinn(["models", "import", arguments.checkpoint, "-o", str(path), "--name", name, *pictures, *options]):
                 sys.exit(code)
-    index = {name: hashlib.sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest() for name in MODELS}
-    (WEIGHTS / "index.json").write_text(json.dumps(index, indent=2) + "\n")
+        _replace(Path(folder))
     _compare(valid[1::2])
+
+
+def _replace(folder: Path) -> None:
+    """All models are made: put them in the place of the old ones, whose hashes an archive may still name."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=WEIGHTS, capture_output=True, text=True, check=True).stdout.strip()
+    old = shipped_models()
+    for name in MODELS:
+        shutil.copyfile(folder / f"{name}.safetensors", WEIGHTS / f"{name}.safetensors")
+    index = {name: hashlib.sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest() for name in MODELS}
+    retired = retired_models() | {digest: commit for name, digest in old.items() if index[name] != digest}
+    (WEIGHTS / "retired.json").write_text(json.dumps(retired, indent=2) + "\n")
+    (WEIGHTS / "index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _extract(records: Sequence[SourceRecord], folder: Path) -> None:
