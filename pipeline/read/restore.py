@@ -29,7 +29,7 @@ from pipeline.sources.record import printable
 from pipeline.store.storage import Store
 
 _UNEXPLAINED_DEATHS = 5
-INLINE_IMAGES = 16
+INLINE_IMAGES = 48
 """Selections up to this size are restored in this process: starting Ray would take longer."""
 
 

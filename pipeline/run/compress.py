@@ -258,9 +258,9 @@ class Run:
         """Who does the work, and how many they are."""
         work = (self.model.data, self.store.url, self._work_config())
         if self._in_process:
-            # Workers first, they share best; what is left over goes to the layers of each.
+            # Each has threads for its layers too: the last shard, which the trim fits to what the others left, runs alone.
             workers = min(processors(), int(self.shard_ids[-1]) + 1) if self.config.device == "cpu" else 1
-            return InProcess(make_worker, *work, processors() // workers, workers=workers, trouble=self.reporter.trouble), workers
+            return InProcess(make_worker, *work, processors(), workers=workers, trouble=self.reporter.trouble), workers
         size = connection.connect(self.cluster, self.workers, self.resources)
         return actors.Pool(size, make_worker, *work, resources=self.resources, trouble=self.reporter.trouble), size
 
