@@ -283,7 +283,8 @@ def _on_gpu(model: LoadedModel, device: str, threads: int) -> Engine | None:
 
     from msinn_core.integer.gpu.backend import OnDevice
     from msinn_core.integer.gpu.engine import DeviceEngine
-    from msinn_core.integer.gpu.layers import Float64Layers, triton_layers
+    from msinn_core.integer.gpu.layers import triton_layers
+    from msinn_core.integer.portable import Float64Layers
 
     where = torch.device(device)
     reasons = []

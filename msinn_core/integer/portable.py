@@ -17,6 +17,53 @@ from msinn_core.integer.arrays import I16, I32, NumpyArrays
 from msinn_core.integer.ops import DENSE, EDGES, POINT, STATE_LIMIT, Costs, Layer
 
 
+class Float64Layers:
+    """Products in float64 over whole numbers: every partial sum is below 2^53, so that every order of summation gives the same bits."""
+
+    def __init__(self) -> None:
+        self._weights: dict[int, tuple[Layer, Tensor, Tensor, Tensor]] = {}
+
+    def _placed(self, layer: Layer, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        if id(layer) not in self._weights:
+            weight, bias, shift = (torch.from_numpy(np.asarray(a)).to(device, torch.float64) for a in (layer.weight, layer.bias, layer.shift))
+            self._weights[id(layer)] = layer, weight.transpose(0, 1).mT.contiguous(), bias, shift
+        return self._weights[id(layer)][1:]
+
+    def __call__(self, x: Tensor, layer: Layer, parity: int, add: Tensor | None) -> Tensor:
+        weight, sums, shift = self._placed(layer, x.device)
+        for tap, of_tap in zip(_taps(x.double(), layer.kind, parity), weight, strict=True):
+            sums = sums + tap @ of_tap
+        out = torch.floor(torch.ldexp(sums, -shift) + 0.5).clamp(-32768, 32767)
+        if layer.leaky:
+            out = torch.where(out < 0, torch.floor((out * 164 + 8192) / 16384), out)
+        if add is not None:
+            out = (out + add).clamp(-32768, 32767)
+        return out.to(torch.int16)
+
+
+def _taps(x: Tensor, kind: int, parity: int) -> list[Tensor]:
+    """The inputs of every tap, `[N, H, W, C]` each, zero outside the pictures."""
+    if kind == POINT:
+        return [x]
+    h, w = x.shape[1:3]
+    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+
+    def at(row: int, column: int) -> Tensor:
+        return padded[:, 1 + row : 1 + row + h, 1 + column : 1 + column + w]
+
+    if kind == DENSE:
+        return [at(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
+    # In a checkerboard half, column j of a row is column 2j + offset of the picture, and the offset changes from row to row.
+    offset = (torch.arange(h, device=x.device) + parity)[:, None, None] % 2 == 1
+
+    def beside(row: int, step: int) -> Tensor:
+        return torch.where(offset, at(row, step), at(row, step - 1))
+
+    if kind == EDGES:
+        return [at(-1, 0), beside(0, 0), beside(0, 1), at(1, 0)]
+    return [beside(-1, 0), beside(-1, 1), at(0, 0), beside(1, 0), beside(1, 1)]
+
+
 class Portable(NumpyArrays):
     """Float64 over whole numbers, in torch.
 
@@ -27,6 +74,7 @@ class Portable(NumpyArrays):
     def __init__(self, device: str = "cpu") -> None:
         self.name = f"torch {torch.__version__}, float64"
         self.device = torch.device(device)
+        self._layers = Float64Layers()
 
     def _to(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device, torch.float64)
@@ -38,16 +86,9 @@ class Portable(NumpyArrays):
 
     @torch.inference_mode()
     def conv(self, x: I16, layer: Layer, *, parity: int = 0, add: I16 | None = None) -> I16:
-        inputs, weight = self._to(x), self._to(layer.weight)
-        sums = self._to(layer.bias)
-        for t, tap in enumerate(_taps(inputs, layer.kind, parity)):
-            sums = sums + tap @ weight[:, t].T
-        out = self._shifted(sums, self._to(layer.shift)).clamp(-32768, 32767)
-        if layer.leaky:
-            out = torch.where(out < 0, torch.floor((out * 164 + 8192) / 16384), out)
-        if add is not None:
-            out = (out + self._to(add)).clamp(-32768, 32767)
-        return out.to(torch.int16).cpu().numpy()
+        inputs, addend = torch.from_numpy(x)[None].to(self.device), None if add is None else torch.from_numpy(add)[None].to(self.device)
+        out: I16 = self._layers(inputs, layer, parity, addend)[0].cpu().numpy()
+        return out
 
     @torch.inference_mode()
     def unit(self, z: I32, st: I16, table: I32, t_shift: int, matrix: NDArray[np.float64], bias: NDArray[np.float64], affine: bool) -> I32:
@@ -130,26 +171,3 @@ class Portable(NumpyArrays):
             position = np.where((position >= 0) & (position < size_of), position, size_of)
             out.append((float(bits[base[indexes] + position].sum(dtype=np.float64)), float(np.square(error).sum())))
         return np.array(out)
-
-
-def _taps(x: Tensor, kind: int, parity: int) -> list[Tensor]:
-    """The inputs of every tap, `[H, W, C]` each, zero outside the picture."""
-    if kind == POINT:
-        return [x]
-    h, w, _ = x.shape
-    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
-
-    def at(row: int, column: int) -> Tensor:
-        return padded[1 + row : 1 + row + h, 1 + column : 1 + column + w]
-
-    if kind == DENSE:
-        return [at(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
-    # In a checkerboard half, column j of a row is column 2j + offset of the picture, and the offset changes from row to row.
-    offset = (torch.arange(h, device=x.device) + parity)[:, None, None] % 2 == 1
-
-    def beside(row: int, step: int) -> Tensor:
-        return torch.where(offset, at(row, step), at(row, step - 1))
-
-    if kind == EDGES:
-        return [at(-1, 0), beside(0, 0), beside(0, 1), at(1, 0)]
-    return [beside(-1, 0), beside(-1, 1), at(0, 0), beside(1, 0), beside(1, 1)]

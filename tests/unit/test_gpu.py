@@ -20,13 +20,15 @@ from msinn_core import engines
 from msinn_core.codec import Codec
 from msinn_core.entropy import rans
 from msinn_core.errors import BitstreamError, CheckpointError, DeviceMemoryError
+from msinn_core.integer import portable
 from msinn_core.integer.gpu import backend as gpu_backend
 from msinn_core.integer.gpu import layers as gpu_layers
 from msinn_core.integer.gpu.backend import OnDevice
 from msinn_core.integer.gpu.engine import DeviceEngine
-from msinn_core.integer.gpu.layers import Convolution, Float64Layers, TritonLayers
+from msinn_core.integer.gpu.layers import Convolution, TritonLayers
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.ops import CORNERS, DENSE, EDGES, NUM_TAPS, POINT, Compiled, Layer
+from msinn_core.integer.portable import Float64Layers
 from msinn_core.model import Msinn
 from msinn_core.model_file import LoadedModel, parse_model
 from msinn_core.picture import Picture
@@ -191,7 +193,7 @@ def test_a_gpu_that_computes_wrongly_or_not_at_all_gives_way(
     tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, triton: object, float64: object, chosen: str, said: str | None
 ) -> None:
     monkeypatch.setattr(gpu_layers, "triton_layers", triton)
-    monkeypatch.setattr(gpu_layers, "Float64Layers", float64)
+    monkeypatch.setattr(portable, "Float64Layers", float64)
     # This machine's CPU stands in for the GPU.
     monkeypatch.setattr(gpu_backend, "OnDevice", lambda where, layers: OnDevice(CPU, layers))
     with pytest.warns(UserWarning, match=said) if said else contextlib.nullcontext():

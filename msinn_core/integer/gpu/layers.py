@@ -1,4 +1,4 @@
-"""Layers on tensors of a batch, `[N, H, W, C]`: in Triton, or in float64, which any device has."""
+"""Layers on tensors of a batch, `[N, H, W, C]`, in Triton. In float64, which any device has, they are `portable.Float64Layers`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from msinn_core.errors import CheckpointError
-from msinn_core.integer.ops import DENSE, EDGES, NUM_TAPS, POINT, Layer
+from msinn_core.integer.ops import NUM_TAPS, Layer
 
 LARGEST_WEIGHT = 127 * 256 + 127
 """Of two int8 limbs. Larger ones would need a third."""
@@ -23,53 +22,6 @@ class Convolution(Protocol):
 
     def __call__(self, x: Tensor, layer: Layer, parity: int, add: Tensor | None) -> Tensor:
         """int16 `[N, H, W, cout]` of `[N, H, W, cin]`, contiguous; `parity` is of the output positions; `add` is added at the end, saturating."""
-
-
-class Float64Layers:
-    """Products in float64 over whole numbers: every partial sum is below 2^53, so that every order of summation gives the same bits."""
-
-    def __init__(self) -> None:
-        self._weights: dict[int, tuple[Layer, Tensor, Tensor, Tensor]] = {}
-
-    def _placed(self, layer: Layer, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        if id(layer) not in self._weights:
-            weight, bias, shift = (torch.from_numpy(np.asarray(a)).to(device, torch.float64) for a in (layer.weight, layer.bias, layer.shift))
-            self._weights[id(layer)] = layer, weight.transpose(0, 1).mT.contiguous(), bias, shift
-        return self._weights[id(layer)][1:]
-
-    def __call__(self, x: Tensor, layer: Layer, parity: int, add: Tensor | None) -> Tensor:
-        weight, sums, shift = self._placed(layer, x.device)
-        for tap, of_tap in zip(_taps(x.double(), layer.kind, parity), weight, strict=True):
-            sums = sums + tap @ of_tap
-        out = torch.floor(torch.ldexp(sums, -shift) + 0.5).clamp(-32768, 32767)
-        if layer.leaky:
-            out = torch.where(out < 0, torch.floor((out * 164 + 8192) / 16384), out)
-        if add is not None:
-            out = (out + add).clamp(-32768, 32767)
-        return out.to(torch.int16)
-
-
-def _taps(x: Tensor, kind: int, parity: int) -> list[Tensor]:
-    """The inputs of every tap, `[N, H, W, C]` each, zero outside the pictures."""
-    if kind == POINT:
-        return [x]
-    h, w = x.shape[1:3]
-    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
-
-    def at(row: int, column: int) -> Tensor:
-        return padded[:, 1 + row : 1 + row + h, 1 + column : 1 + column + w]
-
-    if kind == DENSE:
-        return [at(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
-    # In a checkerboard half, column j of a row is column 2j + offset of the picture, and the offset changes from row to row.
-    offset = (torch.arange(h, device=x.device) + parity)[:, None, None] % 2 == 1
-
-    def beside(row: int, step: int) -> Tensor:
-        return torch.where(offset, at(row, step), at(row, step - 1))
-
-    if kind == EDGES:
-        return [at(-1, 0), beside(0, 0), beside(0, 1), at(1, 0)]
-    return [beside(-1, 0), beside(-1, 1), at(0, 0), beside(1, 0), beside(1, 1)]
 
 
 @dataclass(frozen=True)
