@@ -128,6 +128,8 @@ from jobs.cli import main
 assert main(["-q", "compress", "in", "archive", "--q", "4"]) == 0
 assert main(["-q", "restore", "archive", "out"]) == 0
 assert main(["-q", "verify", "archive", "--decode"]) == 0
+from pipeline.archive.archive import Archive
+assert Archive("archive").manifest(["status"]).column("status").to_pylist() == ["coded"]
 print("torch" in sys.modules)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -76,7 +76,7 @@ class ShardWorker:
 
             compute_on_one_thread()
         self.codec = Codec(model, device=device, max_pixels=config.max_pixels, threads=threads)
-        # What a GPU encoded is decoded by the CPU before it counts, by other code on another machine: an error of either shows.
+        # What a GPU encoded is decoded by the CPU before it counts: an error of the device, its compiler or our kernels shows.
         on_gpu = isinstance(self.codec.engine, BatchEngine)
         self.checker = Codec(model, max_pixels=config.max_pixels, threads=threads) if on_gpu else self.codec
         self.loader = Loader(config.max_pixels)

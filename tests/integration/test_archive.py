@@ -192,8 +192,8 @@ def test_another_request_is_refused_and_says_how_it_differs(copy: Path, photos: 
 
 
 def test_quality_targets_are_met_from_just_above(tmp_path: Path) -> None:
-    """On a flat crop of a few hundred bytes a single symbol moves PSNR by more than the window: it need only be near."""
-    make_photos(tmp_path / "some", 6, 128)
+    """256 x 256: on flat crops of a few hundred bytes a single symbol moves PSNR by more than the window."""
+    make_photos(tmp_path / "some", 6, 256)
     compress(tmp_path / "some", tmp_path / "dst", "psnr", 38.0)
     coded = [row for row in rows(tmp_path / "dst") if row["status"] == "coded"]
     assert len(coded) == 6
@@ -201,8 +201,8 @@ def test_quality_targets_are_met_from_just_above(tmp_path: Path) -> None:
         assert row["psnr_db"] >= 38.0, row["name"]
         # A flat crop is better than asked for even at the lowest rate there is.
         if row["q"] > 0:
-            assert row["psnr_db"] <= (38.06 if row["length"] > 500 else 38.2), row["name"]
-    assert sum(row["q"] > 0 and row["length"] > 500 for row in coded) >= 2
+            assert row["psnr_db"] <= 38.06, row["name"]
+    assert sum(row["q"] > 0 for row in coded) >= 4
 
 
 def test_fixed_q_needs_no_analysis_and_keeps_floors(photos: Path, tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
+from msinn_core.model_file import retired_models, shipped_models
 from pipeline.archive import manifest
 from pipeline.archive.archive import Archive
 from pipeline.archive.layout import sha256
+from pipeline.errors import ManifestError
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.read import verify
 from pipeline.run.compress import Run
@@ -198,3 +200,13 @@ def test_only_what_nothing_names_is_removed(made: tuple[Path, dict[str, bytes]],
     assert main(["gc", str(archive), "--delete"]) == 2
     assert "nothing is removed" in capsys.readouterr().err
     assert left[0].exists()
+
+
+def test_a_lost_model_that_came_with_an_earlier_msinn_is_named(made: tuple[Path, dict[str, bytes]]) -> None:
+    archive = Archive(str(made[0]))
+    for digest, commit in retired_models().items():
+        assert digest not in shipped_models().values()
+        with pytest.raises(ManifestError, match=f"nothing can be decoded; msinn at git commit {commit} has it"):
+            archive.model_bytes(digest)
+    with pytest.raises(ManifestError, match=r"nothing can be decoded$"):
+        archive.model_bytes("0" * 64)

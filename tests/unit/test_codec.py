@@ -63,7 +63,7 @@ def test_odd_sizes(codec: Codec, photo: NDArray[np.uint8], shape: tuple[int, int
     decoded, _ = codec.decode(codec.encode(picture, 9.0))
     assert decoded.pixels.shape == picture.pixels.shape
     # A single saturated pixel is all border to a network trained on photographs: 33.8 dB (34.5 in float), where 64 x 64 of one colour have 50 to 62.
-    assert metrics.psnr_db(metrics.mse(decoded.pixels, picture.pixels)) > 33
+    assert metrics.psnr_db(metrics.mse(decoded.pixels, picture.pixels)) > (33 if shape == (1, 1) else 34)
 
 
 def test_grey_alpha_and_metadata(codec: Codec, tile: Picture) -> None:
