@@ -186,6 +186,7 @@ class Run:
             names = [printable(record.name) for record in self.scan.records]
             self.preferences = Preferences.from_table(config, preferences, names, "--per-image")
         self.skip: dict[int, Reason] = {}
+        self._told_of_missing_gpus = False
         self.unexplained = 0
         self.said_missed = False
 
@@ -283,6 +284,18 @@ class Run:
         pool.run(lambda: next(jobs, None), lambda job, result: measured.append(result), self.reporter.tick)
         pixels, seconds = measured[0]
         return pixels / seconds if pixels and seconds > 0 else None
+
+    def _tell_of_missing_gpus(self, record: Commit) -> None:
+        """Once, where a GPU was asked for and a worker had none that it could trust: what the worker warned of stays on its machine."""
+        if self.config.device == "cpu" or self._told_of_missing_gpus:
+            return
+        encoders = Archive(self.store.url).manifest_part(record, ["encoder"]).column("encoder").to_pylist()
+        if found := next((encoder for encoder in encoders if encoder is not None and encoder.startswith("cpu")), None):
+            self._told_of_missing_gpus = True
+            self.reporter.warn(
+                f"--device {self.config.device}: a worker computes on its CPU ({found}), to the same bytes; on its machine "
+                "`python -c \"import torch; torch.zeros(1, device='cuda')\"` says what its GPU lacks"
+            )
 
     def _work_config(self) -> WorkConfig:
         budget = self.config.budget
@@ -598,6 +611,7 @@ class Run:
             encoded += record.images - (committed[record.shard_id].images if record.shard_id in committed else 0)
             committed[record.shard_id] = record
             self.reporter.committed(record)
+            self._tell_of_missing_gpus(record)
             for status in ("coded", "kept", "failed"):
                 pool.count("images", getattr(record, status), status=status)
             pool.count("shards", 1)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
+from msinn_core import engines
 from pipeline.archive.archive import Archive
 from pipeline.errors import ManifestError, StorageError
 from pipeline.execute import executor
@@ -120,3 +121,13 @@ def test_missing_kernels_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     photos = make_photos(tmp_path / "in", 1, 32)
     Run(str(photos), str(tmp_path / "dst"), CompressConfig(budget=Budget(kind="q", value=4.0)), JsonReporter(log), executor="local").execute()
     assert "the compiled kernels are missing here" in log.getvalue()
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_on_gpu", lambda *_: None)
+    log = io.StringIO()
+    photos = make_photos(tmp_path / "in", 5, 64)
+    config = CompressConfig(budget=Budget(kind="q", value=4.0), device="cuda")
+    Run(str(photos), str(tmp_path / "dst"), config, JsonReporter(log), executor="local").execute()
+    assert len(list((tmp_path / "dst" / "shards").iterdir())) == 2
+    assert log.getvalue().count("a worker computes on its CPU (cpu (") == 1
