@@ -31,6 +31,7 @@ class Stage:
         until: Share of the run at which the stage ends, in (0, 1].
         crop: Side of the square crops in pixels, a multiple of 32.
         batch: Crops a step (on each GPU).
+        parts: Pieces of the batch that are worked through one after the other, their gradients gathered: the memory of one, the step of all.
         rate: `noise` (rate at values plus uniform noise) or `rounded` (of the symbols themselves: see `model.Estimator`).
         precision: Of this stage in place of the run's; empty for the run's. bf16 holds the top rates back, so that a run should end in float32.
     """
@@ -38,6 +39,7 @@ class Stage:
     until: float
     crop: int
     batch: int
+    parts: int = 1
     rate: str = "noise"
     precision: str = ""
 
@@ -48,6 +50,8 @@ class Stage:
             raise ConfigError(f"a stage has crops of {self.crop} pixels; give a multiple of {SIZE_MULTIPLE}")
         if self.batch < 1:
             raise ConfigError(f"a stage has a batch of {self.batch}; give 1 or more")
+        if self.parts < 1 or self.batch % self.parts:
+            raise ConfigError(f"a stage has a batch of {self.batch} in {self.parts} parts; they must be equal")
         if self.rate not in ("noise", "rounded"):
             raise ConfigError(f"a stage has rate {self.rate!r}; choose noise or rounded")
         if self.precision not in ("", *PRECISIONS):

@@ -221,7 +221,7 @@ class Trainer:
         self.network.reduce_precision(torch.bfloat16 if precision == "bf16" else None)
         # Convolutions alone: plain products are the optimiser's bases and the flow's inverses.
         torch.backends.cudnn.allow_tf32 = precision != "float32"
-        if self._captures:
+        if self._captures and stage.parts == 1:
             if self._captured is None or self._captured[0] != stage:
                 self._captured = None  # its memory first
                 keep_inverses(self.network)
@@ -231,11 +231,15 @@ class Trainer:
             mark("forward and backward")
             return loss, Sample(anchor, bpp, mse, lagrangian)
         self.optimiser.zero_grad()
-        loss, (bpp, mse, lagrangian) = self._compute(x, anchor)
-        mark("forward")
-        loss.backward()  # type: ignore[no-untyped-call]
-        mark("backward")
-        return loss, Sample(anchor, bpp, mse, lagrangian)
+        losses, figures = [], []
+        for crops, anchors in zip(x.chunk(stage.parts), anchor.chunk(stage.parts), strict=True):
+            loss, part = self._compute(crops, anchors)
+            mark("forward")
+            (loss / stage.parts).backward()  # type: ignore[no-untyped-call]
+            mark("backward")
+            losses.append(loss.detach())
+            figures.append(part)
+        return torch.stack(losses).mean(), Sample(anchor, *(torch.cat(kind) for kind in zip(*figures, strict=True)))
 
     def _compute(self, x: Tensor, anchor: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         x_hat, bits = self._call(x, anchor.float())

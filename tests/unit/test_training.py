@@ -204,6 +204,17 @@ def test_a_resumed_run_repeats_the_curve_exactly(tiles: Tiles, optimiser: str) -
     assert losses[-1] < losses[0]
 
 
+def test_a_batch_in_parts_is_the_step_of_the_whole(tiles: Tiles) -> None:
+    whole, parts = (Trainer(config(stages=(Stage(until=1.0, crop=32, batch=4, parts=n, rate="rounded"),)), CPU) for n in (1, 4))
+    for trainer in (whole, parts):
+        trainer.initialise(tiles)
+    a, b = whole.step(tiles), parts.step(tiles)
+    assert (a.loss, a.gradient_norm) == (pytest.approx(b.loss, rel=1e-4), pytest.approx(b.gradient_norm, rel=1e-3))
+    torch.testing.assert_close(a.sample.bpp, b.sample.bpp, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match="4 in 3 parts"):
+        Stage(until=1.0, crop=32, batch=4, parts=3)
+
+
 def test_a_state_of_another_run_is_refused_by_name(tiles: Tiles) -> None:
     trainer = Trainer(config(), CPU)
     trainer.initialise(tiles)
