@@ -125,7 +125,7 @@ def idle_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) ->
     from pipeline.run.compress import make_worker
 
     worker = make_worker(model, url, config)
-    worker.codec = _NoCodec(worker.codec)  # type: ignore[assignment]
+    worker.coder.codec = worker.coder.checker = _NoCodec(worker.coder.codec)  # type: ignore[assignment]
     return worker
 
 
