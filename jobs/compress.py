@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.arguments import add_executor, executor_of, size
+from jobs.arguments import add_executor, placement_of, size
 from pipeline.text import shown
 
 if TYPE_CHECKING:
@@ -117,11 +117,8 @@ def _compress(arguments: argparse.Namespace) -> int:
             arguments.destination,
             config,
             reporter,
-            cluster=arguments.cluster,
-            workers=arguments.workers,
-            resources=resources,
+            placement=placement_of(arguments, resources),
             preferences=preferences,
-            executor=executor_of(arguments),
         )
         with contextlib.redirect_stdout(sys.stderr):  # Ray speaks of lost nodes and workers there
             outcome = run.execute(dry_run=arguments.dry_run)

@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 import pyarrow as pa
 
+from msinn_core.integer.ops import COMPILED
 from msinn_core.model_file import LoadedModel
 from pipeline.archive import manifest
 from pipeline.archive.commits import Commit
@@ -49,6 +50,21 @@ class ShardWorker:
         engine = self.coder.codec.engine
         self.encoder = f"{engine.device} ({engine.name}), msinn {version('msinn')}, {platform.machine()}"
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What users should know of this machine; see `execute.base.remarks_of`."""
+        said, engine = [], self.coder.codec.engine
+        if not COMPILED:
+            said.append(
+                "a worker has no compiled kernels (no C compiler when msinn was installed there): the same bytes, in a hundred times the time"
+            )
+        if self.config.device != "cpu" and engine.device == "cpu":
+            said.append(
+                f"--device {self.config.device}: a worker computes on its CPU ({engine.name}), to the same bytes; on its machine "
+                "`python -c \"import torch; torch.zeros(1, device='cuda')\"` says what its GPU lacks"
+            )
+        return tuple(said)
 
     def analyse(self, records: list[SourceRecord]) -> pa.Table:
         """Predicted curves of every image, as a table of `Analysed`. Images that cannot be coded get a reason and no curve.
