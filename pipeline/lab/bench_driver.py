@@ -28,7 +28,7 @@ from pipeline.run.compress import Run, make_worker
 def idle_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
     """A real worker whose codec does nothing: its bitstreams are a few bytes, and decode to the picture that was last encoded."""
     worker = make_worker(model, url, config)
-    worker.codec = _NoCodec(worker.codec)  # type: ignore[assignment]
+    worker.coder.codec = worker.coder.checker = _NoCodec(worker.coder.codec)  # type: ignore[assignment]
     return worker
 
 
