@@ -73,6 +73,7 @@ class TrainConfig:
         max_minutes: Stop (with a checkpoint) after this long; 0 for no limit.
         schedule: What learning rate and stages follow: `steps`, or `time` (the share of `max_minutes` spent, continuations included).
         stages: Crop and batch schedule.
+        q_range: Least and largest rate index that steps train, where not the whole range is wanted; empty for all anchors.
         lambdas: Weight of the MSE (8-bit values squared, over 255**2 pixels) per anchor; the paper's if empty.
         learning_rate: Peak, after `warmup_steps`, before cosine decay to `final_share` of it.
         optimiser: `adam`, or `soap` for the convolutions (Adam keeps gains, actnorm, biases and 1x1 matrices).
@@ -108,6 +109,7 @@ class TrainConfig:
     valid: tuple[str, ...] = ()
     start: str = ""
     anchor_num: int = 12
+    q_range: tuple[float, ...] = ()
     lambdas: tuple[float, ...] = ()
     max_minutes: float = 0.0
     schedule: str = "steps"
@@ -163,7 +165,14 @@ class TrainConfig:
             raise ConfigError(f"the stages end at {ends}; they must rise to 1")
         if self.tile < max(stage.crop for stage in self.stages):
             raise ConfigError(f"tiles of {self.tile} pixels are smaller than the crops")
+        if self.q_range and (len(self.q_range) != 2 or not 0 <= self.q_range[0] <= self.q_range[1] <= self.anchor_num - 1):
+            raise ConfigError(f"q_range is {list(self.q_range)}; it takes two rising rate indexes from 0 to {self.anchor_num - 1}")
         self.network()
+
+    def anchors(self) -> tuple[int, int]:
+        """First and last anchor that steps train: those around `q_range`."""
+        low, high = self.q_range or (0, self.anchor_num - 1)
+        return math.floor(low), math.ceil(high)
 
     def network(self) -> MsinnConfig:
         """Configuration of the network.

@@ -212,7 +212,8 @@ class Trainer:
         x = tiles.crops(stage.batch, stage.crop, self.config.downscale_share, generator)
         if self.config.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        return x, torch.randint(self.config.anchor_num, (stage.batch,), generator=generator).to(self.device)
+        low, high = self.config.anchors()
+        return x, torch.randint(low, high + 1, (stage.batch,), generator=generator).to(self.device)
 
     def _forward_backward(self, stage: Stage, x: Tensor, anchor: Tensor, mark: Callable[[str], None]) -> tuple[Tensor, Sample]:
         self.network.train()
