@@ -12,7 +12,7 @@ from pipeline.archive import manifest
 from pipeline.archive.commits import Commit, commit
 from pipeline.archive.layout import sha256
 from pipeline.archive.members import suffix_of
-from pipeline.archive.row import Row, Sidecar
+from pipeline.archive.row import Row, Sidecar, sidecar_of
 from pipeline.archive.shard import Member, ShardWriter, stored_bytes, verify_members
 from pipeline.encode.describe import Describer
 from pipeline.encode.item import Item
@@ -79,17 +79,7 @@ def _add(item: Item, writer: ShardWriter, members: list[Member]) -> tuple[Member
         taken = {member.name if member else None, *(side.member for side in sidecars)}
         side = writer.add(f"{record.key}.{number}.side" if file.member in taken else file.member, file.data)
         members.append(side)
-        sidecars.append(
-            Sidecar(
-                name=file.name,
-                restore_name=file.restore_name,
-                member=side.name,
-                offset=side.offset,
-                length=side.length,
-                sha256=side.sha256,
-                mtime=file.mtime,
-            )
-        )
+        sidecars.append(sidecar_of(side, name=file.name, restore_name=file.restore_name, mtime=file.mtime))
     return member, tuple(sidecars)
 
 

@@ -13,7 +13,9 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from pipeline.archive.archive import Archive
+from pipeline.archive.row import Row
 from pipeline.formats import images
+from pipeline.formats.records import columns, rows_of
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.audit import summary
 from pipeline.read.decoder import Decoder, read_part
@@ -45,7 +47,7 @@ def page(archive: Archive, reporter: Reporter | None = None, limits: Limits = DE
     """
     facts = summary(archive)
     totals, sealed = facts["totals"], archive.seal()
-    table = archive.manifest(["codec", "psnr_db", "bpp"])
+    table = archive.manifest(columns(Row, "codec", "psnr_db", "bpp"))
     coded = table.filter(pc.equal(table.column("codec"), "msinn"))
     psnr, bpp = (np.asarray(coded.column(name).combine_chunks().drop_null(), np.float64) for name in ("psnr_db", "bpp"))
     stored = sealed["counted_bytes"] if sealed else totals["stored_bytes"]
@@ -146,17 +148,17 @@ def _db(value: float | None) -> str:
 
 def _worst(archive: Archive, reporter: Reporter | None, limits: Limits) -> list[Markup]:
     """The images of the lowest PSNR as they decode now, small."""
-    table = archive.manifest([*COLUMNS, "status", "psnr_db", "bpp"])
+    table = archive.manifest([*COLUMNS, *columns(Row, "psnr_db", "bpp")])
     coded = table.filter(pc.equal(table.column("codec"), "msinn")).sort_by([("psnr_db", "ascending"), ("key", "ascending")])
     decoder = Decoder(archive, limits)
     figures = []
     if reporter is not None:
         reporter.phase("worst", min(WORST, len(coded)))
-    for row in coded.slice(0, WORST).to_pylist():
+    for row in rows_of(Row, coded.slice(0, WORST)):
         if reporter is not None:
             reporter.advance(images=1)
         try:
-            payload = read_part(archive, row, row["offset"], row["length"], limits)
+            payload = read_part(archive, row, row.offset, row.length, limits)
             picture, problem = decoder.picture(row, payload)
             small = images.to_image(picture).convert("RGB")
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
@@ -166,6 +168,6 @@ def _worst(archive: Archive, reporter: Reporter | None, limits: Limits) -> list[
             image += _html("<p class=bad>{}", problem) if problem else Markup("")
         except Exception as error:  # whatever one image does, the page shows the others
             image = _html("<p class=bad>{}", error)
-        caption = (_db(row["psnr_db"]), "?" if row["bpp"] is None else f"{row['bpp']:.3f}", row["key"], row["name"])
+        caption = (_db(row.psnr_db), "?" if row.bpp is None else f"{row.bpp:.3f}", row.key, row.name)
         figures.append(_html("<figure>{}<figcaption>{}, {} bpp<br>{} {}</figcaption></figure>", image, *caption))
     return figures
