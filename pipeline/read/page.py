@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -46,11 +45,11 @@ def page(archive: Archive, reporter: Reporter | None = None, limits: Limits = DE
         ManifestError: The archive's books are damaged.
     """
     facts = summary(archive)
-    totals, sealed = facts["totals"], archive.seal()
+    totals, sealed = facts.totals, archive.seal()
     table = archive.manifest(columns(Row, "codec", "psnr_db", "bpp"))
     coded = table.filter(pc.equal(table.column("codec"), "msinn"))
     psnr, bpp = (np.asarray(coded.column(name).combine_chunks().drop_null(), np.float64) for name in ("psnr_db", "bpp"))
-    stored = sealed["counted_bytes"] if sealed else totals["stored_bytes"]
+    stored = sealed["counted_bytes"] if sealed else totals.stored_bytes
     config = archive.run["config"]["budget"]
     bad = _html("<span class=bad>unfinished: what follows is of the committed images only</span>")
     lines: list[tuple[str, str]] = [
@@ -58,14 +57,14 @@ def page(archive: Archive, reporter: Reporter | None = None, limits: Limits = DE
         ("source", redacted(archive.run["source"])),
         ("asked for", f"--{config['kind']} {config['value']:g}"),
         ("model", f"{archive.run['model_name']} {archive.run['model_sha256'][:12]}"),
-        ("images", f"{totals['images']:,}: {totals['coded']:,} coded, {totals['kept']:,} kept as they are, {totals['failed']:,} failed"),
-        ("bytes", f"{totals['source_bytes']:,} → {stored:,}" + (f" (ratio {totals['source_bytes'] / stored:.2f})" if stored else "")),
+        ("images", f"{totals.images:,}: {totals.coded:,} coded, {totals.kept:,} kept as they are, {totals.failed:,} failed"),
+        ("bytes", f"{totals.source_bytes:,} → {stored:,}" + (f" (ratio {totals.source_bytes / stored:.2f})" if stored else "")),
     ]
     if sealed and sealed.get("budget_bytes"):
         lines.append(("budget", f"{stored:,} of {sealed['budget_bytes']:,.0f} bytes"))
-    if totals["coded"]:
-        pooled = totals["pooled_psnr_db"]
-        mean = totals["mean_psnr_db"]
+    if totals.coded:
+        pooled = totals.pooled_psnr_db
+        mean = totals.mean_psnr_db
         text = "nothing lost" if mean is None else f"mean {mean:.2f} dB" + (f", pooled {pooled:.2f} dB" if pooled is not None else "")
         lines.append(("PSNR", text + ", of decoded pixels"))
     url = redacted(archive.store.url)
@@ -74,22 +73,22 @@ def page(archive: Archive, reporter: Reporter | None = None, limits: Limits = DE
         _html("<h1>{}</h1>", url),
         _html("<table>{}</table>", _join(_html("<tr><th>{}<td>{}", name, value) for name, value in lines)),
     ]
-    if totals["coded"]:
+    if totals.coded:
         parts += [
             _html("<h2>Distributions</h2>"),
             _histogram(psnr, "PSNR, dB"),
             _histogram(bpp, "bits per pixel"),
-            _percentiles(facts["percentiles"]),
-            _html("<h2>The worst {}</h2>", min(WORST, totals["coded"])),
+            _percentiles(facts.percentiles),
+            _html("<h2>The worst {}</h2>", min(WORST, totals.coded)),
             *_worst(archive, reporter, limits),
         ]
-    if facts["reasons"]:
+    if facts.reasons:
         rows = _join(
             _html(
                 "<tr><td class={}>{}<td class=n>{}<td>{}<td>{}",
-                "bad" if row["status"] == "failed" else "good", row["status"], f"{row['images']:,}", row["error_code"], row["example"],
+                "bad" if row.status == "failed" else "good", row.status, f"{row.images:,}", row.error_code, row.example,
             )
-            for row in facts["reasons"]
+            for row in facts.reasons
         )  # fmt: skip
         parts.append(_html("<h2>Not coded</h2><table><tr><th>status<th>images<th>reason<th>for example{}</table>", rows))
     sql = '"SELECT name, psnr_db, bpp FROM manifest ORDER BY psnr_db LIMIT 100"'
@@ -131,7 +130,7 @@ def _histogram(values: NDArray[np.float64], label: str) -> Markup:
     return _html('<svg width="{}" height="{}" font-size="13">{}{}{}</svg>', _WIDTH, _HEIGHT + 22, bars, texts, middle)
 
 
-def _percentiles(marks: dict[str, Any]) -> Markup:
+def _percentiles(marks: dict[str, float | None]) -> Markup:
     at = (0, 1, 5, 50, 95, 99, 100)
     rows = _join(
         _html(

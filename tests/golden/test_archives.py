@@ -64,7 +64,7 @@ def test_an_archive_of_version_1_speaks_the_words_of_today(version_1: Path, capf
     assert (rows["deep.png"]["psnr_db"], rows["deep.png"]["lossless"], rows["deep.png"]["pixels"]) == (None, True, 200)
     assert rows["broken.jpg"]["pixels"] is None
     assert rows["turned.jpg"]["mtime"] is None
-    totals = summary(Archive(str(version_1)))["totals"]
-    assert (totals["images"], totals["failed"], totals["coded"] + totals["kept"]) == (11, 1, 10)
+    totals = summary(Archive(str(version_1))).totals
+    assert (totals.images, totals.failed, totals.coded + totals.kept) == (11, 1, 10)
     assert main(["audit", str(version_1), "SELECT count(*) AS n FROM manifest WHERE status = 'kept' AND lossless AND psnr_db IS NULL", "--csv"]) == 0
-    assert capfd.readouterr().out.splitlines() == ["n", str(totals["kept"])]
+    assert capfd.readouterr().out.splitlines() == ["n", str(totals.kept)]
