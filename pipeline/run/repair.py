@@ -14,7 +14,7 @@ from pipeline.errors import ManifestError
 from pipeline.execute.base import Job, patience
 from pipeline.formats.outcome import Reason
 from pipeline.formats.records import columns, rows_of
-from pipeline.plan.curves import PASSTHROUGH_Q
+from pipeline.plan.curves import KEPT_Q
 from pipeline.run.context import Context, Workers
 from pipeline.sources.record import printable
 
@@ -117,5 +117,5 @@ class Repair:
             # An image is in the shard without having been coded, or it is not there at all.
             if row.codec is None:
                 reason = Reason.UNREADABLE
-            tasks.append(ImageTask(source, PASSTHROUGH_Q if q is None else q, skip_reason=reason))
+            tasks.append(ImageTask(source, KEPT_Q if q is None else q, skip_reason=reason))
         return tuple(tasks)

@@ -19,7 +19,7 @@ from pipeline.encode.tasks import ImageTask, WorkConfig
 from pipeline.encode.trim import split_for_trim
 from pipeline.formats import images
 from pipeline.formats.outcome import Kept, Reason
-from pipeline.plan.curves import PASSTHROUGH_Q
+from pipeline.plan.curves import KEPT_Q
 from pipeline.sources.record import Part, SourceRecord
 
 RECORD = SourceRecord(0, "a.png", Part("file", "a.png", 0))
@@ -164,6 +164,6 @@ def test_a_trim_holds_the_last_images_that_fit_in_memory(pixels: tuple[int, ...]
 
 def test_a_trim_has_something_to_trim() -> None:
     """The last images are kept as files: nothing of them can move."""
-    kept = [ImageTask(RECORD, PASSTHROUGH_Q, pixels=17_000_000), ImageTask(RECORD, 4.0, skip_reason=Reason.BROKEN, pixels=10)]
+    kept = [ImageTask(RECORD, KEPT_Q, pixels=17_000_000), ImageTask(RECORD, 4.0, skip_reason=Reason.BROKEN, pixels=10)]
     tasks = (ImageTask(RECORD, 4.0, pixels=10), ImageTask(RECORD, 4.0, pixels=17_000_000), *kept)
     assert split_for_trim(tasks) == (tasks[:1], tasks[1:])
