@@ -86,7 +86,7 @@ def _find(archive: Archive, wanted: str) -> Row:
         return rows_of(Row, table)
 
     if wanted.isdigit() and len(wanted) == 9:
-        firsts = archive.run["shard_first"]
+        firsts = archive.run.shard_first
         shard = max((i for i, first in enumerate(firsts) if first <= int(wanted)), default=0)
         if (record := archive.record(shard)) is not None:
             found = [row for row in rows(record) if row.key == wanted]

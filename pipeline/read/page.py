@@ -50,13 +50,12 @@ def page(archive: Archive, reporter: Reporter | None = None, limits: Limits = DE
     coded = table.filter(pc.equal(table.column("codec"), "msinn"))
     psnr, bpp = (np.asarray(coded.column(name).combine_chunks().drop_null(), np.float64) for name in ("psnr_db", "bpp"))
     stored = sealed["counted_bytes"] if sealed else totals.stored_bytes
-    config = archive.run["config"]["budget"]
     bad = _html("<span class=bad>unfinished: what follows is of the committed images only</span>")
     lines: list[tuple[str, str]] = [
         ("state", "sealed" if sealed else bad),
-        ("source", redacted(archive.run["source"])),
-        ("asked for", f"--{config['kind']} {config['value']:g}"),
-        ("model", f"{archive.run['model_name']} {archive.run['model_sha256'][:12]}"),
+        ("source", redacted(archive.run.source)),
+        ("asked for", archive.run.budget),
+        ("model", f"{archive.run.model_name} {archive.run.model_sha256[:12]}"),
         ("images", f"{totals.images:,}: {totals.coded:,} coded, {totals.kept:,} kept as they are, {totals.failed:,} failed"),
         ("bytes", f"{totals.source_bytes:,} → {stored:,}" + (f" (ratio {totals.source_bytes / stored:.2f})" if stored else "")),
     ]

@@ -97,7 +97,7 @@ def _salvaged(archive: Archive, books: Books, lost: dict[int, tuple[Commit | Non
             wanted.setdefault(record.shard_id, (None, f"{archive.store.path(record.shard)} is missing"))
     committed = {record.shard_id for record in books.commits}
     for shard in salvage.numbers():
-        if shard < archive.run["shards"] and shard not in committed:
+        if shard < archive.run.shards and shard not in committed:
             wanted.setdefault(shard, (None, f"shard {shard} is not committed"))
     result = {}
     for shard, (commit, sentence) in wanted.items():
@@ -113,7 +113,7 @@ def _schema(names: list[str]) -> pa.Schema:
 
 def unfinished(archive: Archive, books: Books) -> list[str]:
     """A sentence if the archive does not hold all of its source yet."""
-    shards = archive.run["shards"]
+    shards = archive.run.shards
     known = {record.shard_id for record in books.commits if record.shard_id < shards} | {shard for shard in books.lost if shard < shards}
     if len(known) < shards:
         first = next(shard for shard in itertools.count() if shard not in known)

@@ -173,7 +173,7 @@ class Salvage:
             payload_sha256=first.sha256 if stored else None,
             sidecars=_sidecars(record, key, first.name if stored else None, [part.member for part in (found[1:] if stored else found)]),
             codec=None if not stored else "msinn" if coded else "kept",
-            model_sha256=self._archive.run["model_sha256"] if coded else None,
+            model_sha256=self._archive.run.model_sha256 if coded else None,
             lossless=stored and not coded,
             decode_verified=False,
             encoder="cpu" if coded else None,
@@ -183,7 +183,7 @@ class Salvage:
 
     def _records(self, shard: int) -> list[SourceRecord]:
         if self._scan is None:
-            name = self._archive.run["scan"]
+            name = self._archive.run.scan
             data = self._read(name)
             # A damaged listing would give images the names of others.
             self._scan = data if data is not None and sha256(data)[:12] in name else b""

@@ -53,7 +53,7 @@ def fixity(url: str, *, on_shard: Callable[[Commit], None] | None = None) -> Res
 
 
 def _check_scan(archive: Archive) -> None:
-    name = archive.run["scan"]
+    name = archive.run.scan
     try:
         digest = hashlib.sha256(archive.store.read(name, limit=MAX_PARQUET_BYTES)).hexdigest()
     except FileNotFoundError as error:

@@ -22,7 +22,7 @@ def copied(version: str, tmp_path: Path) -> Path:
     """An archive made by `archive/make.py`; its model is the golden one."""
     place = Path(shutil.copytree(HERE / "archive" / version, tmp_path / "archive"))
     (place / "model").mkdir()
-    digest = Archive(str(place)).run["model_sha256"]
+    digest = Archive(str(place)).run.model_sha256
     shutil.copy(HERE / "integer" / "model.safetensors", place / "model" / f"{digest}.safetensors")
     return place
 
