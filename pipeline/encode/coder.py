@@ -41,7 +41,7 @@ class ImageCoder:
 
     def __init__(self, model: LoadedModel, config: WorkConfig, *, device: str = "cpu", threads: int = 1) -> None:
         if model.profile == "float" or config.ms_ssim or not COMPILED:
-            from msinn_core.float_engine import compute_on_one_thread
+            from msinn_core.float.engine import compute_on_one_thread
 
             compute_on_one_thread()
         self.codec = Codec(model, device=device, max_pixels=config.max_pixels, threads=threads)
