@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from pipeline.archive.members import member_name
-from pipeline.encode.item import Item, SidecarFile
+from pipeline.encode.item import Item, SidecarFile, ms_since
 from pipeline.encode.tasks import ImageTask
 from pipeline.errors import SourceError
 from pipeline.formats import images
@@ -84,8 +84,3 @@ class ItemLoader:
             except SourceError as error:
                 lost.append(str(error))
         return found, lost
-
-
-def ms_since(started: float) -> float:
-    """Milliseconds since a reading of `time.perf_counter`."""
-    return (time.perf_counter() - started) * 1e3

@@ -101,11 +101,18 @@ def publish(store: Store, task: ShardTask, shard: LocalShard, *, count_sidecars:
     stem = f"{task.shard_id:05d}"
     name = content_name("shards", stem, shard.sha256, "tar")
     data = manifest.to_bytes(replace(row, shard_key=name) for row in shard.rows)
-    manifest_name = content_name("manifest", stem, sha256(data), "parquet")
+    record = _commit_of(task, shard, name, data, content_name("manifest", stem, sha256(data), "parquet"), count_sidecars=count_sidecars)
+    store.publish(shard.path, record.shard)
+    store.publish_bytes(data, record.manifest)
+    return commit(store, record)
+
+
+def _commit_of(task: ShardTask, shard: LocalShard, name: str, data: bytes, manifest_name: str, *, count_sidecars: bool) -> Commit:
+    """What is to be committed of a shard of this name, whose part of the manifest is `data`: its rows, summed up."""
     rows = shard.rows
     coded = [row for row in rows if row.codec == "msinn"]
     sidecar_bytes = sum(stored_bytes(side.length) for row in rows for side in row.sidecars)
-    record = Commit(
+    return Commit(
         shard_id=task.shard_id,
         attempt=task.attempt,
         shard=name,
@@ -126,6 +133,3 @@ def publish(store: Store, task: ShardTask, shard: LocalShard, *, count_sidecars:
         squared_error=float(sum((row.mse or 0) * (row.pixels or 0) for row in rows)),
         plan_rev=task.plan_rev,
     )
-    store.publish(shard.path, name)
-    store.publish_bytes(data, manifest_name)
-    return commit(store, record)

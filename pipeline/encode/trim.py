@@ -57,7 +57,7 @@ def _trim(items: list[Item], limit_bytes: int, coder: ImageCoder, target_psnr_db
     """Code the items so that together they take up the limit; each is measured at the rate at which it stays."""
 
     def encode(i: int, q: float) -> int:
-        coder.start(items[i], q)
+        coder.compress(items[i], q)
         coder.pack(items[i])
         return items[i].least_bytes
 

@@ -36,7 +36,7 @@ def item_of(picture: Picture, q: float = 4.0, min_psnr_db: float | None = None) 
 
 
 def started(coder: ImageCoder, item: Item) -> Item:
-    coder.start(item, item.task.q)
+    coder.compress(item, item.task.q)
     coder.pack(item)
     return item
 
@@ -83,7 +83,7 @@ def test_an_image_too_large_for_the_device_is_coded_by_the_cpu_and_stays_there(c
     item = started(coder, item_of(tile))
     assert (item.coded, item.on_checker, item.data) == (True, True, alone)
     latents = item.latents
-    coder.start(item, 5.0)
+    coder.compress(item, 5.0)
     assert item.latents is latents, "transformed again"
     assert item.symbols is not None
     assert item.symbols.q == pytest.approx(5.0, abs=0.01)
