@@ -52,15 +52,15 @@ def _eval(arguments: argparse.Namespace) -> int:
     references = evaluation.reference_curves(Path(arguments.reference)) if arguments.reference else {}
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    table = evaluation.evaluate(
+    measured = evaluation.evaluate(
         evaluation.pictures(arguments.images, arguments.limit),
         [*models, *(found[name] for name in arguments.peers if name in found)],
         out,
         keep_files=arguments.keep_files,
         said=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    means = evaluation.averages(table)
-    versions = dict(zip(table["codec"].to_pylist(), table["version"].to_pylist(), strict=True))
+    means = evaluation.averages(measured)
+    versions = {row.codec: row.version for row in measured}
     curves = {codec: [(point.bpp, point.psnr_db) for point in points] for codec, points in means.items()}
     tables = {
         model.name: evaluation.bd_table(curves[model.name], {**{n: c for n, c in curves.items() if n != model.name and len(c) > 1}, **references})

@@ -59,19 +59,19 @@ def test_figures_come_from_files_and_are_not_measured_twice(codec: Codec, photo:
     ours = evaluation.MsinnPeer(codec, (2.0, 6.0))
     jpeg = available()[0]["jpeg"]
     said: list[str] = []
-    table = evaluation.evaluate([("a", pixels)], [ours, jpeg], tmp_path, keep_files=True, said=said.append)
-    assert table.num_rows == 2 + len(jpeg.settings)
+    measured = evaluation.evaluate([("a", pixels)], [ours, jpeg], tmp_path, keep_files=True, said=said.append)
+    assert len(measured) == 2 + len(jpeg.settings)
     file = tmp_path / "files" / codec.model.name / "6" / "00000.msn"
-    row = next(row for row in table.to_pylist() if row["codec"] == codec.model.name and row["setting"] == 6)
-    assert row["bpp"] == pytest.approx(8 * file.stat().st_size / (96 * 160))
-    assert row["psnr_db"] == pytest.approx(psnr_db(mse(codec.decode(file.read_bytes())[0].pixels, pixels)))
+    row = next(row for row in measured if row.codec == codec.model.name and row.setting == 6)
+    assert row.bpp == pytest.approx(8 * file.stat().st_size / (96 * 160))
+    assert row.psnr_db == pytest.approx(psnr_db(mse(codec.decode(file.read_bytes())[0].pixels, pixels)))
     again = evaluation.evaluate([("a", pixels)], [ours], tmp_path, keep_files=False, said=said.append)
     assert said[-1].startswith("1: a, 0 files")
-    assert again.to_pylist() == table.to_pylist()[:2]
+    assert again == measured[:2]
     other = evaluation.evaluate([("b", pixels[:, ::-1].copy())], [ours], tmp_path, keep_files=False, said=said.append)
-    assert other.num_rows == 2
-    assert pq.read_table(tmp_path / "results.parquet").num_rows == table.num_rows + 2
-    means = evaluation.averages(table)
+    assert len(other) == 2
+    assert pq.read_table(tmp_path / "results.parquet").num_rows == len(measured) + 2
+    means = evaluation.averages(measured)
     curves = {name: [(p.bpp, p.psnr_db) for p in points] for name, points in means.items()}
     against = evaluation.bd_table(curves[codec.model.name], {"JPEG": curves["JPEG"]})
     text = evaluation.markdown(means, {"JPEG": jpeg.version}, {codec.model.name: against})
