@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-DEFAULT_PEERS = ("jpeg", "webp", "avif", "jxl", "vvc")
+DEFAULT_PEERS = ("jpeg", "webp", "avif", "avif-6", "jxl", "vvc")
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
