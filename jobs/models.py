@@ -126,10 +126,10 @@ def _packed(config: MsinnConfig, state: Mapping[str, Tensor], name: str, picture
     from msinn_core.checkpoint import load_parameters
     from msinn_core.config import SIZE_MULTIPLE
     from msinn_core.engines import golden_digest
+    from msinn_core.float.model import Msinn
     from msinn_core.integer.network import IntegerNetwork
     from msinn_core.integer.packing import pack
     from msinn_core.integer.portable import Portable
-    from msinn_core.model import Msinn
     from msinn_core.model_file import integer_model_bytes
 
     network = Msinn(config)

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,12 @@ from msinn_core.model_file import LoadedModel
 from msinn_core.picture import Picture
 from pipeline.archive.archive import Archive
 from pipeline.archive.layout import commit_name
-from pipeline.encode.tasks import ImageTask, ShardTask, WorkConfig
+from pipeline.encode.tasks import ImageTask, WorkConfig
+from pipeline.encode.trim import encode_within
 from pipeline.encode.worker import ShardWorker
 from pipeline.errors import DamagedError, ManifestError, StorageError
-from pipeline.execute import actors
-from pipeline.execute.actors import WorkersError
+from pipeline.execute.base import Job, WorkersError
+from pipeline.execute.ray import Ray
 from pipeline.lab.tiles import TileStream
 from pipeline.read.dataset import ArchiveDataset
 from pipeline.read.get import get
@@ -125,10 +125,10 @@ class Unborn:
 @pytest.mark.usefixtures("ray_pool")
 def test_an_error_in_a_worker_is_one_sentence() -> None:
     for factory, what in ((Sinner, "a plain mistake"), (Unborn, "cannot begin")):
-        pool = actors.Pool(1, factory)
-        jobs = iter([actors.Job("a job", "work", ())])
+        pool = Ray(1, factory)
+        jobs = iter([Job("a job", lambda held: held.work())])
         with pytest.raises((ManifestError, WorkersError)) as caught:
-            pool.run(lambda jobs=jobs: next(jobs, None), lambda job, result: None)  # type: ignore[misc]
+            pool.run(lambda jobs=jobs: next(jobs, None), lambda result: None)  # type: ignore[misc]
         pool.close()
         said = str(caught.value)
         assert what in said
@@ -140,15 +140,15 @@ def test_an_error_in_a_worker_is_one_sentence() -> None:
 @pytest.mark.usefixtures("ray_pool")
 @pytest.mark.timeout(120)
 def test_closing_a_pool_ends_actors_that_work(tmp_path: Path) -> None:
-    pool = actors.Pool(1, Sinner, str(tmp_path / "pid"))
-    jobs = iter([actors.Job("a job", "sleep", ())])
+    pool = Ray(1, Sinner, str(tmp_path / "pid"))
+    jobs = iter([Job("a job", lambda held: held.sleep())])
 
     def tick() -> None:
         if (tmp_path / "pid").exists():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pool.run(lambda: next(jobs, None), lambda job, result: None, tick)
+        pool.run(lambda: next(jobs, None), lambda result: None, tick)
     pool.close()
     number = int((tmp_path / "pid").read_text())
     until = time.monotonic() + 30
@@ -193,13 +193,12 @@ def test_an_epoch_is_shuffled_once(tmp_path: Path) -> None:
 
 def test_a_trimmed_shard_holds_no_pictures(tmp_path: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """34 Mpx in 1.15 MB of JPEG took 1.3 GB; a shard of 16 MiB of such files would have taken 8."""
-    monkeypatch.setattr("pipeline.encode.worker._TRIM_PIXELS", 10_000)
+    monkeypatch.setattr("pipeline.encode.trim.TRIM_PIXELS", 10_000)
     photos = sorted(make_photos(tmp_path / "in", 8, 128).iterdir())
     records = [SourceRecord(index=i, name=path.name, part=Part("file", str(path), path.stat().st_size)) for i, path in enumerate(photos)]
     worker = ShardWorker(model, Store(str(tmp_path / "dst")), WorkConfig(target_psnr_db=None, max_pixels=10**6, count_sidecars=False, ms_ssim=False))
     tasks = tuple(ImageTask(record, 4.0, 3000.0, pixels=128 * 128) for record in records)
-    with ThreadPoolExecutor(1) as coder:
-        items = worker._encode_within(ShardTask(shard_id=0, attempt="x", images=tasks, limit_bytes=40_000), coder)
+    items = encode_within(tasks, 40_000, worker.loader, worker.coder, worker.config)
     assert len(items) == 8
     held = [item.loaded.picture.pixels.size for item in items if item.loaded.picture is not None]
     assert sum(held) <= 3 * 8

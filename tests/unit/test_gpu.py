@@ -20,6 +20,7 @@ from msinn_core import engines
 from msinn_core.codec import Codec
 from msinn_core.entropy import rans
 from msinn_core.errors import BitstreamError, CheckpointError, DeviceMemoryError
+from msinn_core.float.model import Msinn
 from msinn_core.integer import portable
 from msinn_core.integer.gpu import backend as gpu_backend
 from msinn_core.integer.gpu import layers as gpu_layers
@@ -29,10 +30,10 @@ from msinn_core.integer.gpu.layers import Convolution, TritonLayers
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.ops import CORNERS, DENSE, EDGES, NUM_TAPS, POINT, Compiled, Layer
 from msinn_core.integer.portable import Float64Layers
-from msinn_core.model import Msinn
 from msinn_core.model_file import LoadedModel, parse_model
 from msinn_core.picture import Picture
 from pipeline.archive.archive import Archive
+from pipeline.execute.placement import Placement
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.run.compress import Run
 from pipeline.run.report import JsonReporter
@@ -228,7 +229,7 @@ def test_a_worker_on_a_gpu_writes_what_one_on_the_cpu_writes(
     made = {}
     for device in ("cpu", "cuda"):
         config = CompressConfig(budget=Budget(kind="q", value=0.0), model=str(model), device=device)
-        Run(str(tmp_path / "in"), str(tmp_path / device), config, JsonReporter(io.StringIO()), executor="local").execute()
+        Run(str(tmp_path / "in"), str(tmp_path / device), config, JsonReporter(io.StringIO()), placement=Placement(executor="local")).execute()
         made[device] = sorted(path.name for path in (tmp_path / device / "shards").iterdir())
         rows = Archive(str(tmp_path / device)).manifest(["encoder", "decode_verified", "status", "error"]).to_pylist()
         assert [(row["status"], row["error"]) for row in rows] == [("coded", None)] * 3, device
