@@ -8,7 +8,7 @@ from pipeline.archive.commits import Commit
 from pipeline.archive.layout import ARCHIVE_VERSION, SEAL, commit_name, json_bytes, json_object, sha256
 from pipeline.errors import CommitConflictError
 from pipeline.limits import MAX_RUN_BYTES
-from pipeline.store.storage import Store
+from pipeline.store.base import Store
 
 
 def seal(store: Store, run: dict[str, Any], records: list[Commit], extra: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from pipeline.plan.curves import PASSTHROUGH_Q, mse_of_psnr
 from pipeline.plan.trim import Trimmer
 from pipeline.sources import Fetcher, SourceRecord
 from pipeline.sources.record import printable, utc
-from pipeline.store.storage import Store, content_name
+from pipeline.store.base import Store, content_name
 
 PSNR_WINDOW_DB = 0.05
 """A quality target is met from above by at most this much."""

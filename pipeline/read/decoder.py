@@ -10,7 +10,7 @@ from msinn_core.model_file import LoadedModel, load_model, parse_model, shipped_
 from msinn_core.picture import Picture
 from pipeline.archive.archive import Archive
 from pipeline.archive.layout import is_shard_name, sha256
-from pipeline.errors import ManifestError, StorageError
+from pipeline.errors import ManifestError, NotFoundError, OutageError, StorageError
 from pipeline.limits import DEFAULT, Limits
 
 
@@ -52,7 +52,7 @@ class Decoder:
             # The archive lost it; the same file, by its hash, may have come with this msinn.
             if digest in shipped_models().values():
                 return load_model(digest)
-            if not isinstance(error, StorageError) or not self._archive.passes(error):
+            if not isinstance(error, OutageError):
                 self._missing[digest] = error
             raise
 
@@ -95,7 +95,7 @@ def read_part(archive: Archive, row: dict[str, Any], offset: int, length: int, l
     check_place(row["name"], row["shard_key"], offset, length, limits)
     try:
         return archive.store.read_range(row["shard_key"], offset, length)
-    except FileNotFoundError as error:
+    except NotFoundError as error:
         raise ManifestError(f"{row['name']}: {archive.store.path(row['shard_key'])} is missing") from error
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
-from pipeline.errors import ManifestError, StorageError, UsageError
+from pipeline.errors import ManifestError, NotFoundError, OutageError, StorageError, UsageError
 from pipeline.limits import DEFAULT, MAX_PARQUET_BYTES, Limits
 from pipeline.read.decoder import check_place
 from pipeline.read.restore import Result, run_over_shards
@@ -39,9 +39,9 @@ def fixity(url: str, *, on_shard: Callable[[Commit], None] | None = None) -> Res
     for check in (archive.model_bytes, lambda: _check_scan(archive)):
         try:
             check()
+        except OutageError:
+            raise
         except (ManifestError, StorageError) as error:
-            if isinstance(error, StorageError) and archive.passes(error):
-                raise
             result.problems.append(str(error))
     for record in records:
         result.add(_check_shard(archive, record))
@@ -54,7 +54,7 @@ def _check_scan(archive: Archive) -> None:
     name = archive.run["scan"]
     try:
         digest = hashlib.sha256(archive.store.read(name, limit=MAX_PARQUET_BYTES)).hexdigest()
-    except FileNotFoundError as error:
+    except NotFoundError as error:
         raise ManifestError(f"{archive.store.path(name)} is missing") from error
     if digest[:12] not in name:
         raise ManifestError(f"{archive.store.path(name)} is damaged: its SHA-256 is not its name")
@@ -67,9 +67,9 @@ def _check_shard(archive: Archive, record: Commit) -> Result:
         rows = archive.manifest_part(record, ["name", "offset", "length", "payload_sha256", "sidecars", "codec"]).to_pylist()
         if len(rows) != record.images:
             result.problems.append(f"{archive.store.path(record.manifest)} has {len(rows)} rows; its commit says {record.images}")
+    except OutageError:
+        raise
     except (ManifestError, StorageError) as error:
-        if isinstance(error, StorageError) and archive.passes(error):
-            raise
         result.problems.append(str(error))
     digest = hashlib.sha256()
     size = 0
@@ -78,7 +78,7 @@ def _check_shard(archive: Archive, record: Commit) -> Result:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 size += len(chunk)
-    except FileNotFoundError:
+    except NotFoundError:
         result.problems.append(f"{archive.store.path(record.shard)} is missing, {record.images} images with it")
         return result
     except Exception as error:
@@ -107,7 +107,7 @@ def _hurt(archive: Archive, record: Commit, row: dict[str, Any]) -> list[str]:
         try:
             check_place(name, record.shard, offset, length, DEFAULT)
             data = archive.store.read_range(record.shard, offset, length)
-        except (ManifestError, StorageError, FileNotFoundError) as error:
+        except (ManifestError, StorageError) as error:
             archive.raise_outage(error)
             data = b""
         if hashlib.sha256(data).hexdigest() != expected:

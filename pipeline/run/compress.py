@@ -44,7 +44,7 @@ from pipeline.run.report import Reporter
 from pipeline.sources import Scan, Selection, SourceRecord, scan
 from pipeline.sources.listing import LITTER
 from pipeline.sources.record import SCAN_SCHEMA, from_table, printable, to_table
-from pipeline.store.storage import Store, content_name
+from pipeline.store.base import Store, content_name, open_store
 from pipeline.text import redacted
 
 SHARD_SOURCE_BYTES = 16 * 2**20
@@ -113,7 +113,7 @@ class Outcome:
 
 def make_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
     """Factory for workers: one model each. The integer network gives the same bytes for every number of threads."""
-    return ShardWorker(parse_model(model), Store(url), config, device=config.device, threads=threads)
+    return ShardWorker(parse_model(model), open_store(url), config, device=config.device, threads=threads)
 
 
 def shard_plan(records: Sequence[SourceRecord]) -> NDArray[np.int32]:
@@ -165,7 +165,7 @@ class Run:
         self.cluster = cluster
         self.workers = workers
         self.resources = resources or connection.Resources(gpus=1.0 if config.device == "cuda" else 0.0)
-        self.store = Store(destination)
+        self.store = open_store(destination)
         _refuse_nested(source, self.store)
         self.model: LoadedModel = _model(config.model, self.store)
         if self.model.profile != "int":
@@ -682,10 +682,7 @@ def _now() -> str:
 
 def _refuse_nested(source: str, store: Store) -> None:
     """An archive inside its own source would be listed as images by the next run."""
-    if not store.local or "://" in source:
-        return
-    root, inside = os.path.realpath(source), os.path.realpath(store.root)
-    if os.path.isdir(root) and (inside + os.sep).startswith(root.rstrip(os.sep) + os.sep):
+    if "://" not in source and os.path.isdir(source) and store.lies_in(open_store(source)):
         raise UsageError(f"{store.url} lies inside {source}: choose a destination outside the source")
 
 
