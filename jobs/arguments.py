@@ -6,6 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pipeline.execute.connection import Resources
+    from pipeline.execute.placement import Placement
     from pipeline.limits import Limits
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -32,14 +34,15 @@ def add_executor(p: argparse.ArgumentParser) -> None:
     )
 
 
-def executor_of(arguments: argparse.Namespace) -> str:
-    """The executor asked for. Raises `UsageError` for a cluster or workers of this process."""
+def placement_of(arguments: argparse.Namespace, resources: Resources | None = None) -> Placement:
+    """Who was asked to do the work. Raises `UsageError` for a cluster or several workers of this process."""
     from pipeline.errors import UsageError
+    from pipeline.execute.connection import Resources
+    from pipeline.execute.placement import Placement
 
-    chosen: str = arguments.executor
-    if chosen == "local" and (arguments.cluster is not None or (arguments.workers or 1) > 1):
+    if arguments.executor == "local" and (arguments.cluster is not None or (arguments.workers or 1) > 1):
         raise UsageError("--executor local is this process alone: it takes neither --cluster nor --workers")
-    return chosen
+    return Placement(executor=arguments.executor, cluster=arguments.cluster, workers=arguments.workers, resources=resources or Resources())
 
 
 def add_limits(p: argparse.ArgumentParser) -> None:

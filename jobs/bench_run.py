@@ -91,6 +91,7 @@ def _bench_run(arguments: argparse.Namespace) -> int:
     import uuid
 
     from pipeline.execute import connection
+    from pipeline.execute.placement import Placement
     from pipeline.plan.config import Budget, CompressConfig
     from pipeline.run.compress import Run
     from pipeline.sources import scan
@@ -107,8 +108,8 @@ def _bench_run(arguments: argparse.Namespace) -> int:
             loop.join()
         with tempfile.TemporaryDirectory() as folder:
             destination = f"{arguments.destination or folder}/bench-{uuid.uuid4().hex[:8]}"
-            clock = _Clock()
-            Run(arguments.images, destination, CompressConfig(budget=Budget(kind="q", value=arguments.q)), clock, workers=workers).execute()
+            clock, placement = _Clock(), Placement(executor="ray", workers=workers)
+            Run(arguments.images, destination, CompressConfig(budget=Budget(kind="q", value=arguments.q)), clock, placement=placement).execute()
             connection.disconnect()
         times = sorted(clock.commits)
         took = times[-1][0] - clock.phases["begin"]
@@ -160,10 +161,10 @@ def _bench_driver(arguments: argparse.Namespace) -> int:
     from PIL import Image
 
     from pipeline.execute import connection
+    from pipeline.execute.placement import Placement
     from pipeline.plan.config import Budget, CompressConfig
-    from pipeline.run import compress
+    from pipeline.run.compress import Run
 
-    compress.make_worker = idle_worker
     samples: list[tuple[float, float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "in"
@@ -186,7 +187,8 @@ def _bench_driver(arguments: argparse.Namespace) -> int:
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         clock = _Clock()
-        run = compress.Run(str(source), f"{folder}/out", CompressConfig(budget=Budget(kind="q", value=5)), clock, workers=arguments.workers)
+        config, placement = CompressConfig(budget=Budget(kind="q", value=5)), Placement(executor="ray", workers=arguments.workers)
+        run = Run(str(source), f"{folder}/out", config, clock, placement=placement, worker=idle_worker)
         before = resource.getrusage(resource.RUSAGE_SELF)
         run.execute()
         after = resource.getrusage(resource.RUSAGE_SELF)

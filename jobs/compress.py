@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jobs.arguments import add_executor, executor_of, size
-from pipeline.text import shown
+from jobs.arguments import add_executor, placement_of, size
 
 if TYPE_CHECKING:
     from pipeline.execute.connection import Resources
-    from pipeline.plan.planner import Outlook
-    from pipeline.run.compress import Outcome, Plan
+    from pipeline.run.compress import Outcome
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -74,6 +71,7 @@ def _add_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _compress(arguments: argparse.Namespace) -> int:
+    from jobs.plan_view import print_plan
     from pipeline.archive.layout import sha256
     from pipeline.errors import UsageError
     from pipeline.plan.config import BUDGET_KINDS, Budget, CompressConfig
@@ -117,18 +115,16 @@ def _compress(arguments: argparse.Namespace) -> int:
             arguments.destination,
             config,
             reporter,
-            cluster=arguments.cluster,
-            workers=arguments.workers,
-            resources=resources,
+            placement=placement_of(arguments, resources),
             preferences=preferences,
-            executor=executor_of(arguments),
         )
         with contextlib.redirect_stdout(sys.stderr):  # Ray speaks of lost nodes and workers there
             outcome = run.execute(dry_run=arguments.dry_run)
     finally:
         reporter.close()
     if arguments.dry_run:
-        _print_plan(outcome.plan, arguments)
+        assert outcome.plan is not None
+        print_plan(outcome.plan, price_per_hour=arguments.price_per_hour, curve=arguments.curve, as_json=arguments.json)
         return 0
     return _summarise(arguments.destination, outcome, arguments.json)
 
@@ -182,88 +178,3 @@ def _summarise(destination: str, outcome: Outcome, as_json: bool) -> int:
     if sealed["failed"] or sealed.get("troubled") or sealed["scan_warnings"]:
         return EXIT_SOME_FAILED
     return 0
-
-
-def _print_plan(plan: Plan | None, arguments: argparse.Namespace) -> None:
-    import numpy as np
-
-    assert plan is not None
-    allocation, planner = plan.forecast.allocation, plan.planner
-    psnr = 10 * np.log10(255.0**2 / np.maximum(allocation.mse, 255.0**2 * 1e-10))
-    facts: dict[str, Any] = {
-        "images": planner.num_images,
-        "kept_as_they_are": planner.num_images - planner.num_coded + int(np.isinf(allocation.q).sum()),
-        "pixels": planner.total_pixels,
-        "source_bytes": planner.total_source_bytes,
-        "predicted_bytes": round(planner.predicted_total()),
-        "budget_bytes": planner.budget_bytes,
-        "on_floor": int((allocation.clamped == "floor").sum()),
-        "on_cap": int((allocation.clamped == "cap").sum()),
-    }
-    if plan.pixels_per_second:
-        coded_pixels = float(plan.forecast.pixels[np.isfinite(allocation.q)].sum())
-        hours = coded_pixels / plan.pixels_per_second / 3600
-        facts |= {
-            "worker_mpx_per_s": round(plan.pixels_per_second / 1e6, 3),
-            "workers": plan.workers,
-            "encode_worker_hours": round(hours, 4),
-            "encode_minutes": round(60 * hours / plan.workers, 2),
-        }
-        if arguments.price_per_hour is not None:
-            facts["encode_cost"] = round(hours * arguments.price_per_hour, 4)
-    if len(psnr):
-        finite = allocation.q[np.isfinite(allocation.q)]
-        facts |= {f"psnr_db_p{p}": round(float(np.percentile(psnr, p)), 2) for p in (1, 5, 50, 99)}
-        facts |= {f"bytes_p{p}": round(float(np.percentile(allocation.stored, p))) for p in (1, 50, 99)}
-        bpp = 8 * allocation.stored / np.maximum(plan.forecast.pixels, 1)
-        facts |= {f"bpp_p{p}": round(float(np.percentile(bpp, p)), 4) for p in (1, 5, 50, 95, 99)}
-        facts |= {f"q_p{p}": round(float(np.percentile(finite, p)), 2) for p in (1, 50, 99) if len(finite)}
-        worst = np.argsort(psnr)[:5]
-        facts["worst"] = [[planner.name(int(plan.forecast.index[i])), round(float(psnr[i]), 2)] for i in worst]
-    outlook = planner.outlook()
-    if arguments.curve:
-        _draw_outlook(outlook, planner.predicted_total(), planner.total_pixels, arguments.curve)
-    if arguments.json:
-        print(json.dumps({**facts, "outlook": [dataclasses.asdict(point) for point in outlook]}))
-        return
-    print("plan (predicted; nothing is encoded yet)")
-    for name, value in facts.items():
-        if name == "worst":
-            print("  worst images        " + ", ".join(f"{shown(image)} {value} dB" for image, value in value))
-        else:
-            print(f"  {name:<20}{value:,}" if isinstance(value, int | float) else f"  {name:<20}{value}")
-    if outlook:
-        print("what other budgets would buy (same analysis; run again with one of them and it is planned in seconds)")
-        print("           bytes       bpp   pooled PSNR   mean PSNR   1 % below")
-        for point in outlook:
-            quality = f"{point.pooled_psnr_db:>11.2f} {point.mean_psnr_db:>11.2f} {point.p1_psnr_db:>11.2f}"
-            print(f"{point.counted_bytes:>16,.0f} {point.bpp:>9.4f} {quality}")
-
-
-def _draw_outlook(outlook: list[Outlook], planned_bytes: float, pixels: int, path: str) -> None:
-    from pipeline.errors import UsageError
-
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UsageError("--curve needs matplotlib: pip install 'msinn[train]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for label, values in (
-        ("pooled", [point.pooled_psnr_db for point in outlook]),
-        ("mean of images", [point.mean_psnr_db for point in outlook]),
-        ("1 % of images below", [point.p1_psnr_db for point in outlook]),
-    ):
-        axes.plot([point.bpp for point in outlook], values, "o-", markersize=3, label=label)
-    axes.axvline(8 * planned_bytes / max(pixels, 1), color="grey", linestyle=":", label="this plan")
-    axes.set(xlabel="bits per pixel, as stored", ylabel="PSNR (dB), predicted")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    try:
-        figure.savefig(path, dpi=100)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot write {path}: {error}") from error
-    pyplot.close(figure)

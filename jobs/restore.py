@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 
-from jobs.arguments import add_executor, add_limits, executor_of, limits_of
+from jobs.arguments import add_executor, add_limits, limits_of, placement_of
 from jobs.output import finish
 
 
@@ -35,11 +35,9 @@ def _restore(arguments: argparse.Namespace) -> int:
                 arguments.out,
                 where=arguments.where,
                 overwrite=arguments.overwrite,
-                workers=arguments.workers,
+                placement=placement_of(arguments),
                 reporter=reporter,
                 limits=limits_of(arguments),
-                cluster=arguments.cluster,
-                executor=executor_of(arguments),
             )
         finally:
             reporter.close()

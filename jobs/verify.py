@@ -7,7 +7,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from jobs.arguments import add_executor, add_limits, executor_of, limits_of
+from jobs.arguments import add_executor, add_limits, limits_of, placement_of
 from jobs.output import finish
 
 if TYPE_CHECKING:
@@ -54,11 +54,9 @@ def _verified(arguments: argparse.Namespace, verify: Any, reporter: Reporter) ->
             result = verify.decode(
                 arguments.archive,
                 sample=arguments.sample,
-                workers=arguments.workers,
+                placement=placement_of(arguments),
                 reporter=reporter,
                 limits=limits_of(arguments),
-                cluster=arguments.cluster,
-                executor=executor_of(arguments),
             )
         done = f"{result.images} images and {result.sidecars} sidecars decoded and compared"
     else:

@@ -86,6 +86,21 @@ class ShardWorker:
         self.encoder = f"{self.codec.engine.device} ({self.codec.engine.name}), msinn {version('msinn')}, {platform.machine()}"
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What users should know of this machine; see `execute.base.remarks_of`."""
+        said = []
+        if not COMPILED:
+            said.append(
+                "a worker has no compiled kernels (no C compiler when msinn was installed there): the same bytes, in a hundred times the time"
+            )
+        if self.config.device != "cpu" and self.codec.engine.device == "cpu":
+            said.append(
+                f"--device {self.config.device}: a worker computes on its CPU ({self.codec.engine.name}), to the same bytes; on its machine "
+                "`python -c \"import torch; torch.zeros(1, device='cuda')\"` says what its GPU lacks"
+            )
+        return tuple(said)
+
     # ---- analysis ----
 
     def analyse(self, records: list[SourceRecord]) -> pa.Table:

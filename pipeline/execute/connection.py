@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.execute.executor import WorkersError
+from pipeline.execute.base import WorkersError
 from pipeline.text import redacted
 
 # Names of settings, of any library; and values that are secrets whatever their names.

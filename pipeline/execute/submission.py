@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UsageError
+from pipeline.execute.base import WorkersError
 from pipeline.execute.connection import forwarded, packages
-from pipeline.execute.executor import WorkersError
 
 _DESTINATION, _COMMAND = "msinn.destination", "msinn.command"
 

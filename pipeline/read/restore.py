@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -14,8 +14,9 @@ import pyarrow as pa
 from pipeline.archive.archive import Archive
 from pipeline.archive.layout import sha256
 from pipeline.errors import ManifestError, OutageError, UsageError
-from pipeline.execute import actors, connection
-from pipeline.execute.executor import Executor, InProcess, Job, Trials, WorkersError, isolate, patience, processors
+from pipeline.execute.base import Job, Trials, WorkersError, patience
+from pipeline.execute.isolate import isolate
+from pipeline.execute.placement import Placement
 from pipeline.formats import images
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.decoder import Decoder, check_payload, read_part
@@ -184,11 +185,9 @@ def restore(
     *,
     where: str | None = None,
     overwrite: bool = False,
-    workers: int | None = None,
+    placement: Placement | None = None,
     reporter: Reporter | None = None,
     limits: Limits = DEFAULT,
-    cluster: str | None = None,
-    executor: str = "auto",
 ) -> Result:
     """Write every image (decoded ones as PNG, the others as they were) and every sidecar under `target`.
 
@@ -197,11 +196,9 @@ def restore(
         target: Folder or URL. Files that an earlier, interrupted restore left there, whole, are not written again; other files are never touched.
         where: SQL condition over the manifest, e.g. `psnr_db < 32`.
         overwrite: Replace what is there.
-        workers: Parallel decoders.
+        placement: Who does the work.
         reporter: Told about progress.
         limits: What is decoded at most.
-        cluster: Ray address, or None for a local instance.
-        executor: `ray`, `local` for this process alone, or `auto`, which takes this process for few images.
 
     Raises:
         UsageError: `target` holds files that are not of this restore, or the condition is not SQL.
@@ -218,7 +215,7 @@ def restore(
     # Where nothing is there yet, nothing need be compared.
     compare = not overwrite and _holds_some(out, rows, {names_map})
     out.prepare()
-    result = run_over_shards(url, target, rows, workers, overwrite=not compare, reporter=reporter, limits=limits, cluster=cluster, executor=executor)
+    result = run_over_shards(url, target, rows, placement, overwrite=not compare, reporter=reporter, limits=limits)
     if len(rows):
         Target(target).write(names_map, names_table(rows))
     result.problems = problems + result.problems
@@ -240,17 +237,69 @@ def _holds_some(out: Store, rows: pa.Table, own: set[str]) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class _Restore:
+    """The work of a job: rows of one shard."""
+
+    rows: Sequence[dict[str, Any]]
+
+    def __call__(self, worker: RestoreWorker) -> Result:
+        return worker.restore(list(self.rows))
+
+
+class _ShardJobs:
+    """A job for each shard of a selection; images that kill workers are named in the result and left out.
+
+    Args:
+        rows: In archive order.
+        result: Where problems go.
+    """
+
+    def __init__(self, rows: pa.Table, result: Result) -> None:
+        edges = _shard_edges(rows)
+        self.count = len(edges) - 1
+        self._parts = (rows.slice(start, end - start).to_pylist() for start, end in itertools.pairwise(edges))
+        self._result = result
+        self._unexplained: dict[str, int] = {}
+
+    def following(self) -> Job[RestoreWorker, Result] | None:
+        """The next job; None at the end."""
+        part = next(self._parts, None)
+        return None if part is None else self._job(part)
+
+    def _job(self, part: Sequence[dict[str, Any]]) -> Job[RestoreWorker, Result]:
+        shard = part[0]["shard_key"] if part else ""
+
+        def some(rows: Sequence[dict[str, Any]]) -> Job[RestoreWorker, Result]:
+            return Job(f"shard {shard}", _Restore(rows), patience_s=patience(len(rows)))
+
+        def split() -> Trials[RestoreWorker, Result]:
+            culprit = yield from isolate(part, some)
+            if culprit is None:
+                self._count_unexplained(shard)
+            else:
+                self._result.problems.append(
+                    f"{culprit['name']} kills the worker that decodes it: `msinn get --original` gives its bytes; more memory may be all it takes"
+                )
+            return self._job([row for row in part if row is not culprit])
+
+        return replace(some(part), split=split)
+
+    def _count_unexplained(self, shard: str) -> None:
+        self._unexplained[shard] = self._unexplained.get(shard, 0) + 1
+        if self._unexplained[shard] > _UNEXPLAINED_DEATHS:
+            raise WorkersError("workers keep dying and no single image explains it: try fewer of them (--workers)")
+
+
 def run_over_shards(
     url: str,
     target: str | None,
     rows: pa.Table,
-    workers: int | None,
+    placement: Placement | None = None,
     *,
     overwrite: bool = False,
     reporter: Reporter | None = None,
     limits: Limits = DEFAULT,
-    cluster: str | None = None,
-    executor: str = "auto",
 ) -> Result:
     """Restore or check rows, shard by shard, in this process or on Ray."""
     # Workers run in other folders; a relative path would name another place there.
@@ -264,40 +313,13 @@ def run_over_shards(
         if reporter is not None:
             reporter.advance(images=part.images)
 
-    edges = _shard_edges(rows)
-    parts = (rows.slice(start, end - start).to_pylist() for start, end in itertools.pairwise(edges))
-    pool: Executor
-    if executor == "local" or (executor == "auto" and cluster is None and workers is None and len(rows) <= INLINE_IMAGES):
-        threads = max(1, min(processors(), len(edges) - 1))
-        pool = InProcess(RestoreWorker, url, target, overwrite, limits, processors() // threads, workers=threads)
-    else:
-        pool = actors.Pool(min(connection.connect(cluster, workers), max(1, len(edges) - 1)), RestoreWorker, url, target, overwrite, limits)
+    jobs = _ShardJobs(rows, result)
+    small = len(rows) <= INLINE_IMAGES
+    workers, _ = (placement or Placement()).open(RestoreWorker, url, target, overwrite, limits, jobs=jobs.count, small=small, listener=reporter)
     try:
-
-        def following() -> Job | None:
-            part = next(parts, None)
-            return None if part is None else job_of(part)
-
-        def job_of(part: list[dict[str, Any]]) -> Job:
-            def split(job: Job) -> Trials:
-                culprit = yield from isolate(part, lambda some: replace(job, args=(some,), patience_s=patience(len(some))))
-                if culprit is not None:
-                    result.problems.append(
-                        f"{culprit['name']} kills the worker that decodes it: `msinn get --original` gives its bytes; more memory may be all it takes"
-                    )
-                elif (deaths := unexplained.get(key, 0) + 1) > _UNEXPLAINED_DEATHS:
-                    raise WorkersError("workers keep dying and no single image explains it: try fewer of them (--workers)")
-                else:
-                    unexplained[key] = deaths
-                return job_of([row for row in part if row is not culprit])
-
-            key = part[0]["shard_key"] if part else ""
-            return Job(f"shard {key}", "restore", (part,), split, patience_s=patience(len(part)))
-
-        unexplained: dict[str, int] = {}
-        pool.run(following, lambda job, part: done(part), reporter.tick if reporter is not None else None)
+        workers.run(jobs.following, done, reporter.tick if reporter is not None else None)
     finally:
-        pool.close()
+        workers.close()
     return result
 
 

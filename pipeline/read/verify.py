@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
 from pipeline.errors import ManifestError, NotFoundError, OutageError, StorageError, UsageError
+from pipeline.execute.placement import Placement
 from pipeline.limits import DEFAULT, MAX_PARQUET_BYTES, Limits
 from pipeline.read.decoder import check_place
 from pipeline.read.restore import Result, run_over_shards
@@ -120,11 +121,9 @@ def decode(
     *,
     sample: float = 1.0,
     seed: int = 0,
-    workers: int | None = None,
+    placement: Placement | None = None,
     reporter: Reporter | None = None,
     limits: Limits = DEFAULT,
-    cluster: str | None = None,
-    executor: str = "auto",
 ) -> Result:
     """Decode every coded image (or a random share) and compare with the hash of the pixels that were measured when it was encoded.
 
@@ -132,11 +131,9 @@ def decode(
         url: The archive.
         sample: Share of the images, 0 to 1.
         seed: Of the choice.
-        workers: Parallel decoders.
+        placement: Who does the work.
         reporter: Told about progress.
         limits: What is decoded at most.
-        cluster: Ray address, or None for a local instance.
-        executor: See `restore.restore`.
 
     Raises:
         UsageError: `sample` out of range.
@@ -149,6 +146,6 @@ def decode(
     if sample < 1:
         count = min(len(rows), max(1, round(sample * len(rows))))
         rows = rows.take(pa.array(sorted(random.Random(seed).sample(range(len(rows)), count))))
-    result = run_over_shards(url, None, rows, workers, reporter=reporter, limits=limits, cluster=cluster, executor=executor)
+    result = run_over_shards(url, None, rows, placement, reporter=reporter, limits=limits)
     result.problems = problems + result.problems
     return result

@@ -26,8 +26,8 @@ from pipeline.archive.layout import commit_name
 from pipeline.encode.tasks import ImageTask, ShardTask, WorkConfig
 from pipeline.encode.worker import ShardWorker
 from pipeline.errors import DamagedError, ManifestError, StorageError
-from pipeline.execute import actors
-from pipeline.execute.actors import WorkersError
+from pipeline.execute.base import Job, WorkersError
+from pipeline.execute.ray import Ray
 from pipeline.lab.tiles import TileStream
 from pipeline.read.dataset import ArchiveDataset
 from pipeline.read.get import get
@@ -125,10 +125,10 @@ class Unborn:
 @pytest.mark.usefixtures("ray_pool")
 def test_an_error_in_a_worker_is_one_sentence() -> None:
     for factory, what in ((Sinner, "a plain mistake"), (Unborn, "cannot begin")):
-        pool = actors.Pool(1, factory)
-        jobs = iter([actors.Job("a job", "work", ())])
+        pool = Ray(1, factory)
+        jobs = iter([Job("a job", lambda held: held.work())])
         with pytest.raises((ManifestError, WorkersError)) as caught:
-            pool.run(lambda jobs=jobs: next(jobs, None), lambda job, result: None)  # type: ignore[misc]
+            pool.run(lambda jobs=jobs: next(jobs, None), lambda result: None)  # type: ignore[misc]
         pool.close()
         said = str(caught.value)
         assert what in said
@@ -140,15 +140,15 @@ def test_an_error_in_a_worker_is_one_sentence() -> None:
 @pytest.mark.usefixtures("ray_pool")
 @pytest.mark.timeout(120)
 def test_closing_a_pool_ends_actors_that_work(tmp_path: Path) -> None:
-    pool = actors.Pool(1, Sinner, str(tmp_path / "pid"))
-    jobs = iter([actors.Job("a job", "sleep", ())])
+    pool = Ray(1, Sinner, str(tmp_path / "pid"))
+    jobs = iter([Job("a job", lambda held: held.sleep())])
 
     def tick() -> None:
         if (tmp_path / "pid").exists():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pool.run(lambda: next(jobs, None), lambda job, result: None, tick)
+        pool.run(lambda: next(jobs, None), lambda result: None, tick)
     pool.close()
     number = int((tmp_path / "pid").read_text())
     until = time.monotonic() + 30

@@ -16,8 +16,11 @@ from jobs.cli import main
 from msinn_core import engines
 from pipeline.archive.archive import Archive
 from pipeline.errors import ManifestError, OutageError
-from pipeline.execute import executor
-from pipeline.execute.executor import InProcess, Job
+from pipeline.execute import inprocess
+from pipeline.execute.base import Job
+from pipeline.execute.inprocess import InProcess
+from pipeline.execute.placement import Placement
+from pipeline.execute.ray import Ray
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.read import verify
 from pipeline.read.restore import restore
@@ -36,7 +39,7 @@ def test_both_executors_write_the_same_shards(tmp_path: Path, kind: str, value: 
     photos = make_photos(tmp_path / "in", 12, 96)
     for name in ("ray", "local"):
         config = CompressConfig(budget=Budget(kind=kind, value=value))
-        outcome = Run(str(photos), str(tmp_path / name), config, JsonReporter(io.StringIO()), executor=name).execute()
+        outcome = Run(str(photos), str(tmp_path / name), config, JsonReporter(io.StringIO()), placement=Placement(executor=name)).execute()
         assert outcome.sealed is not None
     if kind == "bpp":
         # Revisions of the plan depend on which shards are done when; both end within their budget.
@@ -44,9 +47,9 @@ def test_both_executors_write_the_same_shards(tmp_path: Path, kind: str, value: 
         assert all(seal is not None and seal["counted_bytes"] <= seal["budget_bytes"] for seal in budgets)
     else:
         assert shards(tmp_path / "ray") == shards(tmp_path / "local")
-    result = restore(str(tmp_path / "local"), str(tmp_path / "out"), executor="local")
+    result = restore(str(tmp_path / "local"), str(tmp_path / "out"), placement=Placement(executor="local"))
     assert (result.images, result.problems) == (12, [])
-    assert verify.decode(str(tmp_path / "local"), executor="local").problems == []
+    assert verify.decode(str(tmp_path / "local"), placement=Placement(executor="local")).problems == []
 
 
 def test_a_small_command_starts_no_ray(tmp_path: Path) -> None:
@@ -77,7 +80,7 @@ def test_a_killed_local_run_goes_on(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
     assert before
     assert {name: (dst / "commits" / name).read_bytes() for name in before} == before
-    result = restore(str(dst), str(tmp_path / "out"), executor="local")
+    result = restore(str(dst), str(tmp_path / "out"), placement=Placement(executor="local"))
     assert (result.images, result.problems) == (40, [])
 
 
@@ -91,6 +94,8 @@ class Flaky:
     def __init__(self) -> None:
         self.calls = 0
 
+    remarks = ("a flaky machine",)
+
     def outage(self) -> int:
         self.calls += 1
         if self.calls < 3:
@@ -101,26 +106,55 @@ class Flaky:
         raise ManifestError("damaged")
 
 
+class Listening:
+    def __init__(self) -> None:
+        self.troubles: list[tuple[str, str, str]] = []
+        self.warnings: list[str] = []
+
+    def trouble(self, kind: str, job: str, reason: str) -> None:
+        self.troubles.append((kind, job, reason))
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+@pytest.mark.usefixtures("ray_pool")
+def test_what_workers_remark_is_said_once() -> None:
+    listener = Listening()
+    pool = Ray(2, Flaky, listener=listener)
+    jobs = iter([Job(str(i), lambda held: held.calls) for i in range(6)])
+    pool.run(lambda: next(jobs, None), lambda result: None)
+    pool.close()
+    assert listener.warnings == ["a flaky machine"]
+
+
 def test_outages_are_tried_again_and_damage_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "back_off", lambda attempt: None)
-    told: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(inprocess, "back_off", lambda attempt: None)
+    listener = Listening()
     results: list[object] = []
-    pool = InProcess(Flaky, trouble=lambda *said: told.append(said))
-    jobs = iter([Job("first", "outage", ()), None, Job("second", "damage", ())])
-    pool.run(lambda: next(jobs), lambda job, result: results.append(result))
+    pool = InProcess(Flaky, listener=listener)
+    jobs = iter([Job("first", lambda held: held.outage()), None, Job("second", lambda held: held.damage())])
+    pool.run(lambda: next(jobs), results.append)
     assert results == [3]
-    assert told == [("storage", "first", "the store is away")] * 2
+    assert listener.troubles == [("storage", "first", "the store is away")] * 2
+    assert listener.warnings == ["a flaky machine"]
     with pytest.raises(ManifestError, match="damaged"):
-        pool.run(lambda: next(jobs), lambda job, result: None)
+        pool.run(lambda: next(jobs), lambda result: None)
     pool.close()
 
 
 def test_missing_kernels_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.run.compress.COMPILED", False)
+    monkeypatch.setattr("pipeline.encode.worker.COMPILED", False)
     log = io.StringIO()
     photos = make_photos(tmp_path / "in", 1, 32)
-    Run(str(photos), str(tmp_path / "dst"), CompressConfig(budget=Budget(kind="q", value=4.0)), JsonReporter(log), executor="local").execute()
-    assert "the compiled kernels are missing here" in log.getvalue()
+    Run(
+        str(photos),
+        str(tmp_path / "dst"),
+        CompressConfig(budget=Budget(kind="q", value=4.0)),
+        JsonReporter(log),
+        placement=Placement(executor="local"),
+    ).execute()
+    assert log.getvalue().count("has no compiled kernels") == 1
 
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +162,6 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_said_once(tmp_path: Path, 
     log = io.StringIO()
     photos = make_photos(tmp_path / "in", 5, 64)
     config = CompressConfig(budget=Budget(kind="q", value=4.0), device="cuda")
-    Run(str(photos), str(tmp_path / "dst"), config, JsonReporter(log), executor="local").execute()
+    Run(str(photos), str(tmp_path / "dst"), config, JsonReporter(log), placement=Placement(executor="local")).execute()
     assert len(list((tmp_path / "dst" / "shards").iterdir())) == 2
-    assert log.getvalue().count("a worker computes on its CPU (cpu (") == 1
+    assert log.getvalue().count("a worker computes on its CPU (") == 1

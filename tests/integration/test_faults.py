@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from pipeline.archive.commits import Commit
 from pipeline.encode.tasks import ImageTask, WorkConfig
 from pipeline.encode.worker import ShardWorker
 from pipeline.errors import ManifestError, StorageError
-from pipeline.execute import actors
+from pipeline.execute.base import Job, Trials
+from pipeline.execute.placement import Placement
+from pipeline.execute.ray import Ray
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.read import restore, verify
 from pipeline.run.compress import Outcome, Run, make_worker
@@ -60,6 +64,9 @@ def test_a_killed_driver_is_resumed_by_the_same_command(tmp_path: Path, matrix: 
     matrix.settle("SIGKILL of driver and workers", f"after {len(before)} commits, local", done, recovered, destination, photos)
 
 
+RAY = Placement(executor="ray")
+
+
 class Fragile(ShardWorker):
     """A real worker whose process dies whenever it meets one image, as a decoder bug or an out-of-memory kill would have it."""
 
@@ -69,20 +76,24 @@ class Fragile(ShardWorker):
         return super()._load_one(task, with_sidecars)
 
 
-def fragile_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
+def fragile_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
     sound = make_worker(model, url, config)
     return Fragile(sound.codec.model, sound.store, config)
 
 
 @pytest.mark.usefixtures("ray_pool")
 @pytest.mark.parametrize(("kind", "value"), [("bpp", 6.0), ("q", 4.0)])
-def test_an_image_that_kills_workers_is_isolated_kept_and_named(
-    kind: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, matrix: Matrix
-) -> None:
+def test_an_image_that_kills_workers_is_isolated_kept_and_named(kind: str, value: float, tmp_path: Path, matrix: Matrix) -> None:
     photos = make_photos(tmp_path / "in", 8, 64)
-    monkeypatch.setattr("pipeline.run.compress.make_worker", fragile_worker)
     log = io.StringIO()
-    outcome = Run(str(photos), str(tmp_path / "dst"), CompressConfig(budget=Budget(kind=kind, value=value)), JsonReporter(log)).execute()
+    outcome = Run(
+        str(photos),
+        str(tmp_path / "dst"),
+        CompressConfig(budget=Budget(kind=kind, value=value)),
+        JsonReporter(log),
+        placement=RAY,
+        worker=fragile_worker,
+    ).execute()
     assert outcome.sealed is not None
     rows = {row["name"]: row for row in Archive(str(tmp_path / "dst")).manifest().to_pylist()}
     assert len(rows) == 8
@@ -107,8 +118,7 @@ def test_an_image_that_kills_workers_does_not_end_a_restore(tmp_path: Path, monk
     photos, archive = make_photos(tmp_path / "in", 8, 64), str(tmp_path / "dst")
     Run(str(photos), archive, CompressConfig(budget=Budget(kind="q", value=4.0)), JsonReporter(io.StringIO())).execute()
     monkeypatch.setattr("pipeline.read.restore.RestoreWorker", FragileRestorer)
-    monkeypatch.setattr("pipeline.read.restore.INLINE_IMAGES", 0)
-    result = restore.restore(archive, str(tmp_path / "out"))
+    result = restore.restore(archive, str(tmp_path / "out"), placement=RAY)
     assert len(result.problems) == 1
     assert result.problems[0].startswith(f"{POISON} kills the worker that decodes it")
     assert result.images == 7
@@ -132,12 +142,12 @@ class Mortal:
 
 @pytest.mark.usefixtures("ray_pool")
 def test_one_death_costs_one_retry(tmp_path: Path) -> None:
-    pool = actors.Pool(2, Mortal, str(tmp_path / "marker"))
-    jobs = iter([actors.Job(str(i), "work", (i,)) for i in range(5)])
-    results: dict[str, Any] = {}
-    pool.run(lambda: next(jobs, None), lambda job, result: results.update({job.key: result}))
+    pool = Ray(2, Mortal, str(tmp_path / "marker"))
+    jobs = iter([Job(str(i), lambda held, i=i: held.work(i)) for i in range(5)])
+    results: list[int] = []
+    pool.run(lambda: next(jobs, None), results.append)
     pool.close()
-    assert results == {str(i): i * i for i in range(5)}
+    assert sorted(results) == [i * i for i in range(5)]
 
 
 class Squeamish:
@@ -159,24 +169,27 @@ class Squeamish:
 
 @pytest.mark.usefixtures("ray_pool")
 def test_the_others_work_on_while_what_kills_is_searched_for(tmp_path: Path) -> None:
-    pool = actors.Pool(2, Squeamish, str(tmp_path / "marker"))
+    pool = Ray(2, Squeamish, str(tmp_path / "marker"))
     found: list[int | None] = []
     searching: list[bool] = []
 
-    def split(job: actors.Job) -> actors.Trials:
-        part = list(job.args[0])
+    def of(key: str, numbers: list[int]) -> Job[Squeamish, list[int]]:
+        return Job(key, lambda held: held.work(numbers))
+
+    def split() -> Trials[Squeamish, list[int]]:
+        part = list(range(8))
         searching.append(True)
         while len(part) > 1:
-            survived = yield actors.Job("a part", "work", (part[: len(part) // 2],))
+            survived = yield of("a part", part[: len(part) // 2])
             part = part[len(part) // 2 :] if survived else part[: len(part) // 2]
         found.extend(part)
-        return actors.Job("the rest", "work", ([number for number in job.args[0] if number not in part],))
+        return of("the rest", [number for number in range(8) if number not in part])
 
-    jobs = iter([actors.Job("deadly", "work", (list(range(8)),), split), *(actors.Job(str(i), "work", ([100 + i],)) for i in range(9))])
-    order: list[str] = []
+    jobs = iter([replace(of("deadly", list(range(8))), split=split), *(of(str(i), [100 + i]) for i in range(9))])
+    order: list[list[int]] = []
     given: list[str] = []
 
-    def following() -> actors.Job | None:
+    def following() -> Job[Squeamish, list[int]] | None:
         """The deadly one; the others only once the search has begun."""
         if given and not searching:
             return None
@@ -184,11 +197,12 @@ def test_the_others_work_on_while_what_kills_is_searched_for(tmp_path: Path) -> 
         given.append("one")
         return job
 
-    pool.run(following, lambda job, result: order.append(job.key))
+    pool.run(following, order.append)
     pool.close()
     assert found == [5]
-    assert sorted(order) == sorted([*map(str, range(9)), "the rest"])
-    assert order.index("the rest") > 0, "the others waited"
+    rest = [0, 1, 2, 3, 4, 6, 7]
+    assert sorted(order) == sorted([*([100 + i] for i in range(9)), rest])
+    assert order.index(rest) > 0, "the others waited"
 
 
 @pytest.mark.usefixtures("ray_pool")
@@ -303,8 +317,8 @@ def test_a_full_disk_is_a_sentence_and_the_run_resumes(tmp_path: Path, matrix: M
     mount = ["mount", "-t", "tmpfs", "-o", f"size={room}k", "tmpfs", str(destination)]
     mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
 
-    def run() -> Outcome:
-        return Run(str(photos), str(destination), config, JsonReporter(io.StringIO())).execute()
+    def run(worker: Callable[..., ShardWorker] = make_worker) -> Outcome:
+        return Run(str(photos), str(destination), config, JsonReporter(io.StringIO()), placement=RAY, worker=worker).execute()
 
     try:
         if mounted:
@@ -312,10 +326,8 @@ def test_a_full_disk_is_a_sentence_and_the_run_resumes(tmp_path: Path, matrix: M
                 run()
             subprocess.run(["mount", "-o", "remount,size=64m", str(destination)], check=True)
         else:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("pipeline.run.compress.make_worker", full_worker)
-                with pytest.raises(StorageError, match="No space left"):
-                    run()
+            with pytest.raises(StorageError, match="No space left"):
+                run(full_worker)
         before, again = commits(destination), time.monotonic()
         outcome = run()
         took = time.monotonic() - again
@@ -337,7 +349,7 @@ class FullStore(LocalStore):
         super().publish(source, name)
 
 
-def full_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
+def full_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
     worker = make_worker(model, url, config)
     worker.store.__class__ = FullStore
     return worker
@@ -370,20 +382,19 @@ class Starved(ShardWorker):
             resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def starved_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
+def starved_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
     sound = make_worker(model, url, config)
     return Starved(sound.codec.model, sound.store, config)
 
 
 @pytest.mark.usefixtures("ray_pool")
-def test_an_image_for_which_memory_does_not_suffice_is_kept_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, matrix: Matrix) -> None:
+def test_an_image_for_which_memory_does_not_suffice_is_kept_and_named(tmp_path: Path, matrix: Matrix) -> None:
     photos = make_photos(tmp_path / "in", 8, 64)
     with Image.open(photos / POISON) as small:
         small.resize((2400, 2400)).save(photos / POISON)
-    monkeypatch.setattr("pipeline.run.compress.make_worker", starved_worker)
     config = CompressConfig(budget=Budget(kind="q", value=4.0))
     log = io.StringIO()
-    outcome = Run(str(photos), str(tmp_path / "dst"), config, JsonReporter(log)).execute()
+    outcome = Run(str(photos), str(tmp_path / "dst"), config, JsonReporter(log), placement=RAY, worker=starved_worker).execute()
     assert outcome.sealed is not None
     assert (outcome.sealed["failed"], outcome.sealed["troubled"]) == (0, 1)
     rows = {row["name"]: row for row in Archive(str(tmp_path / "dst")).manifest().to_pylist()}
@@ -404,7 +415,7 @@ class Glutton(ShardWorker):
         super()._start(item, q)
 
 
-def glutton_worker(model: bytes, url: str, config: WorkConfig) -> ShardWorker:
+def glutton_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
     sound = make_worker(model, url, config)
     return Glutton(sound.codec.model, sound.store, config)
 

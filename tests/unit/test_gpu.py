@@ -33,6 +33,7 @@ from msinn_core.model import Msinn
 from msinn_core.model_file import LoadedModel, parse_model
 from msinn_core.picture import Picture
 from pipeline.archive.archive import Archive
+from pipeline.execute.placement import Placement
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.run.compress import Run
 from pipeline.run.report import JsonReporter
@@ -228,7 +229,7 @@ def test_a_worker_on_a_gpu_writes_what_one_on_the_cpu_writes(
     made = {}
     for device in ("cpu", "cuda"):
         config = CompressConfig(budget=Budget(kind="q", value=0.0), model=str(model), device=device)
-        Run(str(tmp_path / "in"), str(tmp_path / device), config, JsonReporter(io.StringIO()), executor="local").execute()
+        Run(str(tmp_path / "in"), str(tmp_path / device), config, JsonReporter(io.StringIO()), placement=Placement(executor="local")).execute()
         made[device] = sorted(path.name for path in (tmp_path / device / "shards").iterdir())
         rows = Archive(str(tmp_path / device)).manifest(["encoder", "decode_verified", "status", "error"]).to_pylist()
         assert [(row["status"], row["error"]) for row in rows] == [("coded", None)] * 3, device

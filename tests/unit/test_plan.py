@@ -13,6 +13,7 @@ from pipeline.encode.tasks import ANALYSIS_SCHEMA
 from pipeline.errors import BudgetInfeasibleError, ManifestError, UsageError
 from pipeline.formats.outcome import Reason
 from pipeline.plan.config import Budget, CompressConfig
+from pipeline.plan.outlook import outlook
 from pipeline.plan.planner import Choice, Planner
 from pipeline.plan.preferences import Preferences
 
@@ -52,7 +53,7 @@ def planner(kind: str, value: float, count: int = 20, broken: int = 0, preferenc
 
 
 def chosen(made: Planner) -> dict[int, Choice]:
-    return {i: choice for shard in range(made.num_shards) for i, choice in made.choices(shard).items()}
+    return {i: choice for shard in range(made.findings.num_shards) for i, choice in made.choices(shard).items()}
 
 
 def sent(made: Planner, *shards: int) -> None:
@@ -71,9 +72,9 @@ def committed(made: Planner, shard: int, *, excess: float = 1.0) -> Commit:
 def test_the_plan_fills_the_budget_with_all_that_is_stored() -> None:
     made = planner("bpp", 1.5, broken=2)
     made.solve()
-    assert made.total_pixels == 20 * PIXELS  # broken images buy nothing
+    assert made.findings.total_pixels == 20 * PIXELS  # broken images buy nothing
     assert made.budget_bytes == 1.5 * 20 * PIXELS / 8
-    used = sum(choice.predicted_bytes for choice in chosen(made).values()) + made.fixed.sum()
+    used = sum(choice.predicted_bytes for choice in chosen(made).values()) + made.findings.fixed.sum()
     assert 0.98 * made.budget_bytes < used <= made.budget_bytes
 
 
@@ -125,7 +126,7 @@ def test_a_folder_without_any_image_has_a_plan() -> None:
     made = planner("bytes", 1e6, count=0, broken=3)
     made.solve()
     assert made.forecast().allocation.total_bytes == 0
-    assert made.outlook() == []
+    assert outlook(made.findings) == []
 
 
 def test_an_incomplete_analysis_is_refused() -> None:
@@ -146,16 +147,16 @@ def test_an_impossible_analysis_is_refused(curve: list[float]) -> None:
 def test_large_sets_keep_no_curves_and_come_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     small = planner("bpp", 6.0, count=400)
     small.solve()
-    monkeypatch.setattr("pipeline.plan.planner.CACHED_IMAGES", 100)
+    monkeypatch.setattr("pipeline.plan.findings.CACHED_IMAGES", 100)
     large = planner("bpp", 6.0, count=400)
     large.solve()
-    assert large._shards is None
+    assert not large.findings.in_memory
     assert large.predicted_total() == pytest.approx(small.predicted_total(), rel=2e-3)
     commits = [committed(large, shard, excess=1.1) for shard in range(10)]
     sent(large, 10, 11)
     large.solve(commits, [10, 11])
     assert large.factor > 1.05
-    total = sum(record.counted_bytes for record in commits) + large.fixed[10:].sum()
+    total = sum(record.counted_bytes for record in commits) + large.findings.fixed[10:].sum()
     total += sum(large.predicted_coded(shard) for shard in range(10, 100)) * large.factor
     assert total == pytest.approx(large.budget_bytes, rel=1e-3)
     assert large.table().num_rows == 0
@@ -241,7 +242,7 @@ def test_configurations_survive_json() -> None:
 @pytest.mark.parametrize("objective", ["mse", "psnr", "minimum"])
 def test_the_outlook_rises_from_the_least_budget_to_the_most(objective: str) -> None:
     made = planner("bpp", 1.5, objective=objective, min_psnr_db=30.0)  # type: ignore[arg-type]
-    points = made.outlook(7)
+    points = outlook(made.findings, 7)
     for field in ("counted_bytes", "bpp", "pooled_psnr_db", "mean_psnr_db", "p1_psnr_db"):
         values = [getattr(point, field) for point in points]
         assert values == sorted(values), field

@@ -14,11 +14,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 from pipeline.errors import PipelineError, StorageError
+from pipeline.execute.base import TASK_RETRIES, Job, Listener, Remarks, Result, Trials, Worker, WorkersError, remarks_of
 from pipeline.execute.connection import Resources
-from pipeline.execute.executor import TASK_RETRIES, Job, Trials, WorkersError
 
 _LONGEST_PAUSE_S = 60.0
 _FAILED_STARTS = 5
@@ -61,7 +61,7 @@ class Counters:
             self._counters[name].inc(value, tags)
 
 
-class Pool:
+class Ray(Generic[Worker]):
     """Actors that each hold `factory(*args)`.
 
     An actor gets work once it has loaded its model. One that waits for a machine (an autoscaler's, or a lost node's successor) holds nothing up.
@@ -71,16 +71,16 @@ class Pool:
         factory: Picklable callable; runs inside the actor.
         args: Its arguments; they travel through the object store once.
         resources: Of each actor.
-        trouble: Told of everything that is done again: kind, job and reason; see `report.Reporter`.
+        listener: Told what is done again, and what a worker remarks.
     """
 
     def __init__(
         self,
         size: int,
-        factory: Callable[..., Any],
+        factory: Callable[..., Worker],
         *args: Any,
         resources: Resources | None = None,
-        trouble: Callable[[str, str, str], None] | None = None,
+        listener: Listener | None = None,
     ) -> None:
         import ray
 
@@ -97,7 +97,8 @@ class Pool:
         self._failed_starts = 0
         self._durations: list[float] = []
         self._storms, self._resume_at = 0, 0.0
-        self._trouble = trouble or (lambda kind, job, reason: None)
+        self._listener = listener
+        self._remarks = Remarks(listener)
         self._counters = Counters()
         for _ in range(size):
             self._start()
@@ -123,13 +124,18 @@ class Pool:
         self._starting.clear()
         self._busy.clear()
 
-    def run(self, following: Callable[[], Job | None], done: Callable[[Job, Any], None], tick: Callable[[], None] | None = None) -> None:
+    def run(
+        self,
+        following: Callable[[], Job[Worker, Result] | None],
+        done: Callable[[Result], None],
+        tick: Callable[[], None] | None = None,
+    ) -> None:
         ray = self._ray
         first = following()
         if first is None:
             return
-        waiting: deque[Job] = deque([first])
-        running: dict[Any, tuple[Job, Any]] = {}
+        waiting: deque[Job[Worker, Result]] = deque([first])
+        running: dict[Any, tuple[Job[Worker, Result], Any]] = {}
         moved = looked = time.monotonic()
         while True:
             exhausted = False
@@ -141,7 +147,7 @@ class Pool:
                 actor = self._idle.popleft()
                 job.started = moved = time.monotonic()
                 self._busy.append(actor)
-                running[actor.call.remote(job.method, *job.args)] = (job, actor)
+                running[actor.call.remote(job.work)] = (job, actor)
             if exhausted and not running:
                 return
             ready, _ = ray.wait([*running, *self._starting], num_returns=1, timeout=1.0) if running or self._starting else ([], None)
@@ -170,7 +176,7 @@ class Pool:
         """An actor is ready, or has died before it was; `sound` others work, and excuse some that do not."""
         actor = self._starting.pop(reference)
         try:
-            self._ray.get(reference)
+            self._remarks.add(self._ray.get(reference))
         except self._ray.exceptions.RayTaskError as error:
             raise WorkersError(f"workers cannot load the model: {_sentence(error)}") from error
         except self._ray.exceptions.RayError as error:
@@ -185,7 +191,8 @@ class Pool:
 
     def _again(self, kind: str, job: str, error: Exception) -> None:
         self._counters.add("trouble", 1, kind=kind)
-        self._trouble(kind, job, _sentence(error))
+        if self._listener is not None:
+            self._listener.trouble(kind, job, _sentence(error))
 
     def _slow_down(self) -> None:
         """The store refuses or fails: nobody gets new work for a while, longer each time, so that a thousand workers do not keep up the storm."""
@@ -194,13 +201,15 @@ class Pool:
         self._storms = min(self._storms + 1, 10)
         self._resume_at = time.monotonic() + random.uniform(0.5, 1) * min(_LONGEST_PAUSE_S, 0.5 * 2**self._storms)
 
-    def _stalled(self, running: dict[Any, tuple[Job, Any]]) -> list[Any]:
+    def _stalled(self, running: dict[Any, tuple[Job[Worker, Any], Any]]) -> list[Any]:
         """Calls that run far longer than any before them: the actor is hung, and counts as dead."""
         p95 = self._durations[int(0.95 * (len(self._durations) - 1))] if self._durations else 0.0
         now = time.monotonic()
         return [reference for reference, (job, _) in running.items() if now - job.started > max(job.patience_s, _STALL_FACTOR * p95)]
 
-    def _collect(self, reference: Any, job: Job, actor: Any, done: Callable[[Job, Any], None], *, stalled: bool) -> Job | None:
+    def _collect(
+        self, reference: Any, job: Job[Worker, Result], actor: Any, done: Callable[[Result], None], *, stalled: bool
+    ) -> Job[Worker, Result] | None:
         """Hand over a result, or return the job to be run again."""
         ray = self._ray
         try:
@@ -221,7 +230,7 @@ class Pool:
                 return job
             if job.split is None:
                 raise WorkersError(f"{job.key} killed {job.deaths} workers and cannot be divided further") from error
-            return _answer(job.split(job), survived=None)
+            return _answer(job.split(), survived=None)
         except Exception as error:
             self._idle.append(actor)
             if job.trials is not None:
@@ -232,10 +241,10 @@ class Pool:
             return _answer(job.trials, survived=True)
         self._storms = 0
         bisect.insort(self._durations, time.monotonic() - job.started)
-        done(job, result)
+        done(result)
         return None
 
-    def _failed(self, job: Job, error: Exception) -> Job:
+    def _failed(self, job: Job[Worker, Result], error: Exception) -> Job[Worker, Result]:
         """What an actor raised: worth another try, or the end."""
         if isinstance(error, PipelineError):
             job.failures += 1
@@ -261,27 +270,27 @@ def _sentence(error: BaseException) -> str:
     return re.sub(r"^(?:[A-Za-z_]+\.)+([A-Z]\w+): ", r"\1: ", line)[:400]
 
 
-def _answer(trials: Trials, *, survived: bool | None) -> Job:
+def _answer(trials: Trials[Worker, Result], *, survived: bool | None) -> Job[Worker, Result]:
     """The next try, or the job that all of them lead to; `survived` is None at the start."""
     try:
         following = next(trials) if survived is None else trials.send(survived)
     except StopIteration as end:
-        found: Job = end.value
+        found: Job[Worker, Result] = end.value
         return found
     following.trials = trials
     return following
 
 
 class _Holder:
-    """Runs inside Ray: builds the object once, calls its methods."""
+    """Runs inside Ray: builds the object once, does jobs with it."""
 
     def __init__(self, home: str, factory: Callable[..., Any], *args: Any) -> None:
         if (found := _home()) != home:
             raise WorkersError(f"a worker runs the code at {found}, the driver that at {home}: something comes before it on the workers' path")
         self._held = factory(*args)
 
-    def ready(self) -> bool:
-        return True
+    def ready(self) -> tuple[str, ...]:
+        return remarks_of(self._held)
 
-    def call(self, method: str, *args: Any) -> Any:
-        return getattr(self._held, method)(*args)
+    def call(self, work: Callable[[Any], Any]) -> Any:
+        return work(self._held)
