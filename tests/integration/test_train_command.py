@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from jobs import cli
-from jobs.train import write_parts
 from msinn_core.checkpoint import read_state
 from msinn_core.model_file import WEIGHTS, parse_model
+from pipeline.lab.training_files import write_parts
 
 PHOTOS = Path(__file__).parents[2] / "infra" / "demo" / "photos"
 
