@@ -25,12 +25,12 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def _status(arguments: argparse.Namespace) -> int:
     from pipeline.archive.archive import Archive, MissingArchiveError
-    from pipeline.store.storage import Store
+    from pipeline.store.base import open_store
 
     try:
         archive = Archive(arguments.archive)
     except MissingArchiveError:
-        analysed = Store(arguments.archive).ages("analyse")
+        analysed = open_store(arguments.archive).ages("analyse")
         if not analysed:
             raise
         # Nothing binds the place before the plan is known to be feasible.

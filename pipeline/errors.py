@@ -27,34 +27,46 @@ class SourceError(PipelineError):
 
 
 class StorageError(PipelineError):
-    """The archive's store refused or failed.
+    """The archive's store failed. Itself: it refuses for good (rights, keys, room); else one of the classes below.
 
     Attributes:
         transient: Whether trying again later can help.
     """
 
-    transient: bool = True
+    transient: bool = False
+
+
+class NotFoundError(StorageError, FileNotFoundError):
+    """There is no such object."""
+
+
+class OutageError(StorageError):
+    """The store cannot be used at the moment. It may pass, and says nothing of the objects that are there."""
+
+    transient = True
 
 
 class DamagedError(StorageError):
     """An object of the store is there and is not what it was: no outage, and trying again does not help."""
 
     exit_code = 5
-    transient = False
+
+
+class OccupiedError(StorageError):
+    """A link, or something that is no regular file, is where an object was to be."""
 
 
 class LocationError(StorageError):
     """The place that was named cannot be what it was named for."""
 
     exit_code = 2
-    transient = False
 
 
 class CommitConflictError(PipelineError):
     """Another run wrote other commits into this archive."""
 
 
-class CommitUnknownError(StorageError):
+class CommitUnknownError(OutageError):
     """A commit was sent and neither its success nor its failure can be established; trying the shard again settles it."""
 
 

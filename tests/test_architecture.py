@@ -91,7 +91,7 @@ def test_a_wing_imports_only_wings_below_it() -> None:
         ("sources", "def late():\n    from pipeline.archive import shard", {"archive"}),
         ("run", "if TYPE_CHECKING:\n    from pipeline.lab.peers import Peer", {"lab"}),
         ("store", "from ..text import shown", {""}),
-        ("pipeline", "from pipeline.store.storage import Store", {"store"}),
+        ("pipeline", "from pipeline.store.base import Store", {"store"}),
         ("run", "from pipeline.run import report\nfrom pipeline.encode import worker\nfrom pipeline.text import shown", set()),
     ],
 )
@@ -104,9 +104,18 @@ def test_only_the_executors_use_ray() -> None:
     assert users == {f"pipeline/execute/{name}.py" for name in ("connection", "ray", "submission")}
 
 
-def test_only_storage_and_sources_use_fsspec() -> None:
+def test_only_object_stores_and_sources_use_fsspec() -> None:
     users = {str(path.relative_to(ROOT)) for package in ("pipeline", "jobs") for path in sources(package) if touches(path, "fsspec")}
-    assert users == {"pipeline/store/storage.py", "pipeline/sources/listing.py", "pipeline/sources/fetch.py"}
+    assert users == {"pipeline/store/objects.py", "pipeline/sources/listing.py", "pipeline/sources/fetch.py"}
+
+
+def test_only_the_store_knows_where_it_is() -> None:
+    """What differs between a folder and an object store is a method of the store's protocol, never a question that others ask."""
+    kinds = {"pipeline.store.local", "pipeline.store.objects"}
+    outside = [path for package in ("pipeline", "jobs") for path in sources(package) if path.parent.name != "store"]
+    assert [str(path) for path in outside if imported(path) & kinds] == []
+    asked = [(path, node.lineno) for path in outside for node in ast.walk(ast.parse(path.read_text())) if getattr(node, "attr", None) == "local"]
+    assert asked == []
 
 
 def test_archiving_never_imports_compressai() -> None:

@@ -23,10 +23,10 @@ from pipeline.archive.layout import (
     sha256,
 )
 from pipeline.archive.run_record import RunRecord
-from pipeline.errors import ManifestError, PipelineError, StorageError
+from pipeline.errors import ManifestError, NotFoundError, OutageError, PipelineError, StorageError
 from pipeline.limits import MAX_COMMIT_BYTES, MAX_MODEL_BYTES, MAX_PARQUET_BYTES, MAX_RUN_BYTES
-from pipeline.store.errors import from_outside, is_transient
-from pipeline.store.storage import Store
+from pipeline.store.base import open_store
+from pipeline.store.errors import from_outside
 
 
 class Books(NamedTuple):
@@ -54,32 +54,28 @@ class Archive:
     """
 
     def __init__(self, url: str) -> None:
-        self.store = Store(url)
+        self.store = open_store(url)
         try:
             data = self.store.read(RUN, limit=MAX_RUN_BYTES)
-        except FileNotFoundError as error:
+        except NotFoundError as error:
             raise MissingArchiveError(f"{url} is not an msinn archive: it has no {RUN}") from error
         self.run = RunRecord.from_bytes(data, self.store.path(RUN))
-
-    def passes(self, error: StorageError) -> bool:
-        """Whether this is an outage and no damage: a local disk that does not read today will not read tomorrow."""
-        return error.transient and not self.store.local
 
     def raise_outage(self, error: Exception) -> None:
         """Raise again what says nothing of the archive: an outage, which may pass, or a mistake of ours. What is left is damage.
 
         Raises:
-            StorageError: The store cannot be read at the moment.
+            OutageError: The store cannot be read at the moment.
         """
-        if isinstance(error, FileNotFoundError | ManifestError):
-            return
-        if isinstance(error, StorageError):
-            if self.passes(error):
-                raise error
-        elif not from_outside(error):
+        if isinstance(error, OutageError):
             raise error
-        elif not self.store.local and is_transient(error):
-            raise StorageError(f"cannot read {self.store.url}: {error}") from error
+        if isinstance(error, StorageError | ManifestError):
+            return
+        if not from_outside(error):
+            raise error
+        failure = self.store.unreadable(f"read {self.store.url}", error)
+        if isinstance(failure, OutageError):
+            raise failure from error
 
     @property
     def sealed(self) -> bool:
@@ -90,7 +86,7 @@ class Archive:
         """`MANIFEST.json`, or None while the run is unfinished. Raises `ManifestError` if damaged."""
         try:
             sealed = json_object(self.store.read(SEAL, limit=MAX_RUN_BYTES), self.store.path(SEAL))
-        except FileNotFoundError:
+        except NotFoundError:
             return None
         if not isinstance(sealed.get("commits"), dict) or not all(map(COMMIT_NAME.fullmatch, sealed["commits"])):
             raise ManifestError(f"{self.store.path(SEAL)} is damaged: it names no commits")
@@ -102,7 +98,7 @@ class Archive:
         return sealed
 
     def books(self) -> Books:
-        """All commits that are sound, and what is wrong with the others. Raises `StorageError` for what may pass, never for damage."""
+        """All commits that are sound, and what is wrong with the others. Raises `OutageError`, never an error for damage."""
         problems: list[str] = []
         lost: dict[int, str] = {}
         names = [name for name in self.store.list("commits") if COMMIT_NAME.fullmatch(name)]
@@ -110,11 +106,9 @@ class Archive:
         def fetch(name: str) -> bytes:
             try:
                 return self.store.read(name, limit=MAX_COMMIT_BYTES)
-            except FileNotFoundError:
-                return b""
-            except StorageError as error:
-                if self.passes(error):
-                    raise
+            except OutageError:
+                raise
+            except StorageError:
                 return b""
 
         with ThreadPoolExecutor(8) as pool:
@@ -122,9 +116,9 @@ class Archive:
         try:
             sealed = self.seal()
             expected: dict[str, str] = sealed["commits"] if sealed is not None else {name: sha256(blob) for name, blob in blobs.items()}
+        except OutageError:
+            raise
         except (ManifestError, StorageError) as error:
-            if isinstance(error, StorageError) and self.passes(error):
-                raise
             problems.append(str(error))
             expected = {name: sha256(blob) for name, blob in blobs.items()}
         commits = []
@@ -157,7 +151,7 @@ class Archive:
         name = commit_name(shard_id)
         try:
             found = Commit.from_bytes(self.store.read(name, limit=MAX_COMMIT_BYTES), name)
-        except FileNotFoundError:
+        except NotFoundError:
             return None
         check(None if found.shard_id == shard_id else f"it is of shard {found.shard_id}", name)
         return found
@@ -170,7 +164,7 @@ class Archive:
         """
         try:
             data = self.store.read(record.manifest, limit=MAX_PARQUET_BYTES)
-        except FileNotFoundError as error:
+        except NotFoundError as error:
             raise ManifestError(f"{self.store.path(record.manifest)} is missing; commit {record.shard_id} names it") from error
         if sha256(data) != record.manifest_sha256:
             raise ManifestError(f"{self.store.path(record.manifest)} is damaged: its SHA-256 differs from the commit's")
@@ -202,7 +196,7 @@ class Archive:
         name = f"model/{digest}.safetensors"
         try:
             data = self.store.read(name, limit=MAX_MODEL_BYTES)
-        except FileNotFoundError as error:
+        except NotFoundError as error:
             where = f"; msinn at git commit {commit} has it, in msinn_core/weights" if (commit := retired_models().get(digest)) else ""
             raise ManifestError(f"{self.store.path(name)} is missing: without it nothing can be decoded{where}") from error
         if sha256(data) != digest:

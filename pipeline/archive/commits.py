@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pipeline.archive.layout import ARCHIVE_VERSION, check, commit_name, fault_of, json_bytes, json_object
 from pipeline.errors import CommitUnknownError, ManifestError, StorageError
 from pipeline.limits import MAX_COMMIT_BYTES
-from pipeline.store.storage import Store
+from pipeline.store.base import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,5 +94,5 @@ def commit(store: Store, record: Commit) -> Commit:
         if store.put_if_absent(name, record.to_bytes()):
             return record
         return Commit.from_bytes(store.read(name, limit=MAX_COMMIT_BYTES), name)
-    except (StorageError, FileNotFoundError) as error:
+    except StorageError as error:
         raise CommitUnknownError(f"whether {store.path(name)} was created is unknown: {error}") from error

@@ -9,7 +9,7 @@ from pipeline.archive.layout import ARCHIVE_VERSION, SEAL, commit_name, json_byt
 from pipeline.archive.run_record import RunRecord
 from pipeline.errors import CommitConflictError
 from pipeline.limits import MAX_RUN_BYTES
-from pipeline.store.storage import Store
+from pipeline.store.base import Store
 
 
 def seal(store: Store, run: RunRecord, records: list[Commit], extra: dict[str, Any]) -> dict[str, Any]:

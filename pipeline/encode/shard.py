@@ -18,7 +18,7 @@ from pipeline.encode.describe import Describer
 from pipeline.encode.item import Item
 from pipeline.encode.tasks import ShardTask
 from pipeline.formats.outcome import Reason
-from pipeline.store.storage import Store, content_name
+from pipeline.store.base import Store, content_name
 
 
 @dataclass(frozen=True, slots=True)

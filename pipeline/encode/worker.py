@@ -28,7 +28,7 @@ from pipeline.encode.trim import encode_within
 from pipeline.formats.records import columns, rows_of
 from pipeline.limits import MAX_PARQUET_BYTES
 from pipeline.sources import SourceRecord
-from pipeline.store.storage import Store
+from pipeline.store.base import Store
 
 
 class ShardWorker:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,12 +22,11 @@ from pipeline.errors import SourceError, UsageError
 from pipeline.formats import images
 from pipeline.formats.records import Column, rows_of, schema_of, to_table
 from pipeline.lab.peers import Peer, Pixels
+from pipeline.lab.reference import Curve, pixels_digest
 from pipeline.sources import Fetcher, scan
 
 WINDOW_DB = 3
 _FIRST_WINDOW_DB, _LAST_WINDOW_DB = 26, 50
-
-Curve = list[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +143,7 @@ def evaluate(
     wanted: list[Measurement] = []
     for number, (name, pixels) in enumerate(source):
         started, num_new = time.perf_counter(), 0
-        digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+        digest = pixels_digest(pixels)
         for peer in peers:
             for setting in peer.settings:
                 identity = (digest, peer.name, peer.version, setting)
@@ -228,21 +226,6 @@ def averages(measured: Iterable[Measurement]) -> dict[str, list[Average]]:
     return {codec: sorted(points, key=lambda point: point.bpp) for codec, points in result.items()}
 
 
-def reference_curves(path: Path) -> dict[str, Curve]:
-    """Curves of a reference file: `{"codecs": {name: {"bpp": [...], "psnr_rgb": [...]}}}`.
-
-    Raises:
-        UsageError: Unreadable, or of another form.
-    """
-    try:
-        codecs = json.loads(path.read_text())["codecs"]
-        return {name: [(float(b), float(p)) for b, p in zip(curve["bpp"], curve["psnr_rgb"], strict=True)] for name, curve in codecs.items()}
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is no file of reference curves: {error}") from error
-
-
 def bd_table(ours: Curve, others: Mapping[str, Curve]) -> list[tuple[str, list[float | None]]]:
     """BD-rate of `ours` against each other curve: whole overlap by PCHIP, the same by Akima, then windows of 3 dB from 26 to 50 dB."""
     windows = [(low, low + WINDOW_DB) for low in range(_FIRST_WINDOW_DB, _LAST_WINDOW_DB, WINDOW_DB)]
@@ -256,8 +239,10 @@ def bd_table(ours: Curve, others: Mapping[str, Curve]) -> list[tuple[str, list[f
     ]
 
 
-def markdown(means: Mapping[str, list[Average]], versions: Mapping[str, str], tables: Mapping[str, list[tuple[str, list[float | None]]]]) -> str:
-    """The report: averages of every codec, then BD-rates of each of our models."""
+def markdown(
+    means: Mapping[str, list[Average]], versions: Mapping[str, str], tables: Mapping[str, list[tuple[str, list[float | None]]]], warning: str = ""
+) -> str:
+    """The report: averages of every codec, then BD-rates of each of our models beside encoding times, with a warning if there is one."""
     lines = ["| codec | setting | bpp | PSNR (dB) | MS-SSIM | encode Mpx/s | decode Mpx/s |", "| --- " * 7 + "|"]
     for codec, points in means.items():
         for p in points:
@@ -265,10 +250,12 @@ def markdown(means: Mapping[str, list[Average]], versions: Mapping[str, str], ta
             lines.append(f"| {codec} | {p.setting:g} | {p.bpp:.4f} | {p.psnr_db:.3f} | {similarity} | {p.encode_mpx_s:.2f} | {p.decode_mpx_s:.2f} |")
     lines += ["", "Versions: " + "; ".join(f"{codec}: {version}" for codec, version in versions.items()) + "."]
     windows = [f"{low}-{low + WINDOW_DB}" for low in range(_FIRST_WINDOW_DB, _LAST_WINDOW_DB, WINDOW_DB)]
+    seconds = {codec: f"{np.mean([1 / p.encode_mpx_s for p in points]):.2f}" for codec, points in means.items()}
     for codec, table in tables.items():
-        lines += ["", f"BD-rate of {codec} in %, negative where it needs fewer bits; PCHIP, and Akima for the whole overlap.", ""]
-        lines += [f"| against | whole | Akima | {' | '.join(f'{w} dB' for w in windows)} |", "| --- " * (3 + len(windows)) + "|"]
-        lines += [f"| {name} | {' | '.join('' if v is None else f'{v:+.1f}' for v in values)} |" for name, values in table]
+        lines += ["", f"BD-rate of {codec} in %, negative where it needs fewer bits; PCHIP, and Akima for the whole overlap."]
+        lines += [f"Seconds are means over a codec's settings; {codec} itself: {seconds[codec]} s/Mpx.", *([f"**{warning}**"] if warning else []), ""]
+        lines += [f"| against | encode s/Mpx | whole | Akima | {' | '.join(f'{w} dB' for w in windows)} |", "| --- " * (4 + len(windows)) + "|"]
+        lines += [f"| {name} | {seconds.get(name, '')} | {' | '.join('' if v is None else f'{v:+.1f}' for v in values)} |" for name, values in table]
     return "\n".join(lines) + "\n"
 
 

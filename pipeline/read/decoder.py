@@ -9,7 +9,7 @@ from msinn_core.picture import Picture
 from pipeline.archive.archive import Archive
 from pipeline.archive.layout import is_shard_name, sha256
 from pipeline.archive.row import Row
-from pipeline.errors import ManifestError, StorageError
+from pipeline.errors import ManifestError, NotFoundError, OutageError, StorageError
 from pipeline.limits import DEFAULT, Limits
 
 
@@ -55,7 +55,7 @@ class Decoder:
             # The archive lost it; the same file, by its hash, may have come with this msinn.
             if digest is not None and digest in shipped_models().values():
                 return load_model(digest)
-            if not isinstance(error, StorageError) or not self._archive.passes(error):
+            if not isinstance(error, OutageError):
                 self._missing[digest] = error
             raise
 
@@ -98,7 +98,7 @@ def read_part(archive: Archive, row: Row, offset: int | None, length: int | None
     first, count = checked_range(row.name, row.shard_key, offset, length, limits)
     try:
         return archive.store.read_range(row.shard_key, first, count)
-    except FileNotFoundError as error:
+    except NotFoundError as error:
         raise ManifestError(f"{row.name}: {archive.store.path(row.shard_key)} is missing") from error
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
-
 from pipeline.archive.archive import Archive
 from pipeline.errors import UsageError
 from pipeline.read.salvage import Salvage
@@ -30,12 +27,7 @@ def orphans(archive: Archive) -> dict[str, int]:
         if name not in present or (record.shard_id in suspects and not salvage.is_whole(name)):
             raise UsageError(f"{archive.store.path(name)} is missing or damaged: another attempt's may be all that is left, so nothing is removed")
     found = {name: archive.store.size(name) for name in names}
-    if archive.store.local:
-        root = Path(archive.store.root)
-        for path in root.rglob(".tmp-*"):
-            with contextlib.suppress(FileNotFoundError):
-                found[str(path.relative_to(root))] = path.stat().st_size
-    return found
+    return found | archive.store.unfinished()
 
 
 def _shard_of(name: str) -> int:

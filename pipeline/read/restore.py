@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -14,7 +13,7 @@ import pyarrow as pa
 from pipeline.archive.archive import Archive
 from pipeline.archive.layout import sha256
 from pipeline.archive.row import Row
-from pipeline.errors import ManifestError, StorageError, UsageError
+from pipeline.errors import ManifestError, OutageError, UsageError
 from pipeline.execute.base import Job, Trials, WorkersError, patience
 from pipeline.execute.isolate import isolate
 from pipeline.execute.placement import Placement
@@ -28,7 +27,7 @@ from pipeline.read.target import Target
 from pipeline.run.report import Reporter
 from pipeline.sources.listing import LITTER
 from pipeline.sources.record import printable
-from pipeline.store.storage import Store
+from pipeline.store.base import Store, open_store
 
 _UNEXPLAINED_DEATHS = 5
 INLINE_IMAGES = 48
@@ -118,7 +117,7 @@ class RestoreWorker:
 
     def _raise_outage(self, error: Exception) -> None:
         # What may pass is for the pool to try again, not a verdict on an image.
-        if isinstance(error, StorageError) and error.transient and not (self.archive.store.local and (self.target is None or self.target.local)):
+        if isinstance(error, OutageError):
             raise error
 
     def _sidecars(self, row: Row) -> Result:
@@ -207,8 +206,8 @@ def restore(
         ManifestError: There is no archive.
     """
     archive = Archive(url)
-    out = Store(target)
-    if out.local and archive.store.local and f"{os.path.realpath(out.root)}{os.sep}".startswith(f"{os.path.realpath(archive.store.root)}{os.sep}"):
+    out = open_store(target)
+    if out.lies_in(archive.store):
         raise UsageError(f"{target} lies inside the archive: choose a folder outside it")
     rows, problems = rows_left(archive, where)
     rows, twice = with_single_names(rows)
@@ -216,11 +215,7 @@ def restore(
     names_map = map_name(rows)
     # Where nothing is there yet, nothing need be compared.
     compare = not overwrite and _holds_some(out, rows, {names_map})
-    if out.local:
-        try:
-            os.makedirs(out.root, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot create {target}: {error.strerror}") from error
+    out.prepare()
     result = run_over_shards(url, target, rows, placement, overwrite=not compare, reporter=reporter, limits=limits)
     if len(rows):
         Target(target).write(names_map, names_table(rows))
@@ -230,7 +225,7 @@ def restore(
 
 def _holds_some(out: Store, rows: pa.Table, own: set[str]) -> bool:
     """Whether files are there that an earlier restore wrote. Raises `UsageError` for others: the folder is somebody else's."""
-    found = out.list("") if out.local is False or os.path.isdir(out.root) else []
+    found = out.list("")
     if not found:
         return False
     for row in rows_of(Row, rows.select(columns(Row, "restore_name", "sidecars"))):
@@ -309,7 +304,7 @@ def run_over_shards(
 ) -> Result:
     """Restore or check rows, shard by shard, in this process or on Ray."""
     # Workers run in other folders; a relative path would name another place there.
-    url, target = Store(url).url, Store(target).url if target is not None else None
+    url, target = open_store(url).url, open_store(target).url if target is not None else None
     result = Result()
     if reporter is not None:
         reporter.phase("restore" if target is not None else "decode", len(rows))

@@ -11,7 +11,7 @@ from pipeline.archive import manifest
 from pipeline.archive.archive import Archive, Books
 from pipeline.archive.commits import Commit
 from pipeline.archive.row import Row, Sidecar
-from pipeline.errors import ManifestError, StorageError
+from pipeline.errors import ManifestError, OutageError, StorageError
 from pipeline.formats.records import columns, to_table
 from pipeline.read.audit import select
 from pipeline.read.salvage import Salvage
@@ -41,9 +41,9 @@ def rows_left(archive: Archive, where: str | None = None) -> tuple[pa.Table, lis
     def read(record: Commit) -> tuple[pa.Table, list[str]] | str:
         try:
             return usable(archive.manifest_part(record, wanted), archive.store.path(record.manifest))
+        except OutageError:
+            raise
         except (ManifestError, StorageError) as error:
-            if isinstance(error, StorageError) and archive.passes(error):
-                raise
             return str(error)
 
     with ThreadPoolExecutor(8) as pool:

@@ -113,7 +113,7 @@ class Salvage:
     def _read(self, name: str) -> bytes | None:
         try:
             return self._archive.store.read(name, limit=MAX_PARQUET_BYTES)
-        except (FileNotFoundError, StorageError) as error:
+        except StorageError as error:
             self._archive.raise_outage(error)
             return None
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
 from pipeline.archive.row import Row
-from pipeline.errors import ManifestError, StorageError, UsageError
+from pipeline.errors import ManifestError, NotFoundError, OutageError, StorageError, UsageError
 from pipeline.execute.placement import Placement
 from pipeline.formats.records import columns, rows_of
 from pipeline.limits import DEFAULT, MAX_PARQUET_BYTES, Limits
@@ -41,9 +41,9 @@ def fixity(url: str, *, on_shard: Callable[[Commit], None] | None = None) -> Res
     for check in (archive.model_bytes, lambda: _check_scan(archive)):
         try:
             check()
+        except OutageError:
+            raise
         except (ManifestError, StorageError) as error:
-            if isinstance(error, StorageError) and archive.passes(error):
-                raise
             result.problems.append(str(error))
     for record in records:
         result.add(_check_shard(archive, record))
@@ -56,7 +56,7 @@ def _check_scan(archive: Archive) -> None:
     name = archive.run.scan
     try:
         digest = hashlib.sha256(archive.store.read(name, limit=MAX_PARQUET_BYTES)).hexdigest()
-    except FileNotFoundError as error:
+    except NotFoundError as error:
         raise ManifestError(f"{archive.store.path(name)} is missing") from error
     if digest[:12] not in name:
         raise ManifestError(f"{archive.store.path(name)} is damaged: its SHA-256 is not its name")
@@ -69,9 +69,9 @@ def _check_shard(archive: Archive, record: Commit) -> Result:
         rows = list(rows_of(Row, archive.manifest_part(record, columns(Row, "name", "offset", "length", "payload_sha256", "sidecars", "codec"))))
         if len(rows) != record.images:
             result.problems.append(f"{archive.store.path(record.manifest)} has {len(rows)} rows; its commit says {record.images}")
+    except OutageError:
+        raise
     except (ManifestError, StorageError) as error:
-        if isinstance(error, StorageError) and archive.passes(error):
-            raise
         result.problems.append(str(error))
     digest = hashlib.sha256()
     size = 0
@@ -80,7 +80,7 @@ def _check_shard(archive: Archive, record: Commit) -> Result:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 size += len(chunk)
-    except FileNotFoundError:
+    except NotFoundError:
         result.problems.append(f"{archive.store.path(record.shard)} is missing, {record.images} images with it")
         return result
     except Exception as error:
@@ -108,7 +108,7 @@ def _hurt(archive: Archive, record: Commit, row: Row) -> list[str]:
     for name, offset, length, expected in parts:
         try:
             data = archive.store.read_range(record.shard, *checked_range(name, record.shard, offset, length, DEFAULT))
-        except (ManifestError, StorageError, FileNotFoundError) as error:
+        except (ManifestError, StorageError) as error:
             archive.raise_outage(error)
             data = b""
         if hashlib.sha256(data).hexdigest() != expected:

@@ -30,7 +30,7 @@ from pipeline.run.shards import Shards
 from pipeline.sources import Scan, SourceRecord
 from pipeline.sources.listing import LITTER
 from pipeline.sources.record import SCAN_SCHEMA, from_table, printable, to_table
-from pipeline.store.storage import Store, content_name
+from pipeline.store.base import Store, content_name, open_store
 from pipeline.text import redacted
 
 _OURS = frozenset({RUN, SEAL, "scan", "analyse", "plan", "shards", "manifest", "commits", "model", "capabilities"})
@@ -42,10 +42,7 @@ def refuse_nested(source: str, store: Store) -> None:
     Raises:
         UsageError: It would lie there.
     """
-    if not store.local or "://" in source:
-        return
-    root, inside = os.path.realpath(source), os.path.realpath(store.root)
-    if os.path.isdir(root) and (inside + os.sep).startswith(root.rstrip(os.sep) + os.sep):
+    if "://" not in source and os.path.isdir(source) and store.lies_in(open_store(source)):
         raise UsageError(f"{store.url} lies inside {source}: choose a destination outside the source")
 
 

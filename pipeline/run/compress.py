@@ -31,7 +31,7 @@ from pipeline.run.report import Reporter
 from pipeline.run.shards import Shards
 from pipeline.sources import Selection, scan
 from pipeline.sources.record import printable
-from pipeline.store.storage import Store
+from pipeline.store.base import open_store
 
 IN_PROCESS_IMAGES, IN_PROCESS_BYTES = 48, 64 * 2**20
 """Runs up to this size need no Ray: to start it takes longer than they take."""
@@ -83,7 +83,7 @@ class Outcome:
 
 def make_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
     """Factory for workers: one model each. The integer network gives the same bytes for every number of threads."""
-    return ShardWorker(parse_model(model), Store(url), config, device=config.device, threads=threads)
+    return ShardWorker(parse_model(model), open_store(url), config, device=config.device, threads=threads)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Run:
         self._placement = placement or Placement()
         if config.device == "cuda" and self._placement.resources == connection.Resources():
             self._placement = replace(self._placement, resources=connection.Resources(gpus=1.0))
-        self._store = Store(destination)
+        self._store = open_store(destination)
         refuse_nested(source, self._store)
         self._model = model_for(config.model, self._store)
         if config.budget.kind == "q" and config.budget.value > self._model.config.q_max:

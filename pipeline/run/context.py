@@ -15,7 +15,7 @@ from pipeline.plan.preferences import Preferences
 from pipeline.run.report import Reporter
 from pipeline.run.shards import Shards
 from pipeline.sources import SourceRecord
-from pipeline.store.storage import Store
+from pipeline.store.base import Store
 
 SAMPLED_ABOVE = 256
 """Sets of more images than this are analysed on a part of the rows of each: errors of single predictions average out."""

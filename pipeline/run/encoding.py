@@ -19,7 +19,7 @@ from pipeline.execute.isolate import isolate
 from pipeline.plan.curves import KEPT_Q
 from pipeline.plan.planner import Choice, Planner
 from pipeline.run.context import Context, Workers
-from pipeline.store.storage import content_name
+from pipeline.store.base import content_name
 
 _LAST_CANDIDATES = 8
 _REVISE_SHARE = 0.05

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import SourceError, StorageError
 from pipeline.formats.parquet import MAX_SOURCE_FOOTER, groups
 from pipeline.sources.record import CELL, FILE, RANGE, Part, printable
-from pipeline.store.errors import from_outside, retry
+from pipeline.store.errors import from_outside, kind, retry
 
 DEFAULT_MAX_FILE_BYTES = 2 * 1024**3
 _FOOTERS = 8
@@ -59,7 +59,7 @@ class Fetcher:
         except Exception as error:
             if not from_outside(error):
                 raise
-            raise StorageError(f"cannot read {printable(part.uri)}: {error}") from error
+            raise kind(error)(f"cannot read {printable(part.uri)}: {error}") from error
 
     def _bytes(self, part: Part) -> bytes:
         # A range of nothing is one that stores refuse.

@@ -14,13 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import SourceError, StorageError
+from pipeline.errors import SourceError
 from pipeline.formats.images import IMAGE_SUFFIXES
 from pipeline.formats.parquet import MAX_SOURCE_FOOTER, Group, column, groups
 from pipeline.formats.tars import TarDamageError, members
 from pipeline.sources.listing import File, LeftOut, Selection, bare, ending, list_files, modified_us, relative_to
 from pipeline.sources.record import CELL, FILE, RANGE, ROW_JSON, Listing, Part, SourceRecord, printable, with_restore_names
-from pipeline.store.errors import from_outside, retry
+from pipeline.store.errors import from_outside, kind, retry
 from pipeline.text import redacted
 
 _TAR_READERS = 8
@@ -213,7 +213,7 @@ def _parquet_records(fs: Any, path: str, size: int, root: str, image_column: str
         if damaged:
             raise SourceError(f"cannot read {printable(path)} as Parquet: {error}") from error
         if from_outside(error):
-            raise StorageError(f"cannot list {printable(path)}: {error}") from error
+            raise kind(error)(f"cannot list {printable(path)}: {error}") from error
         raise
 
 

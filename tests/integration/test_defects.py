@@ -34,7 +34,7 @@ from pipeline.read.get import get
 from pipeline.read.restore import restore
 from pipeline.sources import Fetcher, Part, SourceRecord
 from pipeline.store import errors
-from pipeline.store.storage import Store
+from pipeline.store.base import open_store
 from tests.conftest import make_photos
 from tests.golden.test_archives import copied
 from tests.integration.test_ill_will import forge, set_of
@@ -50,7 +50,7 @@ def remote(tmp_path: Path) -> str:
 
 def test_a_truncated_shard_on_a_remote_store_costs_its_images(remote: str, tmp_path: Path) -> None:
     """It was taken for an outage, and ended the whole restore."""
-    store = Store(remote)
+    store = open_store(remote)
     shard = store.list("shards")[1]
     store.publish_bytes(store.read(shard)[:3000], shard)
     result = restore(remote, str(tmp_path / "out"))
@@ -70,7 +70,7 @@ def test_an_outage_is_no_verdict_about_an_archive(remote: str, tmp_path: Path, m
     def lost(*args: Any, **keywords: Any) -> Any:
         raise ConnectionResetError("connection reset by peer")
 
-    store = Store(remote)
+    store = open_store(remote)
     commit = store.list("commits")[0]
     whole = store.read(commit)
     store.remove(commit)
@@ -90,7 +90,7 @@ def test_an_outage_is_no_verdict_about_an_archive(remote: str, tmp_path: Path, m
 
 def test_nothing_is_read_of_what_is_empty(s3: str, tmp_path: Path) -> None:
     """A range `bytes=N-(N-1)` ended the run over a tar on S3, and the restore of an empty sidecar."""
-    store = Store(s3)
+    store = open_store(s3)
     store.publish_bytes(b"x" * 1024, "a.tar")
     assert store.read_range("a.tar", 512, 0) == b""
     assert Fetcher().fetch(Part("range", f"{s3}/a.tar", 0, 512)) == b""
@@ -196,7 +196,9 @@ def test_a_trimmed_shard_holds_no_pictures(tmp_path: Path, model: LoadedModel, m
     monkeypatch.setattr("pipeline.encode.trim.TRIM_PIXELS", 10_000)
     photos = sorted(make_photos(tmp_path / "in", 8, 128).iterdir())
     records = [SourceRecord(index=i, name=path.name, part=Part("file", str(path), path.stat().st_size)) for i, path in enumerate(photos)]
-    worker = ShardWorker(model, Store(str(tmp_path / "dst")), WorkConfig(target_psnr_db=None, max_pixels=10**6, count_sidecars=False, ms_ssim=False))
+    worker = ShardWorker(
+        model, open_store(str(tmp_path / "dst")), WorkConfig(target_psnr_db=None, max_pixels=10**6, count_sidecars=False, ms_ssim=False)
+    )
     tasks = tuple(ImageTask(record, 4.0, 3000.0, pixels=128 * 128) for record in records)
     items = encode_within(tasks, 40_000, worker.loader, worker.coder, worker.config)
     assert len(items) == 8

@@ -15,7 +15,7 @@ import pytest
 from jobs.cli import main
 from msinn_core import engines
 from pipeline.archive.archive import Archive
-from pipeline.errors import ManifestError, StorageError
+from pipeline.errors import ManifestError, OutageError
 from pipeline.execute import inprocess
 from pipeline.execute.base import Job
 from pipeline.execute.inprocess import InProcess
@@ -99,7 +99,7 @@ class Flaky:
     def outage(self) -> int:
         self.calls += 1
         if self.calls < 3:
-            raise StorageError("the store is away")
+            raise OutageError("the store is away")
         return self.calls
 
     def damage(self) -> None:

@@ -35,7 +35,7 @@ from pipeline.plan.config import Budget, CompressConfig
 from pipeline.read import restore, verify
 from pipeline.run.compress import Outcome, Run, make_worker
 from pipeline.run.report import JsonReporter
-from pipeline.store.storage import Store
+from pipeline.store.local import LocalStore
 from tests.conftest import make_photos
 from tests.matrix import Matrix, commits, troubles, until_committed
 
@@ -344,14 +344,12 @@ def test_a_full_disk_is_a_sentence_and_the_run_resumes(tmp_path: Path, matrix: M
             subprocess.run(["umount", "-l", str(destination)], check=False)
 
 
-class FullStore(Store):
+class FullStore(LocalStore):
     """Local storage on which every third shard finds no room."""
 
     def publish(self, source: Path, name: str) -> None:
         if name.endswith(".tar") and int(name.split("/")[1][:5]) % 3 == 2:
-            failure = StorageError(f"cannot write {name}: {os.strerror(errno.ENOSPC)}")
-            failure.transient = False
-            raise failure
+            raise StorageError(f"cannot write {name}: {os.strerror(errno.ENOSPC)}")
         super().publish(source, name)
 
 

@@ -66,9 +66,9 @@ def test_loaders_read_in_their_own_processes(start: str, made: Path) -> None:
 
 
 def test_a_loader_reads_from_s3(s3: str, made: Path) -> None:
-    from pipeline.store.storage import Store
+    from pipeline.store.base import open_store
 
-    source, target = made / "archive", Store(f"{s3}/archive")
+    source, target = made / "archive", open_store(f"{s3}/archive")
     for path in source.rglob("*"):
         if path.is_file():
             target.publish_bytes(path.read_bytes(), str(path.relative_to(source)))

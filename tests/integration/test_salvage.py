@@ -21,7 +21,7 @@ from pipeline.plan.config import Budget, CompressConfig
 from pipeline.read import verify
 from pipeline.run.compress import Run
 from pipeline.run.report import JsonReporter
-from pipeline.store.storage import content_name
+from pipeline.store.base import content_name
 from tests.conftest import make_photos, png16
 
 
