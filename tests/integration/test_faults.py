@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from PIL import Image
 from msinn_core.model_file import load_model
 from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
+from pipeline.archive.row import Row
 from pipeline.encode.coder import ImageCoder
 from pipeline.encode.item import Item
 from pipeline.encode.load import ItemLoader
@@ -111,8 +111,8 @@ def test_an_image_that_kills_workers_is_isolated_kept_and_named(kind: str, value
 class FragileRestorer(restore.RestoreWorker):
     """A real one whose process dies of one image."""
 
-    def restore(self, rows: list[dict[str, Any]]) -> restore.Result:
-        if any(row["name"] == POISON for row in rows):
+    def restore(self, rows: list[Row]) -> restore.Result:
+        if any(row.name == POISON for row in rows):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().restore(rows)
 

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from msinn_core.codec import Codec
 from msinn_core.errors import ConfigError
 from msinn_core.metrics import bd_rate, mse, psnr_db
 from pipeline.errors import UsageError
+from pipeline.formats.records import rows_of
 from pipeline.lab import evaluation
 from pipeline.lab.peers import available
 from pipeline.lab.reference import Reference, pixels_digest, read_reference
@@ -128,8 +128,9 @@ def test_the_shipped_curves_and_our_report_are_of_the_same_pictures() -> None:
 def test_the_report_on_kodak_has_avif_at_both_speeds(codec: str, detail: str) -> None:
     folder = Path(__file__).parents[2] / "infra" / "reference"
     table = pq.read_table(folder / "kodak-eval" / "results.parquet")
-    rows = table.filter(pc.equal(table["codec"], codec))
-    assert all(detail in version for version in rows["version"].to_pylist())
+    rows = [row for row in rows_of(evaluation.Measurement, table) if row.codec == codec]
+    assert rows
+    assert all(detail in row.version for row in rows)
     points = evaluation.averages(rows)[codec]
     assert rows.num_rows == 24 * len(points)
     if codec in (curves := read_reference(folder / "kodak.json").curves):
