@@ -16,8 +16,9 @@ from pipeline.execute.placement import Placement
 from pipeline.formats.records import columns, rows_of
 from pipeline.limits import DEFAULT, MAX_PARQUET_BYTES, Limits
 from pipeline.read.decoder import checked_range
-from pipeline.read.restore import Result, run_over_shards
+from pipeline.read.restore import run_over_shards
 from pipeline.read.rows import rows_left, unfinished
+from pipeline.read.worker import Result
 from pipeline.run.report import Reporter
 
 _CHUNK_BYTES = 1 << 22

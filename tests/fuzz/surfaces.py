@@ -39,9 +39,9 @@ from pipeline.formats.records import rows_of
 from pipeline.formats.tars import TarDamageError, members
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.plan.preferences import Preferences
-from pipeline.read.restore import RestoreWorker
 from pipeline.read.rows import rows_left
 from pipeline.read.target import Target
+from pipeline.read.worker import RestoreWorker
 from pipeline.sources.record import FILE, Part, SourceRecord, from_table, is_safe_name, safe_name, with_restore_names
 from pipeline.text import redacted, shown, shown_lines
 from tests.fuzz.mutate import mutated, seeds

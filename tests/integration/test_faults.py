@@ -33,6 +33,7 @@ from pipeline.execute.placement import Placement
 from pipeline.execute.ray import Ray
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.read import restore, verify
+from pipeline.read.worker import RestoreWorker, Result
 from pipeline.run.compress import Outcome, Run, make_worker
 from pipeline.run.report import JsonReporter
 from pipeline.store.local import LocalStore
@@ -108,10 +109,10 @@ def test_an_image_that_kills_workers_is_isolated_kept_and_named(kind: str, value
     matrix.settle("poison image: SIGKILL of each worker that loads it", f"local, --{kind}", *troubles(log.getvalue()), tmp_path / "dst", photos)
 
 
-class FragileRestorer(restore.RestoreWorker):
+class FragileRestorer(RestoreWorker):
     """A real one whose process dies of one image."""
 
-    def restore(self, rows: list[Row]) -> restore.Result:
+    def restore(self, rows: list[Row]) -> Result:
         if any(row.name == POISON for row in rows):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().restore(rows)
