@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,26 @@ from msinn_core.integer.network import Backend, IntegerNetwork
 from msinn_core.integer.ops import Compiled, best_backend
 from msinn_core.model_file import LoadedModel
 from msinn_core.quantiser import widened_zone
-from msinn_core.walk import NUM_STEPS, walk
+from msinn_core.walk import NUM_STEPS, Walked, walk
 
 Flat32 = NDArray[np.int32]
 Flat8 = NDArray[np.uint8]
 
 GOLDEN_Q = 5.5
 GOLDEN_SHAPE = (2, 4)
+
+
+class Compressed(NamedTuple):
+    """What an encoder's walk gives.
+
+    Attributes:
+        symbols: Of the ten streams, int32, flat; `indexes`: their table indexes, uint8.
+        walked: The walk itself, whose picture is a decoder's to the bit; None where nothing promises that, or nothing holds it.
+    """
+
+    symbols: list[Flat32]
+    indexes: list[Flat8]
+    walked: Walked[Any] | None = None
 
 
 class Engine(Protocol):
@@ -38,10 +51,14 @@ class Engine(Protocol):
     device: str
     """`cpu`, `cuda`, ..."""
 
+    @property
+    def backend(self) -> Backend | None:
+        """Of an integer network; the float network has none."""
+
     def transform(self, pixels: NDArray[np.uint8]) -> list[Any]:
         """Latents of a picture, y5..y1."""
 
-    def compress(self, latents: list[Any], q: float, shape: tuple[int, int]) -> tuple[list[Flat32], list[Flat8]]:
+    def compress(self, latents: list[Any], q: float, shape: tuple[int, int]) -> Compressed:
         """Symbols and table indexes of the ten streams; `shape` is `(h, w)` of y5."""
 
     def decode(self, streams: Sequence[bytes], q: float, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], list[Flat32]]:
@@ -64,7 +81,7 @@ class BatchEngine(Engine, Protocol):
     def transform_many(self, pixels: NDArray[np.uint8]) -> list[Any]:
         """Latents y5..y1 of uint8 `[N, H, W, 3]`."""
 
-    def compress_many(self, latents: list[Any], rates: Sequence[float], shape: tuple[int, int]) -> list[tuple[list[Flat32], list[Flat8]]]:
+    def compress_many(self, latents: list[Any], rates: Sequence[float], shape: tuple[int, int]) -> list[Compressed]:
         """Per picture the symbols and table indexes of the ten streams; `rates` has a q for each."""
 
     def decode_many(
@@ -153,7 +170,7 @@ def golden_digest(network: IntegerNetwork) -> bytes:
     """SHA-256 of the indexes, parameters and pixels that a fixed pattern of symbols gives: the golden vector of a model file."""
     coder = _GoldenCoder(network.backend)
     gains = network.gains(GOLDEN_Q if network.config.q_max >= GOLDEN_Q else network.config.q_max / 2)
-    pixels = walk(network, coder, gains, (*network.backend.lead, *GOLDEN_SHAPE))
+    pixels = walk(network, coder, gains, (*network.backend.lead, *GOLDEN_SHAPE)).picture()
     coder.digest.update(network.backend.to_host(pixels).tobytes())
     result: bytes = coder.digest.digest()
     return result
@@ -169,6 +186,7 @@ class IntegerEngine:
 
     def __init__(self, network: IntegerNetwork, tables: Tables) -> None:
         self.network = network
+        self.backend: Backend = network.backend
         self.name = network.backend.name
         self.device = "cpu"
         self.tables = tables
@@ -180,24 +198,25 @@ class IntegerEngine:
     def transform(self, pixels: NDArray[np.uint8]) -> list[Any]:
         return self.network.analysis(pixels)
 
-    def _walk(self, latents: list[Any], q: float, shape: tuple[int, int], probes: list[tuple[int, I32, I16]] | None) -> _IntegerCollector:
+    def _walk(
+        self, latents: list[Any], q: float, shape: tuple[int, int], probes: list[tuple[int, I32, I16]] | None
+    ) -> tuple[_IntegerCollector, Walked[Any]]:
         gains = self.network.gains(q)
         collector = _IntegerCollector(latents, self, [gains.level(k)[2] for k in range(NUM_STEPS)], probes=probes)
-        walk(self.network, collector, gains, (*self.network.backend.lead, *shape), finest=False)
-        return collector
+        return collector, walk(self.network, collector, gains, (*self.network.backend.lead, *shape))
 
-    def compress(self, latents: list[Any], q: float, shape: tuple[int, int]) -> tuple[list[Flat32], list[Flat8]]:
-        collector = self._walk(latents, q, shape, None)
-        return collector.symbols_out, collector.indexes_out
+    def compress(self, latents: list[Any], q: float, shape: tuple[int, int]) -> Compressed:
+        collector, walked = self._walk(latents, q, shape, None)
+        return Compressed(collector.symbols_out, collector.indexes_out, walked)
 
     def decode(self, streams: Sequence[bytes], q: float, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], list[Flat32]]:
         reader = _IntegerReader(streams, self.tables)
-        pixels = walk(self.network, reader, self.network.gains(q), shape)
+        pixels = walk(self.network, reader, self.network.gains(q), shape).picture()
         return pixels, reader.symbols_out
 
     def tally(self, latents: list[Any], rates: list[float], shape: tuple[int, int]) -> Tally:
         net = self.network
-        probes = self._walk(latents, rates[-1], shape, []).probes or []
+        probes = self._walk(latents, rates[-1], shape, [])[0].probes or []
         at_rates = [net.gains(q) for q in rates]
         exact, sampled = np.zeros((NUM_STEPS, 2)), np.zeros((len(rates), NUM_STEPS, 2))
         for k, y, parameters in probes:

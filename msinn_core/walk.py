@@ -8,7 +8,7 @@ picture --analysis--> y5 y4 y3 y2 y1                 steps k = 0..4 code them in
                 rest:    the other half, coded with cc and what `spatial` makes of the anchors
                 y = join(anchors, rest), refined
                 support = rise(y, support)           one inverse level of the transform: twice the size
-   picture(support)
+   picture(support)                                 the last step's refine and rise, and the post-filter: a decoder, or an encoder that verifies
 ```
 
 A network is whatever implements `Network`; a coder decides what happens to the symbols of a half (collected, read, estimated, digested). Shapes and
@@ -17,9 +17,10 @@ kinds of arrays are the network's own.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from msinn_core.config import LATENT_CHANNELS
+from msinn_core.errors import CodecError
 
 NUM_STEPS = len(LATENT_CHANNELS)
 
@@ -62,7 +63,41 @@ class Network(Protocol[A]):
         """The decoded picture."""
 
 
-def walk(net: Network[A], coder: Any, gains: Any, shape: tuple[int, ...], *, finest: bool = True) -> Any:
+class Walked(Generic[A]):
+    """A walk whose latents are all coded. Its picture, one level of the transform and the post-filter away, is computed when it is asked for.
+
+    Until then it holds the finest latents and their support, of the integer network 12 bytes per pixel; afterwards the picture. Whoever wants
+    no picture lets go of it.
+
+    Args:
+        net: The network.
+        gains: Gains at the q in force.
+        parity: Of the last step's anchors.
+        halves: Last step's latents: anchors, then the rest.
+        support: Last step's.
+    """
+
+    def __init__(self, net: Network[A], gains: Any, parity: int, halves: tuple[A, A], support: A | None) -> None:
+        self._net, self._gains, self._parity = net, gains, parity
+        self._latents: list[tuple[tuple[A, A], A | None]] = [(halves, support)]
+        self._picture: Any = None
+
+    def picture(self) -> Any:
+        """`Network.picture`; the same again for whoever asks again. Raises what the network raises; `CodecError` if it did so before."""
+        if self._latents:
+            # Taken out first: what the last level no longer needs is to be free while the post-filter runs.
+            self._picture = self._net.picture(self._risen(*self._latents.pop()))
+        if self._picture is None:
+            raise CodecError("the picture of this walk was asked for before, and could not be computed")
+        return self._picture
+
+    def _risen(self, halves: tuple[A, A], support: A | None) -> A:
+        k = NUM_STEPS - 1
+        y = self._net.refine(k, self._net.join(halves[0], self._parity, halves[1]), support, self._gains)
+        return self._net.rise(k, y, support)
+
+
+def walk(net: Network[A], coder: Any, gains: Any, shape: tuple[int, ...]) -> Walked[A]:
     """Code all latents, coarse to fine, through a coder.
 
     Args:
@@ -70,10 +105,9 @@ def walk(net: Network[A], coder: Any, gains: Any, shape: tuple[int, ...], *, fin
         coder: Supplies the symbols.
         gains: Gains at the q in force.
         shape: Of y5, without channels.
-        finest: Also compute the picture. An encoder that does not verify has no need of it.
 
     Returns:
-        `net.picture`, or None without `finest`.
+        The walk, which has the picture for whoever asks.
     """
     support: A | None = None
     for k in range(NUM_STEPS):
@@ -82,9 +116,7 @@ def walk(net: Network[A], coder: Any, gains: Any, shape: tuple[int, ...], *, fin
         anchors = net.code(coder, k, parity, net.predict(k, net.halve(cc, parity), None), gains)
         sc = net.spatial(k, anchors, 1 - parity)
         rest = net.code(coder, k, 1 - parity, net.predict(k, net.halve(cc, 1 - parity), sc), gains)
-        if k == NUM_STEPS - 1 and not finest:
-            return None
-        y = net.refine(k, net.join(anchors, parity, rest), support, gains)
-        support = net.rise(k, y, support)
-    assert support is not None
-    return net.picture(support)
+        if k == NUM_STEPS - 1:
+            break
+        support = net.rise(k, net.refine(k, net.join(anchors, parity, rest), support, gains), support)
+    return Walked(net, gains, parity, (anchors, rest), support)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msinn_core.engines import Flat8, Flat32, Tally, stride
+from msinn_core.engines import Compressed, Flat8, Flat32, Tally, stride
 from msinn_core.entropy import rans
 from msinn_core.entropy.tables import Tables
 from msinn_core.float.layers import pack
@@ -98,6 +98,7 @@ class FloatEngine:
     def __init__(self, network: Msinn, tables: Tables, device: str) -> None:
         self._device = torch.device(device)
         self.device = self._device.type
+        self.backend = None
         self.name = f"torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability() if device == 'cpu' else device})"
         self._net = network.to(self._device)
         self._tables = tables
@@ -112,15 +113,15 @@ class FloatEngine:
         return self._net.analysis(x)
 
     @torch.inference_mode()
-    def compress(self, latents: list[Any], q: float, shape: tuple[int, int]) -> tuple[list[Flat32], list[Flat8]]:
+    def compress(self, latents: list[Any], q: float, shape: tuple[int, int]) -> Compressed:
         collector = _Collector(latents, self._thresholds, self._zone)
-        walk(self._net, collector, self._net.gains(q), (1, *shape), finest=False)
-        return collector.symbols_out, collector.indexes_out
+        walk(self._net, collector, self._net.gains(q), (1, *shape))
+        return Compressed(collector.symbols_out, collector.indexes_out)
 
     @torch.inference_mode()
     def decode(self, streams: Sequence[bytes], q: float, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], list[Flat32]]:
         reader = _Reader(streams, self._tables, self._thresholds)
-        x_hat: Tensor = walk(self._net, reader, self._net.gains(q), (1, *shape))
+        x_hat: Tensor = walk(self._net, reader, self._net.gains(q), (1, *shape)).picture()
         pixels = (x_hat[0].clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(1, 2, 0).contiguous().cpu().numpy(), reader.symbols_out
 
@@ -128,7 +129,7 @@ class FloatEngine:
     def tally(self, latents: list[Any], rates: list[float], shape: tuple[int, int]) -> Tally:
         gains = self._net.gains(rates[-1])
         prober = _Prober(latents, [gains.level(k)[2] for k in range(NUM_STEPS)], self._thresholds, self._zone)
-        walk(self._net, prober, gains, (1, *shape), finest=False)
+        walk(self._net, prober, gains, (1, *shape))
         exact, sampled = np.zeros((NUM_STEPS, 2)), np.zeros((len(rates), NUM_STEPS, 2))
         at_rates = [self._net.gains(q) for q in rates]
         for k, residual, scale in prober.residuals:

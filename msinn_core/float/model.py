@@ -183,5 +183,5 @@ class Msinn(nn.Module):
         estimator = Estimator(latents, training=self.training, rate_aware=self.rate_aware, noise=self.noise)
         n, _, h, w = latents[0].shape
         gains = gains_at(self.gain, self.inv_gain, self.scale_gain, q, checked=not self.training)
-        x_hat = walk(self, estimator, gains, (n, h, w))
+        x_hat = walk(self, estimator, gains, (n, h, w)).picture()
         return x_hat, torch.stack(estimator.bits, dim=1)

@@ -6,7 +6,7 @@ Sums of int16 products are int32, which the packer has proved cannot overflow: e
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -80,7 +80,9 @@ class Compiled(NumpyArrays):
     def __init__(self, threads: int = 1, isa: int = -1) -> None:
         kernel.keep_memory()
         self.isa = isa
-        self.name = ("scalar", "SSE4.1", "AVX2", "AVX-512 VNNI")[kernel.isa() if isa < 0 else min(isa, kernel.isa())]
+        self.level: int = kernel.isa() if isa < 0 else min(isa, kernel.isa())
+        """The instruction set in use: `SCALAR`, `SSE41`, `AVX2` or `AVX512`."""
+        self.name = ("scalar", "SSE4.1", "AVX2", "AVX-512 VNNI")[self.level]
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
@@ -208,3 +210,19 @@ def best_backend(threads: int = 1) -> Any:
     from msinn_core.integer.portable import Portable
 
     return Portable()
+
+
+def other_backends(backend: Any, threads: int = 1) -> Iterator[Any]:
+    """Backends of this machine that compute in another way than `backend`, the quickest first.
+
+    Below an instruction set come the lower ones; what is no instruction set of the compiled kernel has all of them below it. The portable form is
+    the last. Layers and units differ between instruction sets; narrowing, table indexes and dequantisation are one code in all of them, another in
+    the portable form.
+    """
+    if kernel is not None:
+        level = backend.level if isinstance(backend, Compiled) else kernel.isa() + 1
+        yield from (Compiled(threads, isa) for isa in range(level - 1, -1, -1))
+    from msinn_core.integer.portable import Portable
+
+    if not isinstance(backend, Portable):
+        yield Portable()

@@ -174,7 +174,7 @@ def pack(model: Msinn, pictures: Iterable[Tensor]) -> dict[str, Array]:
                 for q in (0.0, config.q_max / 2, config.q_max):
                     latents = model.analysis(x)
                     n, _, h, w = latents[0].shape
-                    walk(model, Estimator(latents, training=False), model.gains(q), (n, h, w))
+                    walk(model, Estimator(latents, training=False), model.gains(q), (n, h, w)).picture()
     finally:
         ranges.close()
     if not ranges.out:

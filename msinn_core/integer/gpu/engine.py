@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msinn_core.engines import Flat8, Flat32, IntegerEngine, Tally
+from msinn_core.engines import Compressed, Flat32, IntegerEngine, Tally
 from msinn_core.entropy import rans
 from msinn_core.entropy.tables import Tables
 from msinn_core.errors import DeviceMemoryError
 from msinn_core.integer.gpu.backend import OnDevice
-from msinn_core.integer.network import IntegerNetwork
+from msinn_core.integer.network import Backend, IntegerNetwork
 from msinn_core.integer.packed import IntegerGains
 from msinn_core.walk import NUM_STEPS, walk
 
@@ -95,6 +95,7 @@ class DeviceEngine:
     def __init__(self, network: IntegerNetwork, tables: Tables, threads: int) -> None:
         assert isinstance(network.backend, OnDevice)
         self.network = network
+        self.backend: Backend = network.backend
         self.name = network.backend.name
         self.device = network.backend.device.type
         self.tables = tables
@@ -141,14 +142,17 @@ class DeviceEngine:
             return self.network.analysis(torch.from_numpy(pixels).to(self._device))
 
     @torch.inference_mode()
-    def compress_many(self, latents: list[Tensor], rates: Sequence[float], shape: tuple[int, int]) -> list[tuple[list[Flat32], list[Flat8]]]:
+    def compress_many(self, latents: list[Tensor], rates: Sequence[float], shape: tuple[int, int]) -> list[Compressed]:
         """Per picture the symbols and table indexes of the ten streams; `rates` has a q for each."""
         with self._stream():
             gains = self._gains(rates)
             collector = _Collector(latents, self.network, [gains.level(k)[2] for k in range(NUM_STEPS)], self._common.zone)
-            walk(self.network, collector, gains, (len(rates), *shape), finest=False)
+            walk(self.network, collector, gains, (len(rates), *shape))
         return [
-            ([symbols[i].reshape(-1).numpy() for symbols, _ in collector.halves], [indexes[i].reshape(-1).numpy() for _, indexes in collector.halves])
+            Compressed(
+                [symbols[i].reshape(-1).numpy() for symbols, _ in collector.halves],
+                [indexes[i].reshape(-1).numpy() for _, indexes in collector.halves],
+            )
             for i in range(len(rates))
         ]
 
@@ -164,7 +168,7 @@ class DeviceEngine:
         with self._stream() as wait:
             gains = self._gains(rates)
             reader = _Reader(streams, self.tables, self.threads, wait, [[] for _ in streams])
-            pictures = _to_host(walk(self.network, reader, gains, (len(rates), *shape)))
+            pictures = _to_host(walk(self.network, reader, gains, (len(rates), *shape)).picture())
         return pictures.numpy(), reader.symbols_out
 
     # One picture: `engines.Engine` -----------------------------------------------------------------------------------------------------------------
@@ -172,7 +176,7 @@ class DeviceEngine:
     def transform(self, pixels: NDArray[np.uint8]) -> list[Any]:
         return self.transform_many(pixels[None])
 
-    def compress(self, latents: list[Any], q: float, shape: tuple[int, int]) -> tuple[list[Flat32], list[Flat8]]:
+    def compress(self, latents: list[Any], q: float, shape: tuple[int, int]) -> Compressed:
         return self.compress_many(latents, [q], shape)[0]
 
     def decode(self, streams: Sequence[bytes], q: float, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], list[Flat32]]:
