@@ -1,9 +1,12 @@
 """One image coded: the network's part, the entropy coder's part, and the proof that the bytes decode to what was meant.
 
 ```
-Item --> compress at q, transformed once --> symbols --> pack --> data --> measure: decode, compare --> Measured
-         DeviceMemoryError: the CPU instead                                   anything else: Kept(CODEC_FAILED)
+Item --> compress at q, transformed once --> symbols, and the picture of their walk --> pack --> data --> measure --> Measured
+         DeviceMemoryError: the CPU instead                                                        anything else: Kept(CODEC_FAILED)
+measure   whole numbers on the CPU: every symbol, box and header field read from the bytes and compared; the picture is the walk's
+          encoded on a GPU, or in floats: decoded from the bytes by the CPU, a walk of its own
 ```
+What the first way cannot show, that the machine computes rightly, `crosscheck` shows on a sample.
 """
 
 from __future__ import annotations
@@ -59,8 +62,14 @@ class ImageCoder:
         """Largest rate index."""
         return self.codec.q_max
 
-    def compress(self, item: Item, q: float) -> None:
-        """The network's part of coding at q: `symbols`. Nothing for an image that is not to be coded."""
+    def compress(self, item: Item, q: float, *, tentative: bool = False) -> None:
+        """The network's part of coding at q: `symbols`. Nothing for an image that is not to be coded.
+
+        Args:
+            item: With its picture.
+            q: Rate index.
+            tentative: It may well be coded again before it is measured: the last level of its walk is left until then.
+        """
         if not item.coded or item.loaded.picture is None:
             return
         started = time.perf_counter()
@@ -70,6 +79,9 @@ class ImageCoder:
             except DeviceMemoryError:  # one image is too large for the device, not for the machine
                 item.latents, item.on_checker = None, True
                 item.symbols = self._compressed(item, item.loaded.picture, q)
+            if item.symbols.walked is not None and not tentative:
+                item.symbols.walked.picture()  # now: what it is computed from need not wait in memory
+            item.measured = None
         except IMAGE_ERRORS as error:
             item.outcome = Kept(Reason.CODEC_FAILED, f"{type(error).__name__}: {error}"[:300])
             item.latents = None
@@ -79,7 +91,7 @@ class ImageCoder:
         codec = self.checker if item.on_checker else self.codec
         if item.latents is None:
             item.latents = codec.transform(picture)
-        return codec.compress(item.latents, q)
+        return codec.compress(item.latents, q, keep_walk=True)
 
     def pack(self, item: Item) -> None:
         """The entropy coder's part: `data`. Needs no network, and may run in another thread beside it."""
@@ -92,14 +104,20 @@ class ImageCoder:
             item.entropy_ms += ms_since(started)
 
     def measure(self, item: Item) -> bool:
-        """Decode from the bytes, compare with what the encoder meant, measure: `measured`. False, and kept, if the decoder does not agree."""
+        """Decode from the bytes, compare with what the encoder meant, measure: `measured`. False, and kept, if the decoder does not agree.
+
+        Nothing is done twice for the same symbols.
+        """
         assert item.data is not None
         assert item.symbols is not None
         assert item.loaded.picture is not None
+        if item.measured is not None:
+            return True
         started = time.perf_counter()
         original = item.loaded.picture
+        walked = item.symbols.walked is not None
         try:
-            decoded, symbols = self.checker.decode(item.data)
+            decoded, symbols = self.checker.decode_known(item.data, item.symbols) if walked else self.checker.decode(item.data)
         except IMAGE_ERRORS as error:
             item.outcome = Kept(Reason.CODEC_FAILED, f"does not decode: {error}"[:300])
             return False
@@ -108,7 +126,7 @@ class ImageCoder:
             item.outcome = Kept(Reason.CODEC_FAILED, "the decoder returns other symbols or metadata than were encoded")
             return False
         ms_ssim = metrics.ms_ssim(decoded.pixels, original.pixels) if self._ms_ssim else None
-        item.measured = Measured(metrics.mse(decoded.pixels, original.pixels), ms_ssim, sha256(decoded.content()))
+        item.measured = Measured(metrics.mse(decoded.pixels, original.pixels), ms_ssim, sha256(decoded.content()), walked)
         item.verify_ms += ms_since(started)
         return True
 

@@ -32,16 +32,18 @@ class SidecarFile(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What decoding an image's bytes gave.
+    """What an image's bytes decode to.
 
     Attributes:
         mse: In 8-bit code values; `ms_ssim` is None unless asked for.
         recon_sha256: Of the decoded samples.
+        walked: The samples are of the encoder's own walk: the bytes were compared with its symbols, and not walked through again.
     """
 
     mse: float
     ms_ssim: float | None
     recon_sha256: str
+    walked: bool
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Item:
         outcome: What becomes of it, as far as is known.
         latents: Of the network, while it may be coded at another q.
         on_checker: The device's memory does not suffice for it: the CPU codes it.
-        symbols: At the q last tried, and `data`, their bitstream; `measured` is what that decodes to.
+        symbols: At the q last tried, and `data`, their bitstream; `measured` is what that decodes to, None until it was measured.
         q: Rate index of `data`, once the symbols are released.
         clamp: `none`, `floor` or `cap`, as in the manifest.
         sidecars: Those that could be read; `lost` has a sentence for each of the others, and for the image's own file.

@@ -16,7 +16,7 @@ from pipeline.encode.tasks import ImageTask, WorkConfig
 from pipeline.plan.trim import Trimmer
 
 TRIM_PIXELS = 16_000_000
-"""Images that are trimmed together stay in memory with their latents and symbols, about 30 bytes per pixel."""
+"""Images that are trimmed together stay in memory with their latents, symbols and walks, about 42 bytes per pixel."""
 
 _ROUNDS = 3
 """An image whose floor moves it after a trim is pinned, and the others are trimmed again."""
@@ -57,7 +57,7 @@ def _trim(items: list[Item], limit_bytes: int, coder: ImageCoder, target_psnr_db
     """Code the items so that together they take up the limit; each is measured at the rate at which it stays."""
 
     def encode(i: int, q: float) -> int:
-        coder.compress(items[i], q)
+        coder.compress(items[i], q, tentative=True)
         coder.pack(items[i])
         return items[i].least_bytes
 

@@ -41,7 +41,7 @@ class _NoCodec:
     def transform(self, picture: Any) -> Any:
         return picture
 
-    def compress(self, latents: Any, q: float) -> Any:
+    def compress(self, latents: Any, q: float, *, keep_walk: bool) -> Any:
         return Symbols(latents, q, [], [])
 
     def pack(self, symbols: Any) -> bytes:
