@@ -52,6 +52,13 @@ def _add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--max-pixels", type=int, default=32_000_000, metavar="N", help="larger images are kept as they are (default: 32000000)")
     p.add_argument("--count-sidecars", action="store_true", help="sidecars count towards the budget")
     p.add_argument("--ms-ssim", action="store_true", help="measure MS-SSIM too (slower)")
+    p.add_argument(
+        "--verify",
+        choices=("sample", "full"),
+        default="sample",
+        help="decode a sample of the images from their bytes, or all, by another instruction set (default: sample)",
+    )
+    p.add_argument("--verify-sample", type=float, metavar="SHARE", help="share of the images in the sample, at least one a shard (default: 0.03125)")
     p.add_argument("--include", action="append", default=[], metavar="GLOB", help="only files whose relative name (or its last part) fits; repeat")
     p.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="not these; repeat")
     p.add_argument("--all-files", action="store_true", help="also .git, .DS_Store, __MACOSX, Thumbs.db and the like")
@@ -104,6 +111,7 @@ def _compress(arguments: argparse.Namespace) -> int:
         ms_ssim=arguments.ms_ssim,
         image_column=arguments.image_column,
         device=arguments.device,
+        verify_sample=_verify_sample(arguments),
         include=tuple(arguments.include),
         exclude=tuple(arguments.exclude),
         all_files=arguments.all_files,
@@ -128,6 +136,18 @@ def _compress(arguments: argparse.Namespace) -> int:
         print_plan(outcome.plan, price_per_hour=arguments.price_per_hour, curve=arguments.curve, as_json=arguments.json)
         return 0
     return _summarise(arguments.destination, outcome, arguments.json)
+
+
+def _verify_sample(arguments: argparse.Namespace) -> float:
+    from pipeline.errors import UsageError
+    from pipeline.plan.config import VERIFY_SAMPLE
+
+    share: float | None = arguments.verify_sample
+    if arguments.verify == "full":
+        if share is not None and share != 1:
+            raise UsageError(f"--verify-sample {share:g} contradicts --verify full, which is a share of 1")
+        return 1.0
+    return VERIFY_SAMPLE if share is None else share
 
 
 def _resources(arguments: argparse.Namespace) -> Resources:

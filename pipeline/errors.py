@@ -62,6 +62,10 @@ class LocationError(StorageError):
     exit_code = 2
 
 
+class MachineError(PipelineError):
+    """A machine computes wrongly: two ways to compute the same differ there. Nothing that its worker made is to be trusted."""
+
+
 class CommitConflictError(PipelineError):
     """Another run wrote other commits into this archive."""
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.formats.outcome import Reason
 from pipeline.formats.records import Column, schema_of
+from pipeline.plan.config import VERIFY_SAMPLE
 from pipeline.plan.curves import KEPT_Q
 from pipeline.sources import SourceRecord
 
@@ -24,6 +25,7 @@ class WorkConfig:
     count_sidecars: bool
     ms_ssim: bool
     device: str = "cpu"
+    verify_sample: float = VERIFY_SAMPLE
     sampled_analysis: bool = False
 
 

@@ -18,6 +18,7 @@ from pipeline.archive.commits import Commit
 from pipeline.archive.row import Row
 from pipeline.encode.analysis import analyse
 from pipeline.encode.coder import ImageCoder
+from pipeline.encode.crosscheck import CrossCheck
 from pipeline.encode.describe import Describer
 from pipeline.encode.item import Item
 from pipeline.encode.load import ItemLoader
@@ -50,6 +51,7 @@ class ShardWorker:
         engine = self.coder.codec.engine
         self.encoder = f"{engine.device} ({engine.name}), msinn {version('msinn')}, {platform.machine()}"
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
+        self.cross_check = CrossCheck(self.coder.codec, config.verify_sample, self.worker)
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -84,24 +86,27 @@ class ShardWorker:
         Raises:
             StorageError: The store failed.
             ManifestError: The local disk does not give back what was written.
+            MachineError: This machine computes wrongly; nothing is published.
         """
         items: Iterable[Item]
         if task.limit_bytes is None:
             items = encode_stream(task.images, self.loader, self.coder, self.config.target_psnr_db)
         else:
             items = encode_within(task.images, task.limit_bytes, self.loader, self.coder, self.config)
-        with local_shard(items, self._describer(task)) as shard:
+        with local_shard(self.cross_check.checked(items), self._describer(task)) as shard:
             shard.verify()
             return publish(self.store, task, shard, count_sidecars=self.config.count_sidecars)
 
     def rehearse(self, task: ShardTask) -> int:
         """Everything of `encode` but writing, to find out what an image does to its worker; returns the number of images."""
-        return sum(1 for _ in encode_stream(task.images, self.loader, self.coder, self.config.target_psnr_db))
+        items = encode_stream(task.images, self.loader, self.coder, self.config.target_psnr_db)
+        return sum(1 for _ in self.cross_check.checked(items))
 
     def pace(self, task: ShardTask) -> tuple[int, float]:
-        """Pixels and seconds of encoding some images in full (fetched, coded, decoded, compared) but not written: a plan's duration rests on them."""
+        """Pixels and seconds of encoding some images in full (fetched, coded, compared) but not written: a plan's duration rests on them."""
         started = time.perf_counter()
-        items = encode_stream(task.images, self.loader, self.coder, self.config.target_psnr_db)
+        # The one image that a shard has cross-checked at least would weigh too much among so few.
+        items = self.cross_check.checked(encode_stream(task.images, self.loader, self.coder, self.config.target_psnr_db), at_least_one=False)
         pixels = sum((item.loaded.info.width or 0) * (item.loaded.info.height or 0) for item in items)
         return pixels, time.perf_counter() - started
 
@@ -118,10 +123,11 @@ class ShardWorker:
         Raises:
             StorageError: The store failed.
             ManifestError: The local disk does not give back what was written, or the shard's part of the manifest is damaged.
+            MachineError: This machine computes wrongly; nothing is published.
         """
         # The rates are settled: a quality target would be searched anew, from another start.
         items = encode_stream(task.images, self.loader, self.coder, target_psnr_db=None)
-        with local_shard(items, self._describer(task)) as shard:
+        with local_shard(self.cross_check.checked(items), self._describer(task)) as shard:
             if shard.sha256 != record.shard_sha256:
                 names = self._unlike(shard, record)
                 changed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "the model"

@@ -12,6 +12,9 @@ from pipeline.errors import PipelineError
 TASK_RETRIES = 6
 """How often a job is begun in all while the store fails."""
 
+MISTRUSTED_WORKERS = 3
+"""A job of which so many workers were found to compute wrongly says nothing about machines."""
+
 Worker = TypeVar("Worker")
 """What a worker holds, and jobs are done with."""
 
@@ -38,6 +41,7 @@ class Job(Generic[Worker, Result]):
         patience_s: How long it may run before its worker counts as hung; more if others took long.
         deaths: Workers lost with it.
         failures: Errors it raised.
+        mistrusted: Workers that were found to compute wrongly with it.
         trials: What this is a try of; its end is an answer, and its result is not wanted.
         started: When its worker got it, on the monotonic clock.
     """
@@ -48,6 +52,7 @@ class Job(Generic[Worker, Result]):
     patience_s: float = 3600.0
     deaths: int = 0
     failures: int = 0
+    mistrusted: int = 0
     trials: Trials[Worker, Result] | None = field(default=None, repr=False)
     started: float = field(default=0.0, repr=False)
 
@@ -56,7 +61,8 @@ class Listener(Protocol):
     """Told, in the caller's thread, what users should know of the workers."""
 
     def trouble(self, kind: str, job: str, reason: str) -> None:
-        """Work is done again: `kind` is `death` (of a worker), `stall`, `storage` (the store failed) or `start` (a worker did not start)."""
+        """Work is done again: `kind` is `death` (of a worker), `stall`, `storage` (the store failed), `machine` (one computes wrongly) or `start` (a
+        worker did not start)."""
 
     def warn(self, message: str) -> None:
         """A worker's `remarks`, each sentence once."""

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
-from pipeline.errors import PipelineError, StorageError
-from pipeline.execute.base import TASK_RETRIES, Job, Listener, Remarks, Result, Trials, Worker, WorkersError, remarks_of
+from pipeline.errors import MachineError, PipelineError, StorageError
+from pipeline.execute.base import MISTRUSTED_WORKERS, TASK_RETRIES, Job, Listener, Remarks, Result, Trials, Worker, WorkersError, remarks_of
 from pipeline.execute.connection import Resources
 
 _LONGEST_PAUSE_S = 60.0
@@ -231,6 +231,9 @@ class Ray(Generic[Worker]):
             if job.split is None:
                 raise WorkersError(f"{job.key} killed {job.deaths} workers and cannot be divided further") from error
             return _answer(job.split(), survived=None)
+        except MachineError as error:
+            self._retire(actor, job, error)
+            return job if job.trials is None else _answer(job.trials, survived=True)
         except Exception as error:
             self._idle.append(actor)
             if job.trials is not None:
@@ -243,6 +246,19 @@ class Ray(Generic[Worker]):
         bisect.insort(self._durations, time.monotonic() - job.started)
         done(result)
         return None
+
+    def _retire(self, actor: Any, job: Job[Worker, Any], error: MachineError) -> None:
+        """End a worker that computes wrongly. It gets no successor, which would stand on the same machine; the others go on with its job.
+
+        Raises:
+            MachineError: There are no others, or too many have failed with this job.
+        """
+        self._ray.kill(actor)
+        job.mistrusted += 1
+        if job.mistrusted >= MISTRUSTED_WORKERS or not (self._idle or self._busy or self._starting):
+            cause = getattr(error, "cause", None)
+            raise (cause if isinstance(cause, MachineError) else error) from error
+        self._again("machine", job.key, error)
 
     def _failed(self, job: Job[Worker, Result], error: Exception) -> Job[Worker, Result]:
         """What an actor raised: worth another try, or the end."""

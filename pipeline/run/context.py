@@ -96,5 +96,6 @@ class Context:
             count_sidecars=self.config.count_sidecars,
             ms_ssim=self.config.ms_ssim,
             device=self.config.device,
+            verify_sample=self.config.verify_sample,
             sampled_analysis=self.sampled_analysis,
         )

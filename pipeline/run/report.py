@@ -38,7 +38,7 @@ class Reporter(Protocol):
         """Something that is as it was asked for, and worth saying once."""
 
     def trouble(self, kind: str, job: str, reason: str) -> None:
-        """Work is done again: `kind` is `death` (of a worker), `stall`, `storage` (the store failed) or `start` (a worker did not start)."""
+        """Work is done again; see `execute.base.Listener`."""
 
     def tick(self) -> None:
         """About a second has passed."""

@@ -1,0 +1,110 @@
+"""The cross-check: some images of every shard decoded from their bytes alone, by another backend than the one that encoded them.
+
+An encoder whose picture is that of its own walk (see `coder`) proves that its bytes hold its symbols, and not that its machine computes rightly:
+what a broken vector unit or memory does to its walk, it does to that picture too. Another instruction set has other code on other parts of the CPU.
+
+```
+items, done --> those drawn, or the first of the draw if none is --> counterpart decodes the bytes --> the same samples: on they go
+                                                                                                   other, or none: MachineError
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from msinn_core.codec import Codec
+from msinn_core.errors import CodecError
+from pipeline.archive.layout import sha256
+from pipeline.encode.item import Item, ms_since
+from pipeline.errors import MachineError
+from pipeline.formats.outcome import Kept, Reason
+from pipeline.sources import SourceRecord
+from pipeline.sources.record import printable
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """What an encoder says of an image: that these bytes decode to samples of this hash."""
+
+    draw: float
+    name: str
+    data: bytes
+    recon_sha256: str
+
+
+class CrossCheck:
+    """Decodes a sample of what one codec encoded.
+
+    Args:
+        codec: The encoder's.
+        share: Of the images, in [0, 1].
+        worker: Host and process, for the sentence that names them.
+    """
+
+    def __init__(self, codec: Codec, share: float, worker: str) -> None:
+        self._codec, self._share, self._worker = codec, share, worker
+
+    @cached_property
+    def counterpart(self) -> Codec:
+        """What decodes the sample; made when the first image is drawn."""
+        return self._codec.counterpart()
+
+    def checked(self, items: Iterable[Item], *, at_least_one: bool = True) -> Iterator[Item]:
+        """The items of a shard, as they come, each of the sample decoded before it goes on.
+
+        An image that was decoded from its bytes when it was measured (a GPU's) was checked by that.
+
+        Args:
+            items: Done: with the data that will be stored, and measured.
+            at_least_one: If none of the coded images is drawn, decode that which was nearest to it, at the end.
+
+        Raises:
+            MachineError: The bytes of an image decode to other samples, or not at all.
+        """
+        nearest: _Claim | None = None
+        for item in items:
+            if item.coded and item.measured is not None and item.measured.walked:
+                assert item.data is not None
+                claim = _Claim(drawn(item.task.record), printable(item.task.record.name), item.data, item.measured.recon_sha256)
+                if claim.draw < self._share:
+                    at_least_one = False
+                    self._check_item(item, claim)
+                elif nearest is None or claim.draw < nearest.draw:
+                    nearest = claim
+            yield item
+        if at_least_one and nearest is not None:
+            self._check(nearest)
+
+    def _check_item(self, item: Item, claim: _Claim) -> None:
+        started = time.perf_counter()
+        try:
+            self._check(claim)
+        except (RuntimeError, MemoryError) as error:  # no verdict on the machine: it has too little memory for this image
+            item.outcome = Kept(Reason.CODEC_FAILED, f"does not decode: {error}"[:300])
+        item.verify_ms += ms_since(started)
+
+    def _check(self, claim: _Claim) -> None:
+        try:
+            decoded, _ = self.counterpart.decode(claim.data)
+        except CodecError as error:
+            raise self._disagreement(claim, f"does not decode ({error})") from error
+        if sha256(decoded.content()) != claim.recon_sha256:
+            raise self._disagreement(claim, "decodes to other pixels")
+
+    def _disagreement(self, claim: _Claim, what: str) -> MachineError:
+        mine, other = self._codec.engine.name, self.counterpart.engine.name
+        return MachineError(
+            f"worker {self._worker} computes wrongly: {claim.name}, encoded there with {mine}, {what} there with {other}; "
+            "nothing of its shard is committed"
+        )
+
+
+def drawn(record: SourceRecord) -> float:
+    """A number in [0, 1) that is the same for an image whenever and wherever it is encoded: those below the share are the sample."""
+    digest = hashlib.sha256(f"{record.key}\0{printable(record.name)}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
