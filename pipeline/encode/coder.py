@@ -115,9 +115,8 @@ class ImageCoder:
             return True
         started = time.perf_counter()
         original = item.loaded.picture
-        walked = item.symbols.walked is not None
         try:
-            decoded, symbols = self.checker.decode_known(item.data, item.symbols) if walked else self.checker.decode(item.data)
+            decoded, symbols = self.checker.decode_known(item.data, item.symbols)
         except IMAGE_ERRORS as error:
             item.outcome = Kept(Reason.CODEC_FAILED, f"does not decode: {error}"[:300])
             return False
@@ -126,7 +125,7 @@ class ImageCoder:
             item.outcome = Kept(Reason.CODEC_FAILED, "the decoder returns other symbols or metadata than were encoded")
             return False
         ms_ssim = metrics.ms_ssim(decoded.pixels, original.pixels) if self._ms_ssim else None
-        item.measured = Measured(metrics.mse(decoded.pixels, original.pixels), ms_ssim, sha256(decoded.content()), walked)
+        item.measured = Measured(metrics.mse(decoded.pixels, original.pixels), ms_ssim, sha256(decoded.content()), item.symbols.walked is not None)
         item.verify_ms += ms_since(started)
         return True
 

@@ -50,7 +50,7 @@ class _NoCodec:
         self._pictures[data] = symbols.picture
         return data
 
-    def decode(self, data: bytes) -> Any:
+    def decode_known(self, data: bytes, symbols: Any) -> Any:
         return self._pictures.pop(bytes(data)), []
 
 

@@ -18,6 +18,8 @@ from msinn_core.errors import (
     ModelMismatchError,
     UnsupportedVersionError,
 )
+from msinn_core.integer.ops import COMPILED, Compiled
+from msinn_core.integer.portable import Portable
 from msinn_core.model_file import LoadedModel, load_model, parse_model
 from msinn_core.picture import Picture
 
@@ -55,6 +57,101 @@ def test_bits_on_disk_are_the_bits_of_the_likelihood(codec: Codec, photo: NDArra
         with torch.no_grad():
             _, bits = network(x, q)
         assert len(codec.encode(picture, q)) < 1.01 * float(bits.sum()) / 8 + 200
+
+
+@pytest.fixture(params=["colour", "grey", "alpha", "odd", "one pixel wide"])
+def picture(request: pytest.FixtureRequest, photo: NDArray[np.uint8]) -> Picture:
+    return {
+        "colour": Picture(pixels=photo[:64, :96].copy(), icc=b"profile", exif=b"exif"),
+        "grey": Picture(pixels=photo[:64, :96, 1].copy()),
+        "alpha": Picture(pixels=photo[:50, :70].copy(), alpha=photo[:50, 100:170, 0].copy()),
+        "odd": Picture(pixels=photo[:33, :161].copy()),
+        "one pixel wide": Picture(pixels=photo[:150, :1].copy()),
+    }[request.param]
+
+
+def test_known_symbols_are_checked_without_a_second_walk(codec: Codec, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+    symbols = codec.compress(codec.transform(picture), 5.0, keep_walk=True)
+    data = codec.pack(symbols)
+    decoded, read = codec.decode(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(codec.engine, "decode", None)
+        known, seen = codec.decode_known(data, symbols)
+    assert known.content() == decoded.content()
+    assert (known.pixels.shape, known.metadata()) == (picture.pixels.shape, picture.metadata())
+    assert known.alpha is None if picture.alpha is None else np.array_equal(known.alpha, picture.alpha)
+    assert all(np.array_equal(a, b) for a, b in zip(seen, read, strict=True))
+    assert codec.decode_known(data, symbols)[0].content() == decoded.content(), "a picture that was asked for is not there any more"
+
+
+def test_known_symbols_do_not_excuse_other_bytes(codec: Codec, tile: Picture) -> None:
+    symbols = codec.compress(codec.transform(tile), 5.0, keep_walk=True)
+    data = codec.pack(symbols)
+    stream = bitstream.parse(data)
+    swapped = dataclasses.replace(stream, streams=(stream.streams[1], stream.streams[0], *stream.streams[2:])).to_bytes()
+    with pytest.raises(BitstreamError):
+        codec.decode_known(swapped, symbols)
+    for change in ({"q": 5.5}, {"width": tile.pixels.shape[1] - 1}, {"colour": "grey"}):
+        with pytest.raises(BitstreamError, match="the header says"):
+            codec.decode_known(dataclasses.replace(stream, **change).to_bytes(), symbols)
+    others = codec.compress(codec.transform(Picture(pixels=tile.pixels[::-1].copy())), 5.0, keep_walk=True)
+    try:
+        read = codec.decode_known(codec.pack(others), symbols)[1]
+    except BitstreamError:
+        return
+    assert not all(np.array_equal(a, b) for a, b in zip(read, symbols.symbols, strict=True))
+
+
+def test_symbols_without_a_walk_are_decoded(codec: Codec, tile: Picture) -> None:
+    """Where none was asked for; and of floats, which are not promised to be exact, none is kept."""
+    floats = Codec(load_model("msinn-lite-float"))
+    of_floats = floats.compress(floats.transform(tile), 5.0, keep_walk=True)
+    for each, symbols in ((codec, codec.compress(codec.transform(tile), 5.0)), (floats, of_floats)):
+        assert symbols.walked is None
+        data = each.pack(symbols)
+        (known, seen), (decoded, read) = each.decode_known(data, symbols), each.decode(data)
+        assert known.content() == decoded.content()
+        assert all(np.array_equal(a, b) for a, b in zip(seen, read, strict=True))
+
+
+def test_a_picture_that_failed_once_is_not_there_later(codec: Codec, tile: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+    symbols = codec.compress(codec.transform(tile), 5.0, keep_walk=True)
+    assert symbols.walked is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(Compiled, "unit", lambda *_: np.empty(2**50))
+        with pytest.raises(MemoryError):
+            symbols.walked.picture()
+    with pytest.raises(CodecError, match="could not be computed"):
+        symbols.walked.picture()
+
+
+def test_the_counterpart_computes_in_another_way_to_the_same_pixels(codec: Codec, picture: Picture) -> None:
+    data, names = codec.encode(picture, 3.0), set()
+    expected = codec.decode(data)[0].content()
+    each = codec
+    while each.engine.name not in names:
+        names.add(each.engine.name)
+        each = each.counterpart()
+        assert each.decode(data)[0].content() == expected, each.engine.name
+    assert len(names) > 1
+    # Where the best instruction set is not trusted, the portable form encodes, and the compiled ones below are the other way.
+    assert Codec(codec.model, backend=Portable()).counterpart().engine.name == (codec.engine.name if COMPILED else each.engine.name)
+
+
+def test_a_counterpart_has_passed_the_golden_vector(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Floats have no counterpart, and an instruction set that computes wrongly is none."""
+    floats = Codec(load_model("msinn-lite-float"))
+    assert floats.counterpart() is floats
+    right = Compiled.narrow
+    name = codec.counterpart().engine.name
+
+    def slipping(self: Compiled, x: NDArray[np.int32], shift: NDArray[np.int32]) -> NDArray[np.int16]:
+        out = right(self, x, shift)
+        out[0, 0, 0] ^= self.name == name
+        return out
+
+    monkeypatch.setattr(Compiled, "narrow", slipping)
+    assert codec.counterpart().engine.name not in (name, codec.engine.name)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 70), (33, 47), (64, 2)])
