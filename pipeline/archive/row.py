@@ -103,7 +103,14 @@ class Row:
     psnr_db: Annotated[float | None, Column(pa.float64(), "peak 255; null where nothing was lost (lossless)")] = None
     lossless: Annotated[bool, Column(pa.bool_(), "the file itself is stored", nullable=False)]
     ms_ssim: Annotated[float | None, Column(pa.float64(), "of the decoded pixels; null unless asked for")] = None
-    decode_verified: Annotated[bool, Column(pa.bool_(), "decoded from its bytes before the shard was committed", nullable=False)]
+    decode_verified: Annotated[
+        bool,
+        Column(
+            pa.bool_(),
+            "read back from its bytes and every symbol compared before the shard was committed; a sample was decoded to pixels too",
+            nullable=False,
+        ),
+    ]
     recon_sha256: Annotated[str | None, Column(pa.string(), "of the decoded samples, alpha after colour")] = None
     encoder: Annotated[str | None, Column(pa.string(), "device and versions")] = None
     status: Annotated[

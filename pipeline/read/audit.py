@@ -121,7 +121,7 @@ class Totals:
         bpp: 8 x stored bytes / pixels; None without pixels.
         mean_psnr_db: Of images that lost something; None if none did.
         pooled_psnr_db: Of all pixels; None if nothing was lost.
-        all_verified: Whether every coded image was decoded before it was committed.
+        all_verified: Whether every coded image was read back from its bytes before it was committed.
     """
 
     images: int
