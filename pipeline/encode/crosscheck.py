@@ -11,6 +11,7 @@ items, done --> those drawn, or the first of the draw if none is --> counterpart
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,9 @@ from pipeline.errors import MachineError
 from pipeline.formats.outcome import Kept, Reason
 from pipeline.sources import SourceRecord
 from pipeline.sources.record import printable
+
+_TOO_LITTLE_MEMORY = (MemoryError, RuntimeError)
+"""For this image (RuntimeError is torch's): no verdict on the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +82,14 @@ class CrossCheck:
                     nearest = claim
             yield item
         if at_least_one and nearest is not None:
-            self._check(nearest)
+            with contextlib.suppress(*_TOO_LITTLE_MEMORY):  # it is written, and nothing speaks against it
+                self._check(nearest)
 
     def _check_item(self, item: Item, claim: _Claim) -> None:
         started = time.perf_counter()
         try:
             self._check(claim)
-        except (RuntimeError, MemoryError) as error:  # no verdict on the machine: it has too little memory for this image
+        except _TOO_LITTLE_MEMORY as error:
             item.outcome = Kept(Reason.CODEC_FAILED, f"does not decode: {error}"[:300])
         item.verify_ms += ms_since(started)
 

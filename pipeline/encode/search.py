@@ -1,4 +1,4 @@
-"""The search for a quality: the least q at which an image, decoded from its bytes, has the PSNR that was asked for."""
+"""The search for a quality: the least q at which an image, as its bytes decode, has the PSNR that was asked for."""
 
 from __future__ import annotations
 

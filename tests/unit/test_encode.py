@@ -10,6 +10,7 @@ import pytest
 from msinn_core import metrics
 from msinn_core.codec import Codec, Latents, Symbols
 from msinn_core.errors import CodecError, DeviceMemoryError
+from msinn_core.integer.network import IntegerNetwork
 from msinn_core.model_file import LoadedModel
 from msinn_core.picture import Picture
 from pipeline.encode.coder import ImageCoder
@@ -97,6 +98,38 @@ def test_what_fails_is_kept_and_says_why(kind: Any, message: str, coder: ImageCo
     assert isinstance(item.outcome, Kept)
     assert (item.reason, message in (item.outcome.message or ""), item.payload) == (Reason.CODEC_FAILED, True, item.source)
     assert not item.outcome.message or len(item.outcome.message) <= 300
+
+
+def test_bytes_that_change_before_they_are_checked_are_found(coder: ImageCoder, tile: Picture) -> None:
+    whole = started(coder, item_of(replace(tile, icc=b"profile"))).data
+    assert whole is not None
+    for position in (*range(0, len(whole), 97), len(whole) - 1):
+        item = started(coder, item_of(replace(tile, icc=b"profile")))
+        item.data = whole[:position] + bytes([whole[position] ^ 0x10]) + whole[position + 1 :]
+        assert not coder.measure(item), position
+        assert item.reason == Reason.CODEC_FAILED
+
+
+def test_a_try_leaves_the_last_level_until_it_is_measured(coder: ImageCoder, codec: Codec, tile: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is anything measured twice for the same symbols."""
+    pictures: list[int] = []
+    right = IntegerNetwork.picture
+    monkeypatch.setattr(IntegerNetwork, "picture", lambda self, support: (pictures.append(1), right(self, support))[1])
+    item = item_of(tile)
+    for q in (3.0, 4.0, 5.0):
+        coder.compress(item, q, tentative=True)
+        coder.pack(item)
+    assert not pictures
+    assert coder.measure(item)
+    assert coder.measure(item)
+    assert len(pictures) == 1
+    coder.compress(item, 6.0)
+    assert (item.measured, len(pictures)) == (None, 2)
+    coder.pack(item)
+    assert coder.measure(item)
+    assert (item.data, len(pictures)) == (codec.encode(tile, 6.0), 2)
+    assert item.measured is not None
+    assert item.measured.mse == metrics.mse(codec.decode(item.data)[0].pixels, tile.pixels)  # type: ignore[arg-type]
 
 
 def test_curves_of_what_cannot_be_analysed_are_none(coder: ImageCoder, tile: Picture, model: LoadedModel) -> None:
