@@ -45,7 +45,7 @@ class CrossCheck:
     """Decodes a sample of what one codec encoded.
 
     Args:
-        codec: The encoder's.
+        codec: The encoder's, on the CPU.
         share: Of the images, in [0, 1].
         worker: Host and process, for the sentence that names them.
     """

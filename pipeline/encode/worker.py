@@ -51,7 +51,8 @@ class ShardWorker:
         engine = self.coder.codec.engine
         self.encoder = f"{engine.device} ({engine.name}), msinn {version('msinn')}, {platform.machine()}"
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
-        self.cross_check = CrossCheck(self.coder.codec, config.verify_sample, self.worker)
+        # Of the CPU's codec: what a GPU encodes is decoded in any case.
+        self.cross_check = CrossCheck(self.coder.checker, config.verify_sample, self.worker)
 
     @property
     def remarks(self) -> tuple[str, ...]:

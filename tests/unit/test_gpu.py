@@ -210,7 +210,8 @@ def test_a_backend_of_ones_own_that_computes_wrongly_is_refused(tiny: LoadedMode
 def test_a_worker_on_a_gpu_writes_what_one_on_the_cpu_writes(
     tiny: LoadedModel, photo: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the CPU in the GPU's place: the same shards, verified by the other backend; what is too large for the device is coded beside it."""
+    """With the CPU in the GPU's place: the same shards, every image decoded by the CPU; what is too large for the device is coded beside it, and
+    checked by another instruction set."""
     monkeypatch.setattr(gpu_layers, "triton_layers", lambda where: None)
     monkeypatch.setattr(gpu_backend, "OnDevice", lambda where, layers: OnDevice(CPU, layers))
     (tmp_path / "in").mkdir()
@@ -226,8 +227,11 @@ def test_a_worker_on_a_gpu_writes_what_one_on_the_cpu_writes(
         return right(self, pixels)
 
     monkeypatch.setattr(DeviceEngine, "transform_many", small)
-    made = {}
+    made, decoders = {}, []
+    decode = Codec.decode
+    monkeypatch.setattr(Codec, "decode", lambda self, data: (decoders.append(self.engine.name), decode(self, data))[1])
     for device in ("cpu", "cuda"):
+        decoders.clear()
         config = CompressConfig(budget=Budget(kind="q", value=0.0), model=str(model), device=device)
         Run(str(tmp_path / "in"), str(tmp_path / device), config, JsonReporter(io.StringIO()), placement=Placement(executor="local")).execute()
         made[device] = sorted(path.name for path in (tmp_path / device / "shards").iterdir())
@@ -235,6 +239,8 @@ def test_a_worker_on_a_gpu_writes_what_one_on_the_cpu_writes(
         assert [(row["status"], row["error"]) for row in rows] == [("coded", None)] * 3, device
         assert all(row["decode_verified"] for row in rows)
     assert made["cpu"] == made["cuda"]
+    best = Codec(tiny)
+    assert sorted(decoders) == sorted([best.engine.name, best.engine.name, best.counterpart().engine.name])
 
 
 def test_symbols_are_decoded_in_place(tiny: LoadedModel) -> None:
