@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from msinn_core.config import MsinnConfig
     from msinn_core.picture import Picture
 
 
@@ -66,9 +61,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from msinn_core import calibration
-    from msinn_core.checkpoint import infer_config, model_bytes, read_state
-    from msinn_core.codec import Codec
+    from msinn_core.assembly import float_model, integer_model
+    from msinn_core.checkpoint import infer_config, read_state
     from msinn_core.model_file import parse_model
     from pipeline.errors import StorageError, UsageError
 
@@ -85,15 +79,11 @@ def _import(arguments: argparse.Namespace) -> int:
     name = arguments.name or output.stem
     config = replace(config or infer_config(state), name=name)
     pictures = _pictures(arguments.calibrate) if arguments.calibrate else []
+    table_pictures = _pictures(arguments.fit_tables) if arguments.fit_tables else []
     if arguments.profile == "int":
-        make = _packed(config, state, name, pictures)
+        data = integer_model(config, state, name=name, pictures=pictures, table_pictures=table_pictures)
     else:
-        make = partial(model_bytes, config, state, name=name, half=arguments.half)
-    data = make()
-    if pictures:
-        # The constants of rate prediction are those of the tables, so tables come first.
-        tables = calibration.fit_tables(parse_model(data), _pictures(arguments.fit_tables) if arguments.fit_tables else pictures)
-        data = make(tables=tables, calibration=calibration.fit(Codec(parse_model(make(tables=tables))), pictures))
+        data = float_model(config, state, name=name, pictures=pictures, table_pictures=table_pictures, half=arguments.half)
     try:
         output.write_bytes(data)
     except OSError as error:
@@ -117,28 +107,3 @@ def _pictures(source: str) -> list[Picture]:
     if not pictures:
         raise SourceError(f"{source} holds no colour image to calibrate on")
     return pictures
-
-
-def _packed(config: MsinnConfig, state: Mapping[str, Tensor], name: str, pictures: list[Picture]) -> partial[bytes]:
-    """Makes a model file of the integer profile, of tables and constants that are still to be measured."""
-    import torch
-
-    from msinn_core.checkpoint import load_parameters
-    from msinn_core.config import SIZE_MULTIPLE
-    from msinn_core.engines import golden_digest
-    from msinn_core.integer.network import IntegerNetwork
-    from msinn_core.integer.packing import pack
-    from msinn_core.integer.portable import Portable
-    from msinn_core.model import Msinn
-    from msinn_core.model_file import integer_model_bytes
-
-    network = Msinn(config)
-    load_parameters(network, state)
-    crops = []
-    for picture in pictures:
-        height, width = (min(512, side - side % SIZE_MULTIPLE) for side in picture.pixels.shape[:2])
-        if height and width:
-            crops.append(torch.from_numpy(picture.pixels[:height, :width].copy()).permute(2, 0, 1)[None].float() / 255)
-    packed = pack(network, crops)
-    golden = golden_digest(IntegerNetwork(config, packed, Portable()))
-    return partial(integer_model_bytes, config, packed, golden, name=name)

@@ -28,15 +28,16 @@ _GOLDEN_RATIO = 0.6180339887
 """Multiples of it, modulo 1, are spread evenly however many there are."""
 
 
-def fit_tables(model: LoadedModel, pictures: Iterable[Picture]) -> Tables:
+def fit_tables(model: LoadedModel, pictures: Iterable[Picture], *, threads: int = 1) -> Tables:
     """CDF tables of the symbols that the model makes of these pictures, the Gaussian ones where there are few symbols.
 
     Args:
         model: Whose tables and calibration are ignored.
         pictures: A few dozen, trained on or not: 1,000 parameters see ten million symbols.
+        threads: Of the codec.
     """
     prior = gaussian_tables()
-    codec = Codec(replace(model, tables=prior))
+    codec = Codec(replace(model, tables=prior), threads=threads)
     # The encoder rounds by what the tables say that symbols cost, so it makes others with these. Fitted again they gain 0.02 % more: too little.
     return fitting.fitted(prior, [_histogram(codec, picture, i * _GOLDEN_RATIO % 1) for i, picture in enumerate(pictures)])
 

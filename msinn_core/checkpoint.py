@@ -16,7 +16,7 @@ from torch import Tensor
 from msinn_core.config import PAPER_LAMBDAS, MsinnConfig
 from msinn_core.entropy.tables import Tables
 from msinn_core.errors import CheckpointError, CodecError
-from msinn_core.model import Msinn
+from msinn_core.float.model import Msinn
 from msinn_core.model_file import UNREADABLE, Calibration, read_metadata, write_model
 
 # What model files and training checkpoints hold beside the parameters.

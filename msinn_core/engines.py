@@ -242,7 +242,7 @@ def engine_for(model: LoadedModel, *, device: str = "cpu", threads: int = 1, bac
         CheckpointError: No backend of this machine, or not the one that was asked for, gives the golden vector.
     """
     if model.network is not None:
-        from msinn_core.float_engine import FloatEngine
+        from msinn_core.float.engine import FloatEngine
 
         return FloatEngine(model.network, model.tables, device)
     if backend is None and device.split(":")[0] != "cpu":

@@ -24,7 +24,7 @@ from msinn_core.entropy.tables import Tables, gaussian_tables
 from msinn_core.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from msinn_core.model import Msinn
+    from msinn_core.float.model import Msinn
 
 FORMAT = "msinn-model-1"
 WEIGHTS = Path(__file__).parent / "weights"

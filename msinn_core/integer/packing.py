@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from msinn_core.config import LATENT_CHANNELS
 from msinn_core.entropy.tables import NUM_SCALES, SCALE_MAX, SCALE_MIN
 from msinn_core.errors import CheckpointError, ConfigError
-from msinn_core.gain import MIN_GAIN
+from msinn_core.float.gain import MIN_GAIN
+from msinn_core.float.layers import MaskedConv2d
+from msinn_core.float.model import Estimator, Msinn
+from msinn_core.float.postfilter import SCALE, Block, LitePostFilter, PaperPostFilter, Refine
+from msinn_core.float.transform import InvertibleUnit, ResidualBlock
 from msinn_core.integer.arrays import STATE_BITS
 from msinn_core.integer.ops import CORNERS, DENSE, EDGES, POINT
 from msinn_core.integer.packed import MAX_LOG2_GAIN, MAX_LOG2_INV_GAIN
-from msinn_core.layers import MaskedConv2d
-from msinn_core.model import Estimator, Msinn
-from msinn_core.postfilter import SCALE, Block, LitePostFilter, PaperPostFilter, Refine
-from msinn_core.transform import InvertibleUnit, ResidualBlock
 from msinn_core.walk import walk
 
 MARGIN = 2.0

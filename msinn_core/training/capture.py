@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from msinn_core.transform import InvertibleUnit
+from msinn_core.float.transform import InvertibleUnit
 
 _WARM_UP = 3
 _NEWTON_STEPS = 2

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from msinn_core.config import LATENT_CHANNELS, MsinnConfig
 from msinn_core.errors import CheckpointError
-from msinn_core.model import Msinn
-from msinn_core.transform import InvertibleConv1x1, InvertibleUnit
+from msinn_core.float.model import Msinn
+from msinn_core.float.transform import InvertibleConv1x1, InvertibleUnit
 
 STEP_PER_SQRT_LAMBDA = 0.02
 """`gain = sqrt(lambda) / 0.02`: the uniform quantiser's optimal step for an orthonormal transform at slope lambda."""

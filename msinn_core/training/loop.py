@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from msinn_core.checkpoint import load_parameters, read_tensors
 from msinn_core.config import MsinnConfig
 from msinn_core.errors import CheckpointError, CodecError
-from msinn_core.model import Msinn
+from msinn_core.float.model import Msinn
 from msinn_core.training.capture import CapturedStep, keep_inverses
 from msinn_core.training.config import Stage, TrainConfig
 from msinn_core.training.data import Tiles

@@ -1,125 +1,39 @@
-"""The one explicit schema of the manifest: one row per source image, whatever became of it."""
+"""The manifest as a file: Parquet of `row.Row`s, in the words and types of the present version whoever wrote it."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.archive.row import Row
 from pipeline.errors import ManifestError
 from pipeline.formats.parquet import read_bounded
+from pipeline.formats.records import schema_of, to_table
 
 SCHEMA_VERSION = "2"
 """Version 1 had other words (`ok`, `passthrough`), 100 dB for untouched files, and no mtime, pixels, metadata; it is read as version 2."""
 
 
-def _field(name: str, kind: pa.DataType, about: str, *, nullable: bool = True) -> pa.Field:
-    return pa.field(name, kind, nullable, metadata={"about": about})
-
-
-SCHEMA = pa.schema(
-    [
-        _field("key", pa.string(), "dot-free name in the archive", nullable=False),
-        _field("name", pa.string(), "original relative name", nullable=False),
-        _field("restore_name", pa.string(), "relative name that restore writes", nullable=False),
-        _field("source_uri", pa.string(), "where the image was read", nullable=False),
-        _field("member", pa.string(), "name in the shard; null if nothing could be stored"),
-        _field("source_bytes", pa.int64(), "bytes of the source file"),
-        _field("source_sha256", pa.string(), "of the source file"),
-        _field("source_format", pa.string(), "as the decoder named it"),
-        _field("mtime", pa.timestamp("us", "UTC"), "modification time of the source file"),
-        _field("width", pa.int32(), "pixels"),
-        _field("height", pa.int32(), "pixels"),
-        _field("pixels", pa.int64(), "width x height where the image decodes: what --bpp counts; null if it does not"),
-        _field("channels", pa.int8(), "samples per pixel in the source"),
-        _field("bit_depth", pa.int8(), "bits per sample in the source"),
-        _field("orientation", pa.int8(), "EXIF orientation 1..8"),
-        _field("icc", pa.int32(), "bytes of the ICC profile"),
-        _field("exif", pa.int32(), "bytes of EXIF"),
-        _field("xmp", pa.int32(), "bytes of XMP"),
-        _field(
-            "metadata",
-            pa.list_(pa.struct([("kind", pa.string()), ("bytes", pa.int64())])),
-            "what the file holds beside its pixels, all of it stored",
-        ),
-        _field("metadata_lost", pa.string(), "what was left behind although the image is coded; null: nothing"),
-        _field("shard_id", pa.int32(), "number of the shard", nullable=False),
-        _field("shard_key", pa.string(), "object name of the shard", nullable=False),
-        _field("offset", pa.int64(), "first byte of the payload in the shard"),
-        _field("length", pa.int64(), "bytes of the payload"),
-        _field("stored_bytes", pa.int64(), "bytes in the shard: tar header, payload, padding", nullable=False),
-        _field("payload_sha256", pa.string(), "of the payload"),
-        _field(
-            "sidecars",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("name", pa.string()),
-                        ("restore_name", pa.string()),
-                        ("member", pa.string()),
-                        ("offset", pa.int64()),
-                        ("length", pa.int64()),
-                        ("sha256", pa.string()),
-                        ("mtime", pa.timestamp("us", "UTC")),
-                    ]
-                )
-            ),
-            "files kept untouched beside the image",
-        ),
-        _field("codec", pa.string(), "msinn, kept (the file itself), or null if nothing is stored"),
-        _field("model_sha256", pa.string(), "model that decodes the payload"),
-        _field("bitstream_version", pa.int8(), "1 or 2: see FORMAT.md"),
-        _field("q", pa.float64(), "rate index"),
-        _field("lambda", pa.float64(), "objective per byte at which the plan stopped"),
-        _field("plan_rev", pa.int32(), "revision of the plan that chose q"),
-        _field("clamp", pa.string(), "none, floor or cap"),
-        _field("bpp", pa.float64(), "8 x payload bytes / pixels"),
-        _field("bpp_stored", pa.float64(), "8 x stored bytes / pixels"),
-        _field("predicted_bytes", pa.float64(), "stored bytes that the plan expected"),
-        _field("mse", pa.float64(), "of the decoded pixels, in 8-bit code values; 0 for kept files"),
-        _field("psnr_db", pa.float64(), "peak 255; null where nothing was lost (lossless)"),
-        _field("lossless", pa.bool_(), "the file itself is stored", nullable=False),
-        _field("ms_ssim", pa.float64(), "of the decoded pixels; null unless asked for"),
-        _field("decode_verified", pa.bool_(), "decoded from its bytes before the shard was committed", nullable=False),
-        _field("recon_sha256", pa.string(), "of the decoded samples, alpha after colour"),
-        _field("encoder", pa.string(), "device and versions"),
-        _field(
-            "status",
-            pa.string(),
-            "coded (nothing lost but what the rate took), kept (the file itself), failed (something is missing)",
-            nullable=False,
-        ),
-        _field("error_code", pa.string(), "why it is kept or what is missing"),
-        _field("error", pa.string(), "the same in words"),
-        _field("attempt", pa.string(), "attempt that wrote the shard", nullable=False),
-        _field("fetch_ms", pa.float32(), "milliseconds"),
-        _field("decode_ms", pa.float32(), "milliseconds for the source image"),
-        _field("model_ms", pa.float32(), "milliseconds in the network, encoding"),
-        _field("entropy_ms", pa.float32(), "milliseconds in the entropy coder"),
-        _field("verify_ms", pa.float32(), "milliseconds to decode and compare"),
-        _field("worker", pa.string(), "host and process"),
-        _field("encoded_at", pa.timestamp("ms", "UTC"), "time"),
-    ],
-    metadata={"msinn.manifest": SCHEMA_VERSION},
-)
-
+SCHEMA = schema_of(Row, {"msinn.manifest": SCHEMA_VERSION})
+"""Of what is written."""
 
 READ_SCHEMA = pa.schema([field.with_nullable(True) for field in SCHEMA], SCHEMA.metadata)
 """Of what is read: whoever wrote it may have left anything out."""
 
 
-def to_bytes(rows: Iterable[Mapping[str, Any]], schema: pa.Schema = SCHEMA) -> bytes:
+def to_bytes(rows: Iterable[Row]) -> bytes:
     """Parquet file of these rows.
 
     Raises:
         ManifestError: A row does not fit the schema.
     """
     try:
-        table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+        table = to_table(Row, rows, SCHEMA)
     except (pa.ArrowException, TypeError) as error:
         raise ManifestError(f"a row does not fit the manifest: {error}") from error
     return table_bytes(table)

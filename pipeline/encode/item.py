@@ -1,59 +1,122 @@
-"""An image on its way through a shard."""
+"""An image on its way through a shard: what is known of it grows from step to step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import NamedTuple
 
 from msinn_core.codec import Latents, Symbols
+from pipeline.archive.shard import stored_bytes
 from pipeline.encode.tasks import ImageTask
 from pipeline.formats import images
-from pipeline.formats.outcome import Coded, Outcome, Reason
+from pipeline.formats.outcome import Coded, Kept, Outcome, Reason
+
+
+class SidecarFile(NamedTuple):
+    """A sidecar that was fetched.
+
+    Attributes:
+        name: Its original name; `restore_name`: what restore calls it.
+        member: What it is called in the shard, unless that is taken.
+        mtime: Its modification time, where it is known.
+        data: Its bytes.
+    """
+
+    name: str
+    restore_name: str
+    member: str
+    mtime: datetime | None
+    data: bytes
+
+
+class Measured(NamedTuple):
+    """What decoding an image's bytes gave.
+
+    Attributes:
+        mse: In 8-bit code values; `ms_ssim` is None unless asked for.
+        recon_sha256: Of the decoded samples.
+    """
+
+    mse: float
+    ms_ssim: float | None
+    recon_sha256: str
 
 
 @dataclass
 class Item:
-    """An image on its way through the shard."""
+    """An image on its way through the shard.
+
+    Attributes:
+        task: What the plan wants of it.
+        source: The file; None if it could not be read, or once the image is written.
+        loaded: What the decoder of image files made of it.
+        outcome: What becomes of it, as far as is known.
+        latents: Of the network, while it may be coded at another q.
+        on_checker: The device's memory does not suffice for it: the CPU codes it.
+        symbols: At the q last tried, and `data`, their bitstream; `measured` is what that decodes to.
+        q: Rate index of `data`, once the symbols are released.
+        clamp: `none`, `floor` or `cap`, as in the manifest.
+        sidecars: Those that could be read; `lost` has a sentence for each of the others, and for the image's own file.
+    """
 
     task: ImageTask
     source: bytes | None
     loaded: images.LoadedImage
-    fetch_ms: float
-    decode_ms: float
+    outcome: Outcome = field(default_factory=Coded)
+    fetch_ms: float = 0.0
+    decode_ms: float = 0.0
     model_ms: float = 0.0
     entropy_ms: float = 0.0
     verify_ms: float = 0.0
-    outcome: Outcome = field(default_factory=Coded)
     latents: Latents | None = None
     on_checker: bool = False
     symbols: Symbols | None = None
     data: bytes | None = None
-    mse: float = 0.0
-    ms_ssim: float | None = None
-    recon_sha256: str | None = None
+    measured: Measured | None = None
     q: float | None = None
     clamp: str = "none"
-    sidecars: list[tuple[str, str, str, datetime | None, bytes]] = field(default_factory=list)
+    sidecars: list[SidecarFile] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
 
     @property
     def reason(self) -> Reason | None:
+        """Why it is not coded; None if it is."""
         return self.outcome.reason
 
     @property
     def coded(self) -> bool:
+        """Whether its pixels are coded, as far as is known."""
         return isinstance(self.outcome, Coded)
 
     @property
     def payload(self) -> bytes | None:
+        """What the shard will hold of it; None if nothing."""
         return self.data if self.coded else self.source
 
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes that the payload takes in the shard."""
+        return 0 if self.payload is None else stored_bytes(len(self.payload))
 
-def released(item: Item) -> Item:
-    """An image that is done, without what took its memory: the pixels and symbols of a whole shard would be gigabytes."""
-    item.q = item.symbols.q if item.symbols is not None else None
-    item.symbols = item.latents = None
-    if item.loaded.picture is not None:
-        picture = item.loaded.picture
-        item.loaded = replace(item.loaded, picture=replace(picture, pixels=picture.pixels[:1, :1].copy(), alpha=None))
-    return item
+    @property
+    def least_bytes(self) -> int:
+        """Bytes that it takes in the shard in the end: an image that outgrows its file will be kept as that file."""
+        return min(stored_bytes(len(data)) for data in (self.payload, self.source) if data is not None)
+
+    @property
+    def sidecar_bytes(self) -> int:
+        """Bytes that its sidecars take in the shard."""
+        return sum(stored_bytes(len(side.data)) for side in self.sidecars)
+
+    def keep_if_larger(self) -> None:
+        """Keep the file if the bitstream takes no less of the shard."""
+        if self.coded and self.source is not None and stored_bytes(len(self.data or b"")) >= stored_bytes(len(self.source)):
+            self.outcome = Kept(Reason.NOT_SMALLER, "the original file is not larger than the coded one")
+
+    def release(self) -> None:
+        """Let go of pixels, latents and symbols, once it is done: those of a whole shard would be gigabytes."""
+        self.q = self.symbols.q if self.symbols is not None else None
+        self.symbols = self.latents = None
+        if (picture := self.loaded.picture) is not None:
+            self.loaded = replace(self.loaded, picture=replace(picture, pixels=picture.pixels[:1, :1].copy(), alpha=None))

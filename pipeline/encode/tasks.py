@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.formats.outcome import Reason
+from pipeline.formats.records import Column, schema_of
 from pipeline.sources import SourceRecord
 
 
@@ -70,15 +73,28 @@ class ShardTask:
     limit_bytes: int | None = None
 
 
-ANALYSIS_SCHEMA = pa.schema(
-    [
-        ("index", pa.int64()),
-        ("source_bytes", pa.int64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("reason", pa.string()),
-        ("sidecar_bytes", pa.int64()),
-        ("bytes", pa.list_(pa.float64())),
-        ("mse", pa.list_(pa.float64())),
-    ]
-)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysed:
+    """What an analysis says of one image.
+
+    Attributes:
+        index: Position in the scan.
+        source_bytes: Of its file; None if it cannot be read.
+        width: Pixels; `height` likewise; None where the file does not say.
+        reason: Why it cannot be coded, or None.
+        sidecar_bytes: What its sidecars take in a shard; 0 where they do not count.
+        bytes: `[A]` predicted bytes of the bitstream at each of the model's rates; None if it cannot be coded.
+        mse: `[A]` predicted, in 8-bit code values.
+    """
+
+    index: Annotated[int, Column(pa.int64())]
+    source_bytes: Annotated[int | None, Column(pa.int64())]
+    width: Annotated[int | None, Column(pa.int32())]
+    height: Annotated[int | None, Column(pa.int32())]
+    reason: Annotated[Reason | None, Column(pa.string())]
+    sidecar_bytes: Annotated[int, Column(pa.int64())]
+    bytes: Annotated[NDArray[np.float64] | None, Column(pa.list_(pa.float64()))]
+    mse: Annotated[NDArray[np.float64] | None, Column(pa.list_(pa.float64()))]
+
+
+ANALYSIS_SCHEMA = schema_of(Analysed)

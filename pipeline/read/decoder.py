@@ -37,7 +37,7 @@ class Decoder:
             model = self._model(model_sha256)
             device = device if model.profile == "float" else "cpu"
             if model.profile == "float":
-                from msinn_core.float_engine import compute_on_one_thread
+                from msinn_core.float.engine import compute_on_one_thread
 
                 compute_on_one_thread()
             self._codecs[model_sha256, wanted] = Codec(model, device=device, max_pixels=self._limits.max_pixels, threads=self._threads)

@@ -17,9 +17,9 @@ from msinn_core.checkpoint import import_official
 from msinn_core.codec import Codec
 from msinn_core.entropy import portable, rans
 from msinn_core.entropy.tables import gaussian_tables
+from msinn_core.float.layers import pack
+from msinn_core.float.model import Estimator, Msinn
 from msinn_core.integer.portable import Portable
-from msinn_core.layers import pack
-from msinn_core.model import Estimator, Msinn
 from msinn_core.model_file import LoadedModel, parse_model
 from msinn_core.walk import walk
 

@@ -312,14 +312,16 @@ def test_hostile_names_in_a_manifest_never_leave_the_target(copy: Path, tmp_path
     from pipeline.archive import manifest
     from pipeline.archive.commits import Commit
     from pipeline.archive.layout import sha256
+    from pipeline.archive.row import Row
+    from pipeline.formats.records import from_table
 
     (copy / "MANIFEST.json").unlink()
     commit_path = sorted((copy / "commits").iterdir())[0]
     record = Commit.from_bytes(commit_path.read_bytes(), "commit")
-    table = manifest.read((copy / record.manifest).read_bytes()).to_pylist()
-    table[0]["restore_name"] = "../../escaped.png"
-    table[1]["restore_name"] = str(tmp_path / "absolute.png")
-    data = manifest.to_bytes(table)
+    first, second, *others = from_table(Row, manifest.read((copy / record.manifest).read_bytes()))
+    escaped = dataclasses.replace(first, restore_name="../../escaped.png")
+    absolute = dataclasses.replace(second, restore_name=str(tmp_path / "absolute.png"))
+    data = manifest.to_bytes([escaped, absolute, *others])
     (copy / record.manifest).write_bytes(data)
     commit_path.write_bytes(dataclasses.replace(record, manifest_sha256=sha256(data)).to_bytes())
     result = restore(str(copy), str(tmp_path / "target" / "out"))

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from msinn_core.model_file import LoadedModel
 from msinn_core.picture import Picture
 from pipeline.archive.archive import Archive
 from pipeline.archive.layout import commit_name
-from pipeline.encode.tasks import ImageTask, ShardTask, WorkConfig
+from pipeline.encode.tasks import ImageTask, WorkConfig
+from pipeline.encode.trim import encode_within
 from pipeline.encode.worker import ShardWorker
 from pipeline.errors import DamagedError, ManifestError, StorageError
 from pipeline.execute.base import Job, WorkersError
@@ -193,15 +193,14 @@ def test_an_epoch_is_shuffled_once(tmp_path: Path) -> None:
 
 def test_a_trimmed_shard_holds_no_pictures(tmp_path: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """34 Mpx in 1.15 MB of JPEG took 1.3 GB; a shard of 16 MiB of such files would have taken 8."""
-    monkeypatch.setattr("pipeline.encode.worker._TRIM_PIXELS", 10_000)
+    monkeypatch.setattr("pipeline.encode.trim.TRIM_PIXELS", 10_000)
     photos = sorted(make_photos(tmp_path / "in", 8, 128).iterdir())
     records = [SourceRecord(index=i, name=path.name, part=Part("file", str(path), path.stat().st_size)) for i, path in enumerate(photos)]
     worker = ShardWorker(
         model, open_store(str(tmp_path / "dst")), WorkConfig(target_psnr_db=None, max_pixels=10**6, count_sidecars=False, ms_ssim=False)
     )
     tasks = tuple(ImageTask(record, 4.0, 3000.0, pixels=128 * 128) for record in records)
-    with ThreadPoolExecutor(1) as coder:
-        items = worker._encode_within(ShardTask(shard_id=0, attempt="x", images=tasks, limit_bytes=40_000), coder)
+    items = encode_within(tasks, 40_000, worker.loader, worker.coder, worker.config)
     assert len(items) == 8
     held = [item.loaded.picture.pixels.size for item in items if item.loaded.picture is not None]
     assert sum(held) <= 3 * 8

@@ -22,6 +22,9 @@ from PIL import Image
 from msinn_core.model_file import load_model
 from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
+from pipeline.encode.coder import ImageCoder
+from pipeline.encode.item import Item
+from pipeline.encode.load import ItemLoader
 from pipeline.encode.tasks import ImageTask, WorkConfig
 from pipeline.encode.worker import ShardWorker
 from pipeline.errors import ManifestError, StorageError
@@ -67,18 +70,19 @@ def test_a_killed_driver_is_resumed_by_the_same_command(tmp_path: Path, matrix: 
 RAY = Placement(executor="ray")
 
 
-class Fragile(ShardWorker):
-    """A real worker whose process dies whenever it meets one image, as a decoder bug or an out-of-memory kill would have it."""
+class Fragile(ItemLoader):
+    """The loader of a real worker whose process dies whenever it meets one image, as a decoder bug or an out-of-memory kill would have it."""
 
-    def _load_one(self, task: ImageTask, with_sidecars: bool) -> Any:
+    def load(self, task: ImageTask, with_sidecars: bool) -> Item:
         if task.record.name == POISON and task.skip_reason is None:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super()._load_one(task, with_sidecars)
+        return super().load(task, with_sidecars)
 
 
 def fragile_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
-    sound = make_worker(model, url, config)
-    return Fragile(sound.codec.model, sound.store, config)
+    worker = make_worker(model, url, config)
+    worker.loader.__class__ = Fragile
+    return worker
 
 
 @pytest.mark.usefixtures("ray_pool")
@@ -366,25 +370,26 @@ def test_no_decision_rests_on_a_clock() -> None:
             assert "time.time()" not in line, (path, line)
 
 
-class Starved(ShardWorker):
-    """A real worker that has next to no memory left while it codes one image."""
+class Starved(ImageCoder):
+    """The coder of a real worker that has next to no memory left while it codes one image."""
 
-    def _start(self, item: Any, q: float) -> None:
+    def start(self, item: Item, q: float) -> None:
         if item.task.record.name != POISON:
-            super()._start(item, q)
+            super().start(item, q)
             return
         before = resource.getrlimit(resource.RLIMIT_AS)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, before[1]))
         try:
-            super()._start(item, q)
+            super().start(item, q)
         finally:
             resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def starved_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
-    sound = make_worker(model, url, config)
-    return Starved(sound.codec.model, sound.store, config)
+    worker = make_worker(model, url, config)
+    worker.coder.__class__ = Starved
+    return worker
 
 
 @pytest.mark.usefixtures("ray_pool")
@@ -404,20 +409,21 @@ def test_an_image_for_which_memory_does_not_suffice_is_kept_and_named(tmp_path: 
     matrix.settle("out of memory (RLIMIT_AS)", "the network, on one image", *troubles(log.getvalue()), tmp_path / "dst", photos)
 
 
-class Glutton(ShardWorker):
-    """A real worker that takes 4 GiB for one image."""
+class Glutton(ImageCoder):
+    """The coder of a real worker that takes 4 GiB for one image."""
 
-    def _start(self, item: Any, q: float) -> None:
+    def start(self, item: Item, q: float) -> None:
         if item.task.record.name == POISON and item.coded:
             taken = np.ones(2**29)
             time.sleep(60)
             del taken
-        super()._start(item, q)
+        super().start(item, q)
 
 
 def glutton_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
-    sound = make_worker(model, url, config)
-    return Glutton(sound.codec.model, sound.store, config)
+    worker = make_worker(model, url, config)
+    worker.coder.__class__ = Glutton
+    return worker
 
 
 GLUTTONY = """

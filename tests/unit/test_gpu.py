@@ -20,6 +20,7 @@ from msinn_core import engines
 from msinn_core.codec import Codec
 from msinn_core.entropy import rans
 from msinn_core.errors import BitstreamError, CheckpointError, DeviceMemoryError
+from msinn_core.float.model import Msinn
 from msinn_core.integer import portable
 from msinn_core.integer.gpu import backend as gpu_backend
 from msinn_core.integer.gpu import layers as gpu_layers
@@ -29,7 +30,6 @@ from msinn_core.integer.gpu.layers import Convolution, TritonLayers
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.ops import CORNERS, DENSE, EDGES, NUM_TAPS, POINT, Compiled, Layer
 from msinn_core.integer.portable import Float64Layers
-from msinn_core.model import Msinn
 from msinn_core.model_file import LoadedModel, parse_model
 from msinn_core.picture import Picture
 from pipeline.archive.archive import Archive

@@ -16,15 +16,15 @@ from msinn_core import engines, metrics
 from msinn_core.codec import Codec
 from msinn_core.config import MsinnConfig, preset
 from msinn_core.errors import CheckpointError, ConfigError
+from msinn_core.float.layers import MaskedConv2d
+from msinn_core.float.layers import pack as packed_half
+from msinn_core.float.model import Msinn
 from msinn_core.integer import arrays, ops, packing
 from msinn_core.integer.arrays import half_of, squeeze, unsqueeze, whole_of
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.ops import AVX2, AVX512, CORNERS, DENSE, EDGES, POINT, SCALAR, SSE41, Compiled, Layer
 from msinn_core.integer.packing import pack
 from msinn_core.integer.portable import Portable
-from msinn_core.layers import MaskedConv2d
-from msinn_core.layers import pack as packed_half
-from msinn_core.model import Msinn
 from msinn_core.model_file import LoadedModel, integer_model_bytes, load_model, parse_model
 from msinn_core.picture import Picture
 from tests.unit.test_network import TINY, randomised

@@ -9,9 +9,9 @@ import torch
 from msinn_core.checkpoint import import_official, infer_config, load_parameters
 from msinn_core.config import MsinnConfig, preset
 from msinn_core.errors import CheckpointError, ConfigError
-from msinn_core.layers import pack, squeeze, unpack, unsqueeze
-from msinn_core.likelihood import gaussian_bits
-from msinn_core.model import Msinn
+from msinn_core.float.layers import pack, squeeze, unpack, unsqueeze
+from msinn_core.float.likelihood import gaussian_bits
+from msinn_core.float.model import Msinn
 
 TINY = dataclasses.replace(
     preset("msinn-lite"),

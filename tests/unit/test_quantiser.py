@@ -8,12 +8,12 @@ import torch
 from msinn_core.codec import Codec
 from msinn_core.engines import IntegerEngine
 from msinn_core.entropy.tables import gaussian_tables
-from msinn_core.likelihood import gaussian_bits
+from msinn_core.float.likelihood import gaussian_bits
+from msinn_core.float.rounding import rate_aware_round, rate_aware_round_continuous
 from msinn_core.metrics import mse
 from msinn_core.model_file import LoadedModel
 from msinn_core.picture import Picture
 from msinn_core.quantiser import DISTORTION_WEIGHT, widened_zone
-from msinn_core.rounding import rate_aware_round, rate_aware_round_continuous
 
 
 def _case(model: LoadedModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

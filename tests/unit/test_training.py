@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from msinn_core.checkpoint import read_tensors
 from msinn_core.config import PAPER_LAMBDAS, preset
 from msinn_core.errors import CheckpointError, ConfigError
-from msinn_core.model import Msinn
+from msinn_core.float.model import Msinn
+from msinn_core.float.transform import InvertibleUnit
 from msinn_core.training.capture import keep_inverses
 from msinn_core.training.config import CONFIGS, Stage, TrainConfig, load_config
 from msinn_core.training.data import Tiles, cut
@@ -23,7 +24,6 @@ from msinn_core.training.init import extend_anchors, informed
 from msinn_core.training.loop import Trainer, TrainingFailed
 from msinn_core.training.loss import RateDistortion, Sample
 from msinn_core.training.soap import Soap
-from msinn_core.transform import InvertibleUnit
 from tests.unit.test_network import TINY
 
 CPU = torch.device("cpu")

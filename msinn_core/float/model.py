@@ -7,15 +7,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from msinn_core import context
 from msinn_core.config import LATENT_CHANNELS, NUM_LATENT_CHANNELS, SIZE_MULTIPLE, MsinnConfig
 from msinn_core.errors import ConfigError
-from msinn_core.gain import Gains, gains_at
-from msinn_core.layers import MaskedConv2d, pack, reduced_precision, unpack, unsqueeze
-from msinn_core.likelihood import gaussian_bits
-from msinn_core.postfilter import post_filter
-from msinn_core.rounding import rate_aware_round_continuous
-from msinn_core.transform import InvertibleUnit, Level, analysis, synthesis
+from msinn_core.float import context
+from msinn_core.float.gain import Gains, gains_at
+from msinn_core.float.layers import MaskedConv2d, pack, reduced_precision, unpack, unsqueeze
+from msinn_core.float.likelihood import gaussian_bits
+from msinn_core.float.postfilter import post_filter
+from msinn_core.float.rounding import rate_aware_round_continuous
+from msinn_core.float.transform import InvertibleUnit, Level, analysis, synthesis
 from msinn_core.walk import walk
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import nn
 
 from msinn_core.config import LATENT_CHANNELS, MsinnConfig
-from msinn_core.layers import MaskedConv2d, conv3x3_stack, stack
+from msinn_core.float.layers import MaskedConv2d, conv3x3_stack, stack
 
 
 def cc_transforms(config: MsinnConfig) -> nn.ModuleList:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from msinn_core.likelihood import gaussian_bits
+from msinn_core.float.likelihood import gaussian_bits
 from msinn_core.quantiser import DISTORTION_WEIGHT, TOP
 
 

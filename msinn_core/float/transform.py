@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msinn_core.config import LEVEL_CHANNELS, MsinnConfig
-from msinn_core.layers import reduced_precision, squeeze, unsqueeze
+from msinn_core.float.layers import reduced_precision, squeeze, unsqueeze
 
 
 class ActNorm(nn.Module):

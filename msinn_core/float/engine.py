@@ -14,10 +14,10 @@ from torch import Tensor
 from msinn_core.engines import Flat8, Flat32, Tally, stride
 from msinn_core.entropy import rans
 from msinn_core.entropy.tables import Tables
-from msinn_core.layers import pack
-from msinn_core.model import Msinn
+from msinn_core.float.layers import pack
+from msinn_core.float.model import Msinn
+from msinn_core.float.rounding import rate_aware_round
 from msinn_core.quantiser import widened_zone
-from msinn_core.rounding import rate_aware_round
 from msinn_core.walk import NUM_STEPS, walk
 
 

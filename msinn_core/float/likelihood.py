@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from msinn_core.gain import lower_bound
+from msinn_core.float.gain import lower_bound
 
 SCALE_MIN = 0.11
 """Floor of the Gaussian scale, in symbols (Balle et al. 2018)."""
