@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.text import shown
 
 if TYPE_CHECKING:
     from pipeline.archive.archive import Archive
+    from pipeline.read.audit import Summary
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,7 +47,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     if arguments.sql is None:
         facts = summary(archive)
         if arguments.json:
-            print(json.dumps(facts, default=str))
+            print(json.dumps(dataclasses.asdict(facts), default=str))
         else:
             print_summary(facts, archive.seal())
         return 0
@@ -117,33 +119,29 @@ def _cell(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else shown(value)
 
 
-def print_summary(facts: dict[str, Any], sealed: dict[str, Any] | None) -> None:
+def print_summary(facts: Summary, sealed: dict[str, Any] | None) -> None:
     """Totals, percentiles, worst images and reasons, as text."""
-    totals, marks = facts["totals"], facts["percentiles"]
-    print(f"images      {totals['images']:,}: {totals['coded']:,} coded, {totals['kept']:,} kept as they are, {totals['failed']:,} failed")
+    totals, marks = facts.totals, facts.percentiles
+    print(f"images      {totals.images:,}: {totals.coded:,} coded, {totals.kept:,} kept as they are, {totals.failed:,} failed")
     if sealed is None:
         print("            the archive is unfinished, these are the committed images only: run the same msinn compress to finish it")
     # What the budget bounds, ends of shards included; before the seal only the members are known.
-    stored = sealed["counted_bytes"] if sealed else totals["stored_bytes"]
-    if stored and totals["pixels"]:
-        ratio, bpp = totals["source_bytes"] / stored, 8 * stored / totals["pixels"]
-        print(f"bytes       {totals['source_bytes']:,} -> {stored:,} (ratio {ratio:.2f}, {bpp:.4f} bpp)")
+    stored = sealed["counted_bytes"] if sealed else totals.stored_bytes
+    if stored and totals.pixels:
+        ratio, bpp = totals.source_bytes / stored, 8 * stored / totals.pixels
+        print(f"bytes       {totals.source_bytes:,} -> {stored:,} (ratio {ratio:.2f}, {bpp:.4f} bpp)")
     if sealed and sealed.get("budget_bytes"):
         counted, budget = sealed["counted_bytes"], sealed["budget_bytes"]
         print(f"budget      {counted:,} of {budget:,.0f} bytes ({100 * counted / budget - 100:+.3f} %)")
-    if totals["coded"]:
-        if totals["mean_psnr_db"] is not None:
-            pooled = f", pooled {totals['pooled_psnr_db']:.2f} dB" if totals["pooled_psnr_db"] is not None else ""
-            print(
-                f"PSNR        mean {totals['mean_psnr_db']:.2f} dB{pooled}, every image decoded and measured (kept files, which lose nothing, aside)"
-            )
+    if totals.coded:
+        if totals.mean_psnr_db is not None:
+            pooled = f", pooled {totals.pooled_psnr_db:.2f} dB" if totals.pooled_psnr_db is not None else ""
+            print(f"PSNR        mean {totals.mean_psnr_db:.2f} dB{pooled}, every image decoded and measured (kept files, which lose nothing, aside)")
             print("            " + "  ".join(f"p{mark} {marks[f'psnr_db_{mark}']:.2f}" for mark in (0, 1, 5, 50, 95, 99, 100)))
         print("bpp         " + "  ".join(f"p{mark} {marks[f'bpp_{mark}']:.3f}" for mark in (0, 1, 5, 50, 95, 99, 100)))
         print(
             "worst       "
-            + "\n            ".join(
-                f"{_db(row['psnr_db'])}  {row['bpp']:.3f} bpp  {shown(row['key'])}  {shown(row['name'])}" for row in facts["worst"]
-            )
+            + "\n            ".join(f"{_db(row.psnr_db)}  {row.bpp:.3f} bpp  {shown(row.key)}  {shown(row.name)}" for row in facts.worst)
         )
-    for row in facts["reasons"]:
-        print(f"{shown(row['status']):<12}{row['images']:,} x {shown(row['error_code'])}, for example {shown(row['example'])}")
+    for row in facts.reasons:
+        print(f"{shown(row.status):<12}{row.images:,} x {shown(row.error_code)}, for example {shown(row.example)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -166,7 +167,8 @@ def _summarise(destination: str, outcome: Outcome, as_json: bool) -> int:
     facts = summary(Archive(destination))
     sealed = {key: value for key, value in outcome.sealed.items() if key != "commits"}
     if as_json:
-        print(json.dumps({"sealed": sealed, "shards_encoded": outcome.redone, "shards_resumed": outcome.resumed, **facts}, default=str))
+        counts = {"sealed": sealed, "shards_encoded": outcome.redone, "shards_resumed": outcome.resumed}
+        print(json.dumps(counts | dataclasses.asdict(facts), default=str))
     else:
         if outcome.resumed:
             print(f"{outcome.resumed} shards were there already, {outcome.redone} were encoded now")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-DEFAULT_PEERS = ("jpeg", "webp", "avif", "jxl", "vvc")
+DEFAULT_PEERS = ("jpeg", "webp", "avif", "avif-6", "jxl", "vvc")
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -18,7 +18,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     p.add_argument(
         "--peers", nargs="*", default=list(DEFAULT_PEERS), choices=DEFAULT_PEERS, help="codecs to run beside ours (none: --peers with nothing)"
     )
-    p.add_argument("--reference", metavar="FILE", help="JSON of published curves to compare with")
+    p.add_argument("--reference", metavar="FILE", help="JSON of curves measured elsewhere on the same images")
     p.add_argument("--out", default="eval-out", metavar="DIR", help="results.parquet (re-used by the next run), report.md, curves.png")
     p.add_argument("--limit", type=int, metavar="N", help="only the first N files")
     p.add_argument("--device", default="cpu")
@@ -35,6 +35,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     from pipeline.errors import UsageError
     from pipeline.lab import evaluation
     from pipeline.lab.peers import available
+    from pipeline.lab.reference import read_reference
 
     torch.set_num_threads(arguments.threads)
     found, absent = available()
@@ -49,25 +50,32 @@ def _eval(arguments: argparse.Namespace) -> int:
         models.append(evaluation.MsinnPeer(codec, tuple(codec.quantise_q(q) for q in rates), f"{arguments.device}, {arguments.threads} thread(s)"))
     if len({model.name for model in models}) < len(models):
         raise UsageError("two of the models have one name; import one of them under another name")
-    references = evaluation.reference_curves(Path(arguments.reference)) if arguments.reference else {}
+    reference = read_reference(Path(arguments.reference)) if arguments.reference else None
+    warning = ""
+    if reference and reference.pictures:
+        reference.check(arguments.images, evaluation.pictures(arguments.images, arguments.limit))
+    elif reference:
+        warning = f"{reference.path} does not say on which images its curves were measured: compare with them only what was measured on the same."
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    table = evaluation.evaluate(
+    measured = evaluation.evaluate(
         evaluation.pictures(arguments.images, arguments.limit),
         [*models, *(found[name] for name in arguments.peers if name in found)],
         out,
         keep_files=arguments.keep_files,
         said=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    means = evaluation.averages(table)
-    versions = dict(zip(table["codec"].to_pylist(), table["version"].to_pylist(), strict=True))
+    means = evaluation.averages(measured)
+    versions = {row.codec: row.version for row in measured}
+    # What was measured here goes before what a file says of the same codec.
+    references = {name: curve for name, curve in reference.curves.items() if name not in means} if reference else {}
     curves = {codec: [(point.bpp, point.psnr_db) for point in points] for codec, points in means.items()}
     tables = {
         model.name: evaluation.bd_table(curves[model.name], {**{n: c for n, c in curves.items() if n != model.name and len(c) > 1}, **references})
         for model in models
         if len(curves[model.name]) > 1
     }
-    text = evaluation.markdown(means, versions, tables)
+    text = evaluation.markdown(means, versions, tables, warning)
     (out / "report.md").write_text(text)
     try:
         evaluation.draw(means, references, [model.name for model in models], out / "curves.png")

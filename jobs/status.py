@@ -42,11 +42,11 @@ def _status(arguments: argparse.Namespace) -> int:
     pace = {} if archive.sealed else _pace(archive, records)
     facts = {
         "state": "sealed" if archive.sealed else "unfinished",
-        "source": redacted(run["source"]),
-        "budget": f"--{run['config']['budget']['kind']} {run['config']['budget']['value']:g}",
-        "model": f"{run['model_name']} {run['model_sha256'][:12]}",
-        "shards": f"{len(records)} of {run['shards']}",
-        "images": f"{sum(r.images for r in records)} of {run['images']}",
+        "source": redacted(run.source),
+        "budget": run.budget,
+        "model": f"{run.model_name} {run.model_sha256[:12]}",
+        "shards": f"{len(records)} of {run.shards}",
+        "images": f"{sum(r.images for r in records)} of {run.images}",
         "kept": sum(r.kept for r in records),
         "failed": sum(r.failed for r in records),
         "counted_bytes": sum(r.counted_bytes for r in records),
@@ -80,7 +80,7 @@ def _pace(archive: Archive, records: list[Commit]) -> dict[str, Any]:
         since = since if since < times[-1] else times[0]  # stores that know whole seconds only
         rate = sum(images.get(name, 0) for name, when in written.items() if when > since) / (times[-1] - since)
         facts["images_per_s"] = round(rate, 2)
-        left = int(archive.run["images"]) - sum(images.values())
+        left = archive.run.images - sum(images.values())
         facts["seconds_left"] = round(left / rate) if rate else None
     if age is not None:
         facts["last_sign_s"] = round(age)

@@ -36,7 +36,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     p = verbs.add_parser("train", help="train, resume or fine-tune a model", description="The same command again resumes from the last checkpoint.")
     p.add_argument("config", metavar="CONFIG", help="smoke, lite, paper, ... or a TOML file")
     p.add_argument("--data", nargs="+", metavar="SRC", help="training images: folders, tars, Parquet, globs, any URL")
-    p.add_argument("--valid", nargs="+", metavar="SRC", help="validation images, never trained on")
+    p.add_argument("--valid", nargs="+", metavar="SRC", help="validation images, never trained on; NAME=SRC for sets reported apart")
     p.add_argument("--out", metavar="DIR", help="checkpoints, log, curves (default: runs/NAME)")
     p.add_argument("--start", metavar="FILE", help="begin from the parameters of a model or checkpoint (parts are found too)")
     p.add_argument("--steps", type=int, metavar="N")
@@ -105,6 +105,7 @@ def _device(wanted: str, local_rank: int) -> torch.device:
 def _train(arguments: argparse.Namespace) -> int:
     import torch
 
+    from msinn_core.training.config import named_sources
     from msinn_core.training.loop import Trainer
     from pipeline.lab.tiles import TileStream, validation_pictures
 
@@ -129,7 +130,7 @@ def _train(arguments: argparse.Namespace) -> int:
             config.data, config.tile, seed=config.seed, rank=rank.rank, world_size=rank.world_size, num_threads=min(8, os.cpu_count() or 1)
         )
         tiles = stream.fill(config.resident_mib << 20, device, trainer.progress.data)
-        pictures = validation_pictures(config.valid, config.valid_images) if config.valid and chief else None
+        validation = {name: validation_pictures(group, config.valid_images) for name, group in named_sources(config.valid).items()} if chief else {}
         if not resumed:
             _begin(trainer, tiles)
             if rank.world_size > 1:
@@ -145,7 +146,7 @@ def _train(arguments: argparse.Namespace) -> int:
         if arguments.profile:
             _profile(trainer, tiles, arguments.profile, device)
             return 0
-        return run.go(tiles, stream, pictures)
+        return run.go(tiles, stream, validation)
 
 
 def _begin(trainer: Trainer, tiles: Tiles) -> None:
@@ -349,7 +350,7 @@ class _Run:
         with (self.out / LOG).open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def go(self, tiles: Tiles, stream: TileStream, pictures: torch.Tensor | None) -> int:
+    def go(self, tiles: Tiles, stream: TileStream, validation: dict[str, torch.Tensor]) -> int:
         """Train to the end of the schedule, the time limit or a signal; returns the exit code."""
         from msinn_core.training.loop import TrainingFailed
         from pipeline.lab.tiles import CROPS_PER_TILE
@@ -376,9 +377,9 @@ class _Run:
                     self._row(window, result, window.steps / (now - window_started))
                     window, window_started = _Window(), now
                     progress.window = {}
-                if pictures is not None and config.validate_every and progress.step % config.validate_every == 0:
+                if validation and config.validate_every and progress.step % config.validate_every == 0:
                     pause = time.monotonic()
-                    self._validate(pictures)
+                    self._validate(validation)
                     window_started += time.monotonic() - pause
                 if self.chief and time.monotonic() - saved > 60 * config.checkpoint_minutes:
                     self._save()
@@ -388,8 +389,8 @@ class _Run:
             raise
         self._check_together()
         if self.chief:
-            if pictures is not None and trainer.share >= 1 and self._validated != progress.step:
-                self._validate(pictures)
+            if validation and trainer.share >= 1 and self._validated != progress.step:
+                self._validate(validation)
             self._save()
             self._draw()
         done = trainer.share >= 1
@@ -447,11 +448,14 @@ class _Run:
         else:
             self.say(line)
 
-    def _validate(self, pictures: torch.Tensor) -> None:
-        self._validated = self.trainer.progress.step
-        points: list[Point] = self.trainer.validate(pictures)
-        self._log({"step": self.trainer.progress.step, "valid": [asdict(point) for point in points]})
-        self.say(f"step {self.trainer.progress.step}  valid " + "  ".join(f"q{p.q:g} {p.bpp:.4f} bpp {p.psnr_db:.3f} dB" for p in points))
+    def _validate(self, validation: dict[str, torch.Tensor]) -> None:
+        self._validated = step = self.trainer.progress.step
+        for name, pictures in validation.items():
+            points: list[Point] = self.trainer.validate(pictures)
+            named = {"set": name} if name else {}
+            self._log({"step": step, **named, "valid": [asdict(point) for point in points]})
+            figures = "  ".join(f"q{p.q:g} {p.bpp:.4f} bpp {p.psnr_db:.3f} dB" for p in points)
+            self.say(f"step {step}  valid{f' {name}' if name else ''}  {figures}")
 
     def _save(self) -> None:
         _publish(self.out / STATE, self.trainer.state())
@@ -467,6 +471,10 @@ class _Run:
             draw_curve(self.out / LOG, self.out / CURVE)
         except ImportError:
             self.say(f"{CURVE} is not drawn: matplotlib is missing (pip install 'msinn[train]')")
+
+
+_HUES = ((0.0, 0.0, 1.0), (1.0, 0.3, 0.0), (0.0, 0.6, 0.2), (0.6, 0.0, 0.7))
+"""Of the validation sets in a plot."""
 
 
 def draw_curve(log: Path, output: Path) -> None:
@@ -487,10 +495,15 @@ def draw_curve(log: Path, output: Path) -> None:
     if losses:
         left.plot(*zip(*losses, strict=True), linewidth=1)
     left.set(xlabel="step", ylabel="loss (in units of each rate's running mean)", title=output.parent.name)
-    for i, row in enumerate(validations):
-        shade = 0.85 * (1 - (i + 1) / len(validations))
-        points = [(point["bpp"], point["psnr_db"]) for point in row["valid"]]
-        right.plot(*zip(*points, strict=True), "o-", color=(shade, shade, 1.0), markersize=3, label=f"step {row['step']}")
+    sets = list(dict.fromkeys(row.get("set", "") for row in validations))
+    for number, name in enumerate(sets):
+        of_set = [row for row in validations if row.get("set", "") == name]
+        for i, row in enumerate(of_set):
+            shade = 0.85 * (1 - (i + 1) / len(of_set))
+            colour = tuple(value + (1 - value) * shade for value in _HUES[number % len(_HUES)])
+            points = [(point["bpp"], point["psnr_db"]) for point in row["valid"]]
+            label = f"{name} step {row['step']}".lstrip()
+            right.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, label=label)
     right.set(xlabel="bits per pixel (estimated)", ylabel="PSNR (dB)", title="validation")
     if validations:
         right.legend(fontsize=7)

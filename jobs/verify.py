@@ -60,7 +60,7 @@ def _verified(arguments: argparse.Namespace, verify: Any, reporter: Reporter) ->
             )
         done = f"{result.images} images and {result.sidecars} sidecars decoded and compared"
     else:
-        reporter.phase("verify", int(Archive(arguments.archive).run["images"]))
+        reporter.phase("verify", Archive(arguments.archive).run.images)
         result = verify.fixity(arguments.archive, on_shard=lambda record: reporter.advance(images=record.images))
         done = f"{result.images} images checked byte for byte"
     return finish(result.problems, done, "verification failed")

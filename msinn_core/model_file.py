@@ -66,6 +66,7 @@ class LoadedModel:
         tables: CDF tables.
         calibration: Constants of rate prediction.
         data: The file's bytes, to be archived beside what is coded with it.
+        card: Where it comes from, as JSON; empty if the file does not say.
     """
 
     name: str
@@ -78,6 +79,7 @@ class LoadedModel:
     tables: Tables
     calibration: Calibration
     data: bytes
+    card: str = ""
 
     @property
     def num_parameters(self) -> int:
@@ -145,6 +147,20 @@ def write_model(
     return save(contiguous, metadata={"format": FORMAT, "name": name, "profile": profile, "config": config.to_json()})
 
 
+def with_card(data: bytes, card: Mapping[str, Any]) -> bytes:
+    """The same model with a card: where it comes from, for people. It is part of the file, and so of the model's identity.
+
+    Args:
+        data: A model file.
+        card: What JSON can say.
+
+    Raises:
+        CheckpointError: Not a model file.
+    """
+    metadata, tensors = _read(data)
+    return save(tensors, metadata={**metadata, "card": json.dumps(card, sort_keys=True)})
+
+
 def parse_model(data: bytes) -> LoadedModel:
     """The model of a file's bytes.
 
@@ -193,6 +209,7 @@ def parse_model(data: bytes) -> LoadedModel:
         tables=tables,
         calibration=calibration,
         data=data,
+        card=metadata.get("card", ""),
     )
 
 

@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 from msinn_core import VERSION
+from msinn_core.training.config import named_sources
 from pipeline.sources import Fetcher, scan
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +38,8 @@ def main() -> None:
     _wheels(folder / "wheels", arguments.wheels, arguments.python)
     if arguments.start:
         shutil.copyfile(arguments.start, folder / "start.safetensors")
-    if arguments.valid:
-        _tar(folder / "valid.tar", arguments.valid, 4 << 20)
+    for name, sources in named_sources(arguments.valid).items():
+        _tar(folder / f"valid{'-' if name else ''}{name}.tar", list(sources), 4 << 20)
     listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=False)
     if listed.returncode == 0:
         files = [ROOT / name for name in listed.stdout.decode().split("\0") if name]

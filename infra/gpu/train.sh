@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a lent machine with a GPU: no network, nothing of ours installed, one command of a few minutes, results in parts under 16 MiB.
 #
-#   here:   infra/gpu/train.sh pack --data TRAIN... --valid VALID [--start CHECKPOINT]     (writes .gpu/, which git ignores: carry it)
+#   here:   infra/gpu/train.sh pack --data TRAIN... --valid [NAME=]VALID... [--start CHECKPOINT]     (writes .gpu/, which git ignores: carry it)
 #   there:  OUT=/folder/that/comes/back infra/gpu/train.sh run CONFIG MINUTES [msinn train's options]
 #   here:   cat model-*.safetensors.0* > model.safetensors, or msinn train --start model.safetensors beside the parts
 #
@@ -29,7 +29,13 @@ run)
   # The archive's own coder is not compiled there; training does not use it.
   "$python" -c 'import torch; print("torch", torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "without a GPU")'
   "$python" -m jobs.cli train "$config" "${options[@]}" --out "$work/profile" --profile 20
-  [ -s "$root/.gpu/valid.tar" ] && options+=(--valid "$root/.gpu/valid.tar")
+  # valid.tar, and valid-NAME.tar for each set that is reported apart
+  valid=()
+  for tar in "$root"/.gpu/valid*.tar; do
+    name=$(basename "$tar" .tar) name=${name#valid} name=${name#-}
+    [ -s "$tar" ] && valid+=("${name:+$name=}$tar")
+  done
+  [ ${#valid[@]} -gt 0 ] && options+=(--valid "${valid[@]}")
   "$python" -m jobs.cli train "$config" "${options[@]}" --out "$work/run" --split-mib 15
   mkdir -p "$out"
   cp "$work"/run/model-*.safetensors.*-of-* "$work/run/log.jsonl" "$out/"

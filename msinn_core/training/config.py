@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ CONFIGS = Path(__file__).parent / "configs"
 
 PRECISIONS = ("float32", "tf32", "bf16")
 
-_UNTRACKED = ("max_minutes", "checkpoint_minutes", "log_every", "compile", "capture")
+_UNTRACKED = ("max_minutes", "checkpoint_minutes", "log_every", "compile", "capture", "valid", "validate_every", "valid_images")
 """Keys that may differ between a run and its continuation. They change nothing that is learned, float rounding (`compile`, `capture`) and the end of
 a schedule by time (`max_minutes`) aside."""
+
+
+_NAMED = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9_-]*)=")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,12 +71,13 @@ class TrainConfig:
         preset: `msinn-base` or `msinn-lite`.
         anchor_num: Anchor rates, 8 or 12.
         data: Folders, tars, Parquet files or globs of training images (fsspec URLs).
-        valid: The same for validation; never trained on.
+        valid: The same for validation; never trained on. `NAME=SOURCE` puts a source into a set that is reported apart (`named_sources`).
         start: Checkpoint or model to begin from; a network with fewer anchors is extended.
         steps: Length of the run.
         max_minutes: Stop (with a checkpoint) after this long; 0 for no limit.
         schedule: What learning rate and stages follow: `steps`, or `time` (the share of `max_minutes` spent, continuations included).
         stages: Crop and batch schedule.
+        q_range: Least and largest rate index that steps train, where not the whole range is wanted; empty for all anchors.
         lambdas: Weight of the MSE (8-bit values squared, over 255**2 pixels) per anchor; the paper's if empty.
         learning_rate: Peak, after `warmup_steps`, before cosine decay to `final_share` of it.
         optimiser: `adam`, or `soap` for the convolutions (Adam keeps gains, actnorm, biases and 1x1 matrices).
@@ -82,6 +87,8 @@ class TrainConfig:
         ema_decay: Of the averaged parameters, which are the model.
         gradient_clip: Largest gradient norm.
         downscale_share: Share of crops antialiased down from up to twice the side.
+        colour_share: Share of crops with other exposure, contrast and white balance.
+        jpeg_share: Share of crops that were a JPEG file, as most pictures in archives were.
         init: `informed` (gains, Haar, swaps, scale head) or `paper`, for runs without `start`.
         precision: `float32`; `bf16` for couplings and context stacks; on a GPU also `tf32` (float32 whose convolutions multiply 10 bits of mantissa).
         capture: On a GPU, record each stage's forward and backward as one CUDA graph (see `capture`); not with DistributedDataParallel.
@@ -108,6 +115,7 @@ class TrainConfig:
     valid: tuple[str, ...] = ()
     start: str = ""
     anchor_num: int = 12
+    q_range: tuple[float, ...] = ()
     lambdas: tuple[float, ...] = ()
     max_minutes: float = 0.0
     schedule: str = "steps"
@@ -121,6 +129,8 @@ class TrainConfig:
     ema_decay: float = 0.999
     gradient_clip: float = 1.0
     downscale_share: float = 0.35
+    colour_share: float = 0.0
+    jpeg_share: float = 0.0
     init: str = "informed"
     precision: str = "float32"
     capture: bool = True
@@ -142,7 +152,7 @@ class TrainConfig:
                 raise ConfigError(f"{field.name} is {value!r}; it takes a number")
             if kind == "int" and not isinstance(value, int):
                 raise ConfigError(f"{field.name} is {value!r}; it takes a whole number")
-        shares = ("slow_share", "final_share", "downscale_share")
+        shares = ("slow_share", "final_share", "downscale_share", "colour_share", "jpeg_share")
         for key, low, high in (
             ("steps", 1, 1e9), ("learning_rate", 1e-9, 1), ("warmup_steps", 0, 1e9), ("gradient_clip", 1e-6, 1e6), ("ema_decay", 0, 0.999999),
             ("tile", 64, 4096), ("resident_mib", 1, 1e6), ("log_every", 1, 1e6), ("validate_every", 0, 1e9), ("valid_images", 1, 1e4),
@@ -163,7 +173,14 @@ class TrainConfig:
             raise ConfigError(f"the stages end at {ends}; they must rise to 1")
         if self.tile < max(stage.crop for stage in self.stages):
             raise ConfigError(f"tiles of {self.tile} pixels are smaller than the crops")
+        if self.q_range and (len(self.q_range) != 2 or not 0 <= self.q_range[0] <= self.q_range[1] <= self.anchor_num - 1):
+            raise ConfigError(f"q_range is {list(self.q_range)}; it takes two rising rate indexes from 0 to {self.anchor_num - 1}")
         self.network()
+
+    def anchors(self) -> tuple[int, int]:
+        """First and last anchor that steps train: those around `q_range`."""
+        low, high = self.q_range or (0, self.anchor_num - 1)
+        return math.floor(low), math.ceil(high)
 
     def network(self) -> MsinnConfig:
         """Configuration of the network.
@@ -210,6 +227,19 @@ class TrainConfig:
             return cls(**values)
         except TypeError as error:
             raise ConfigError(f"the training configuration is incomplete or has a value of the wrong kind: {error}") from error
+
+
+def named_sources(sources: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Sources by the set they belong to: `photo=a.tar` to `photo`, `b.tar` to the set without a name; several of one name are one set.
+
+    A name is letters, digits, `-` and `_`, from a letter on; a relative path that reads so (`date=2026/x.tar`) is written `./date=2026/x.tar`.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for source in sources:
+        match = _NAMED.match(source)
+        name = match["name"] if match else ""
+        found[name] = (*found.get(name, ()), source[match.end() :] if match else source)
+    return found
 
 
 def load_config(which: str) -> TrainConfig:

@@ -11,6 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from msinn_core.errors import ConfigError
+from msinn_core.training.augment import PEAK, jpeg, recolour, rounded
+
+COLOUR_GAINS, GAMMAS = (0.8, 1.2), (0.8, 1.25)
+JPEG_QUALITIES = (60, 98)
 
 
 def cut(pixels: NDArray[np.uint8], side: int) -> Iterator[NDArray[np.uint8]]:
@@ -69,14 +73,18 @@ class Tiles:
             self._tiles[(self.num_seen + i) % self.capacity] = stacked[i].to(self.device)
         self.num_seen += len(tiles)
 
-    def crops(self, batch: int, side: int, downscale_share: float, generator: torch.Generator) -> Tensor:
-        """`[batch, 3, side, side]` float32 in [0, 1]: random places, flips and turns; some antialiased down from up to twice the side.
+    def crops(
+        self, batch: int, side: int, downscale_share: float, generator: torch.Generator, *, colour_share: float = 0.0, jpeg_share: float = 0.0
+    ) -> Tensor:
+        """`[batch, 3, side, side]` float32 in [0, 1], multiples of 1/255: random places, flips and turns, and what the shares say.
 
         Args:
             batch: Crops.
-            side: In pixels, at most that of the tiles.
-            downscale_share: Share of crops that are scaled down.
+            side: In pixels, at most that of the tiles; with a `jpeg_share` a multiple of 16.
+            downscale_share: Share of crops that are antialiased down from up to twice the side.
             generator: On the CPU; decides everything.
+            colour_share: Share of crops whose colours are changed (`COLOUR_GAINS`, `GAMMAS`).
+            jpeg_share: Share of crops that were a JPEG file (`JPEG_QUALITIES`, two of three with subsampled chroma).
 
         Raises:
             ConfigError: There are no tiles.
@@ -92,9 +100,33 @@ class Tiles:
         for i in range(batch):
             size = sides[i] if scaled[i] else side
             row, column = (int(place * (self.side - size + 1)) for place in places[i])
-            crop = self._tiles[which[i], :, row : row + size, column : column + size][None].float() / 255
+            crop = self._tiles[which[i], :, row : row + size, column : column + size][None].float()
             if size != side:
-                crop = F.interpolate(crop, size=(side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+                crop = rounded(F.interpolate(crop, size=(side, side), mode="bicubic", antialias=True, align_corners=False))
             crop = torch.rot90(crop, turns[i] % 4, (2, 3))
             crops.append(crop.flip(3) if turns[i] >= 4 else crop)
-        return torch.cat(crops)
+        x = torch.cat(crops)
+        # A share of nothing draws nothing, so that runs without it go on with the numbers they had.
+        if colour_share:
+            self._recolour(x, colour_share, generator)
+        if jpeg_share:
+            self._through_jpeg(x, jpeg_share, generator)
+        return x / PEAK
+
+    def _recolour(self, x: Tensor, share: float, generator: torch.Generator) -> None:
+        chosen = torch.rand(len(x), generator=generator) < share
+        gamma = torch.empty(len(x)).uniform_(*GAMMAS, generator=generator)
+        gain = torch.empty(len(x), 3).uniform_(*COLOUR_GAINS, generator=generator)
+        if chosen.any():
+            at, gamma, gain = (value.to(self.device) for value in (chosen.nonzero()[:, 0], gamma[chosen], gain[chosen]))
+            x[at] = recolour(x[at], gamma, gain)
+
+    def _through_jpeg(self, x: Tensor, share: float, generator: torch.Generator) -> None:
+        chosen = torch.rand(len(x), generator=generator) < share
+        quality = torch.randint(JPEG_QUALITIES[0], JPEG_QUALITIES[1] + 1, (len(x),), generator=generator).float()
+        halved = torch.rand(len(x), generator=generator) < 2 / 3
+        for subsampled in (False, True):
+            these = chosen & (halved == subsampled)
+            if these.any():
+                at = these.nonzero()[:, 0].to(self.device)
+                x[at] = jpeg(x[at], quality[these].to(self.device), subsampled=subsampled)

@@ -208,11 +208,13 @@ class Trainer:
 
     def _draw(self, stage: Stage, step: int, tiles: Tiles) -> tuple[Tensor, Tensor]:
         """Crops and anchors of a step."""
-        generator = torch.Generator().manual_seed(self._seed(step))
-        x = tiles.crops(stage.batch, stage.crop, self.config.downscale_share, generator)
-        if self.config.channels_last:
+        config, generator = self.config, torch.Generator().manual_seed(self._seed(step))
+        shares = {"colour_share": config.colour_share, "jpeg_share": config.jpeg_share}
+        x = tiles.crops(stage.batch, stage.crop, config.downscale_share, generator, **shares)
+        if config.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        return x, torch.randint(self.config.anchor_num, (stage.batch,), generator=generator).to(self.device)
+        low, high = config.anchors()
+        return x, torch.randint(low, high + 1, (stage.batch,), generator=generator).to(self.device)
 
     def _forward_backward(self, stage: Stage, x: Tensor, anchor: Tensor, mark: Callable[[str], None]) -> tuple[Tensor, Sample]:
         self.network.train()

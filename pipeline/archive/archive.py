@@ -11,7 +11,6 @@ from msinn_core.model_file import retired_models
 from pipeline.archive import manifest
 from pipeline.archive.commits import Commit
 from pipeline.archive.layout import (
-    ARCHIVE_VERSION,
     COMMIT_NAME,
     RUN,
     SEAL,
@@ -21,9 +20,9 @@ from pipeline.archive.layout import (
     commit_name,
     fault_of,
     json_object,
-    run_fault,
     sha256,
 )
+from pipeline.archive.run_record import RunRecord
 from pipeline.errors import ManifestError, NotFoundError, OutageError, PipelineError, StorageError
 from pipeline.limits import MAX_COMMIT_BYTES, MAX_MODEL_BYTES, MAX_PARQUET_BYTES, MAX_RUN_BYTES
 from pipeline.store.base import open_store
@@ -57,13 +56,10 @@ class Archive:
     def __init__(self, url: str) -> None:
         self.store = open_store(url)
         try:
-            self.run = json_object(self.store.read(RUN, limit=MAX_RUN_BYTES), self.store.path(RUN))
+            data = self.store.read(RUN, limit=MAX_RUN_BYTES)
         except NotFoundError as error:
             raise MissingArchiveError(f"{url} is not an msinn archive: it has no {RUN}") from error
-        version = self.run.get("archive_version")
-        if version not in (1, ARCHIVE_VERSION):
-            raise ManifestError(f"archive version {str(version)[:40]}; this msinn reads versions 1 and {ARCHIVE_VERSION}: use a newer msinn")
-        check(run_fault(self.run), self.store.path(RUN))
+        self.run = RunRecord.from_bytes(data, self.store.path(RUN))
 
     def raise_outage(self, error: Exception) -> None:
         """Raise again what says nothing of the archive: an outage, which may pass, or a mistake of ours. What is left is damage.
@@ -194,7 +190,7 @@ class Archive:
         Raises:
             ManifestError: Missing or changed.
         """
-        digest = model_sha256 or str(self.run["model_sha256"])
+        digest = model_sha256 or self.run.model_sha256
         if not SHA256.fullmatch(digest):
             raise ManifestError(f"{digest[:80]!r} is no SHA-256 of a model")
         name = f"model/{digest}.safetensors"

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import ManifestError
-from pipeline.limits import MAX_SHARDS
 
 ARCHIVE_VERSION = 2
 """Version 1 called kept files `passthrough` and counted those that looked wrong as failed."""
@@ -65,21 +64,6 @@ def fault_of(values: Mapping[str, Any], name: str, kind: type, low: float = 0, h
     if name in _NAMES and isinstance(value, str) and not _NAMES[name].fullmatch(value):
         return f"{name} is no name of an object of this archive"
     return "it is no SHA-256" if name.endswith("_sha256") and not SHA256.fullmatch(str(value)) else None
-
-
-def run_fault(run: dict[str, Any]) -> str | None:
-    """What is wrong with `run.json`: everything that is read of it later is checked here."""
-    config = run.get("config")
-    budget = config.get("budget") if isinstance(config, dict) else None
-    if not isinstance(config, dict) or not isinstance(budget, dict):
-        return "it has no config"
-    faults = [fault_of(run, name, str) for name in ("source", "scan", "model_sha256", "model_name", "scan_digest")]
-    faults += [fault_of(run, "shards", int, 0, MAX_SHARDS), fault_of(run, "images", int)]
-    faults += [fault_of(budget, "kind", str), fault_of(budget, "value", float, -1e300, 1e300)]
-    firsts = run.get("shard_first")
-    if not isinstance(firsts, list) or len(firsts) != run.get("shards") or not all(type(first) is int and 0 <= first < 2**62 for first in firsts):
-        faults.append("shard_first is no list of a number for each shard")
-    return next((fault for fault in faults if fault is not None), None)
 
 
 def json_bytes(value: dict[str, Any]) -> bytes:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import pyarrow as pa
 
+from pipeline.archive.shard import Member
 from pipeline.formats.records import Column
 
 _FILE_TIME = pa.timestamp("us", "UTC")
@@ -46,11 +47,18 @@ class Sidecar:
     mtime: Annotated[datetime | None, Column(_FILE_TIME)] = None
 
 
+def sidecar_of(member: Member, *, name: str, restore_name: str, mtime: datetime | None = None) -> Sidecar:
+    """The sidecar that is a shard's member."""
+    return Sidecar(
+        name=name, restore_name=restore_name, member=member.name, offset=member.offset, length=member.length, sha256=member.sha256, mtime=mtime
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One source image in the manifest. Every field says itself what it holds; a rate, a model, a hash of pixels have only images that are coded.
 
-    Rows that are read (`records.from_table`) may hold None anywhere: where a column was not asked for, or whoever wrote it left it out.
+    Rows that are read (`records.rows_of`) may hold None anywhere: where a column was not asked for, or whoever wrote it left it out.
     `pipeline.read.rows.usable` sorts out those that lack what each must have.
     """
 

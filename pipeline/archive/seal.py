@@ -6,12 +6,13 @@ from typing import Any
 
 from pipeline.archive.commits import Commit
 from pipeline.archive.layout import ARCHIVE_VERSION, SEAL, commit_name, json_bytes, json_object, sha256
+from pipeline.archive.run_record import RunRecord
 from pipeline.errors import CommitConflictError
 from pipeline.limits import MAX_RUN_BYTES
 from pipeline.store.base import Store
 
 
-def seal(store: Store, run: dict[str, Any], records: list[Commit], extra: dict[str, Any]) -> dict[str, Any]:
+def seal(store: Store, run: RunRecord, records: list[Commit], extra: dict[str, Any]) -> dict[str, Any]:
     """Write `MANIFEST.json`: totals and the hash of every commit. The archive is complete from here on.
 
     Raises:
@@ -19,7 +20,7 @@ def seal(store: Store, run: dict[str, Any], records: list[Commit], extra: dict[s
     """
     content = {
         "archive_version": ARCHIVE_VERSION,
-        "model_sha256": run["model_sha256"],
+        "model_sha256": run.model_sha256,
         "shards": len(records),
         "images": sum(r.images for r in records),
         "coded": sum(r.coded for r in records),

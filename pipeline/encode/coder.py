@@ -1,7 +1,7 @@
 """One image coded: the network's part, the entropy coder's part, and the proof that the bytes decode to what was meant.
 
 ```
-Item --> start(q): transform once, compress --> symbols --> pack --> data --> measure: decode, compare --> Measured
+Item --> compress at q, transformed once --> symbols --> pack --> data --> measure: decode, compare --> Measured
          DeviceMemoryError: the CPU instead                                   anything else: Kept(CODEC_FAILED)
 ```
 """
@@ -20,8 +20,7 @@ from msinn_core.integer.ops import COMPILED
 from msinn_core.model_file import LoadedModel
 from msinn_core.picture import Picture
 from pipeline.archive.layout import sha256
-from pipeline.encode.item import Item, Measured
-from pipeline.encode.load import ms_since
+from pipeline.encode.item import Item, Measured, ms_since
 from pipeline.encode.tasks import WorkConfig
 from pipeline.formats.outcome import Kept, Reason
 
@@ -60,7 +59,7 @@ class ImageCoder:
         """Largest rate index."""
         return self.codec.q_max
 
-    def start(self, item: Item, q: float) -> None:
+    def compress(self, item: Item, q: float) -> None:
         """The network's part of coding at q: `symbols`. Nothing for an image that is not to be coded."""
         if not item.coded or item.loaded.picture is None:
             return

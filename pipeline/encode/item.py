@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import NamedTuple
@@ -120,3 +121,8 @@ class Item:
         self.symbols = self.latents = None
         if (picture := self.loaded.picture) is not None:
             self.loaded = replace(self.loaded, picture=replace(picture, pixels=picture.pixels[:1, :1].copy(), alpha=None))
+
+
+def ms_since(started: float) -> float:
+    """Milliseconds since a reading of `time.perf_counter`."""
+    return (time.perf_counter() - started) * 1e3

@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from pipeline.archive.members import member_name
-from pipeline.encode.item import Item, SidecarFile
+from pipeline.encode.item import Item, SidecarFile, ms_since
 from pipeline.encode.tasks import ImageTask
 from pipeline.errors import SourceError
 from pipeline.formats import images
 from pipeline.formats.decoding import Loader
 from pipeline.formats.outcome import Coded, Kept, Missing, Reason
-from pipeline.plan.curves import PASSTHROUGH_Q
 from pipeline.sources import Fetcher, SourceRecord
 from pipeline.sources.record import printable, utc
 
@@ -72,7 +71,7 @@ class ItemLoader:
         item = Item(task, source, loaded, fetch_ms=(fetched - started) * 1e3, clamp=task.clamp, sidecars=sidecars, lost=lost)
         item.decode_ms = ms_since(fetched)
         item.outcome = Coded() if loaded.reason is None else Kept(loaded.reason, loaded.message)
-        if item.coded and task.q == PASSTHROUGH_Q:
+        if item.coded and not task.to_code:
             item.outcome = Kept(Reason.NOT_SMALLER, "the plan keeps the original: coding it would not save bytes")
         return item
 
@@ -85,8 +84,3 @@ class ItemLoader:
             except SourceError as error:
                 lost.append(str(error))
         return found, lost
-
-
-def ms_since(started: float) -> float:
-    """Milliseconds since a reading of `time.perf_counter`."""
-    return (time.perf_counter() - started) * 1e3

@@ -90,7 +90,7 @@ def _search(coder: ImageCoder, item: Item, target_db: float) -> bool:
         following = bracket.following(q, psnr_db)
         if ended or abs(following - q) < 1 / bitstream.Q_STEPS:
             break
-        coder.start(item, following)
+        coder.compress(item, following)
         coder.pack(item)
         if not item.coded or not coder.measure(item):
             return False

@@ -12,7 +12,7 @@ from pipeline.archive import manifest
 from pipeline.archive.commits import Commit, commit
 from pipeline.archive.layout import sha256
 from pipeline.archive.members import suffix_of
-from pipeline.archive.row import Row, Sidecar
+from pipeline.archive.row import Row, Sidecar, sidecar_of
 from pipeline.archive.shard import Member, ShardWriter, stored_bytes, verify_members
 from pipeline.encode.describe import Describer
 from pipeline.encode.item import Item
@@ -79,17 +79,7 @@ def _add(item: Item, writer: ShardWriter, members: list[Member]) -> tuple[Member
         taken = {member.name if member else None, *(side.member for side in sidecars)}
         side = writer.add(f"{record.key}.{number}.side" if file.member in taken else file.member, file.data)
         members.append(side)
-        sidecars.append(
-            Sidecar(
-                name=file.name,
-                restore_name=file.restore_name,
-                member=side.name,
-                offset=side.offset,
-                length=side.length,
-                sha256=side.sha256,
-                mtime=file.mtime,
-            )
-        )
+        sidecars.append(sidecar_of(side, name=file.name, restore_name=file.restore_name, mtime=file.mtime))
     return member, tuple(sidecars)
 
 
@@ -111,11 +101,18 @@ def publish(store: Store, task: ShardTask, shard: LocalShard, *, count_sidecars:
     stem = f"{task.shard_id:05d}"
     name = content_name("shards", stem, shard.sha256, "tar")
     data = manifest.to_bytes(replace(row, shard_key=name) for row in shard.rows)
-    manifest_name = content_name("manifest", stem, sha256(data), "parquet")
+    record = _commit_of(task, shard, name, data, content_name("manifest", stem, sha256(data), "parquet"), count_sidecars=count_sidecars)
+    store.publish(shard.path, record.shard)
+    store.publish_bytes(data, record.manifest)
+    return commit(store, record)
+
+
+def _commit_of(task: ShardTask, shard: LocalShard, name: str, data: bytes, manifest_name: str, *, count_sidecars: bool) -> Commit:
+    """What is to be committed of a shard of this name, whose part of the manifest is `data`: its rows, summed up."""
     rows = shard.rows
     coded = [row for row in rows if row.codec == "msinn"]
     sidecar_bytes = sum(stored_bytes(side.length) for row in rows for side in row.sidecars)
-    record = Commit(
+    return Commit(
         shard_id=task.shard_id,
         attempt=task.attempt,
         shard=name,
@@ -136,6 +133,3 @@ def publish(store: Store, task: ShardTask, shard: LocalShard, *, count_sidecars:
         squared_error=float(sum((row.mse or 0) * (row.pixels or 0) for row in rows)),
         plan_rev=task.plan_rev,
     )
-    store.publish(shard.path, name)
-    store.publish_bytes(data, manifest_name)
-    return commit(store, record)

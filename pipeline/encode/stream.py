@@ -36,7 +36,7 @@ def encode_stream(tasks: Sequence[ImageTask], loader: ItemLoader, coder: ImageCo
     previous: tuple[Item, Future[None]] | None = None
     with ThreadPoolExecutor(1) as packer:
         for item in loader.ahead(tasks):
-            coder.start(item, item.task.q)
+            coder.compress(item, item.task.q)
             current = (item, packer.submit(coder.pack, item))
             if previous is not None:
                 yield finish(*previous)

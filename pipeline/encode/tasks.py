@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.formats.outcome import Reason
 from pipeline.formats.records import Column, schema_of
+from pipeline.plan.curves import KEPT_Q
 from pipeline.sources import SourceRecord
 
 
@@ -32,7 +33,7 @@ class ImageTask:
 
     Attributes:
         record: Where it is.
-        q: Rate index; infinite to keep the file.
+        q: Rate index; `KEPT_Q` to keep the file.
         predicted_bytes: Stored bytes that the plan expects, 0 without a plan.
         clamp: `none`, `floor` or `cap`.
         skip_reason: Keep the file for this reason, whatever q says; if it is that the file cannot be read, leave it out.
@@ -50,6 +51,11 @@ class ImageTask:
     min_psnr_db: float | None = None
     min_q: float = 0.0
     max_q: float = np.inf
+
+    @property
+    def to_code(self) -> bool:
+        """Whether the network shall have it, if its file decodes."""
+        return self.skip_reason is None and self.q != KEPT_Q
 
 
 @dataclass(frozen=True, kw_only=True)

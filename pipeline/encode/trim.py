@@ -13,7 +13,6 @@ from pipeline.encode.load import ItemLoader
 from pipeline.encode.search import verify
 from pipeline.encode.stream import encode_stream
 from pipeline.encode.tasks import ImageTask, WorkConfig
-from pipeline.plan.curves import PASSTHROUGH_Q
 from pipeline.plan.trim import Trimmer
 
 TRIM_PIXELS = 16_000_000
@@ -58,7 +57,7 @@ def _trim(items: list[Item], limit_bytes: int, coder: ImageCoder, target_psnr_db
     """Code the items so that together they take up the limit; each is measured at the rate at which it stays."""
 
     def encode(i: int, q: float) -> int:
-        coder.start(items[i], q)
+        coder.compress(items[i], q)
         coder.pack(items[i])
         return items[i].least_bytes
 
@@ -86,6 +85,6 @@ def split_for_trim(tasks: Sequence[ImageTask]) -> tuple[Sequence[ImageTask], Seq
     pixels = 0
     for start in range(len(tasks) - 1, -1, -1):
         pixels += tasks[start].pixels
-        if pixels > TRIM_PIXELS and any(task.q != PASSTHROUGH_Q and task.skip_reason is None for task in tasks[start + 1 :]):
+        if pixels > TRIM_PIXELS and any(task.to_code for task in tasks[start + 1 :]):
             return tasks[: start + 1], tasks[start + 1 :]
     return (), tasks

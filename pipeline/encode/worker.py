@@ -25,7 +25,7 @@ from pipeline.encode.shard import LocalShard, local_shard, publish
 from pipeline.encode.stream import encode_stream
 from pipeline.encode.tasks import ImageTask, ShardTask, WorkConfig
 from pipeline.encode.trim import encode_within
-from pipeline.formats.records import columns, from_table
+from pipeline.formats.records import columns, rows_of
 from pipeline.limits import MAX_PARQUET_BYTES
 from pipeline.sources import SourceRecord
 from pipeline.store.base import Store
@@ -138,5 +138,5 @@ class ShardWorker:
         """Names of images that are not as the manifest has them."""
         made = {row.key: (row.payload_sha256, row.sidecars) for row in shard.rows}
         data = self.store.read(record.manifest, limit=MAX_PARQUET_BYTES)
-        there = from_table(Row, manifest.read(data, columns=columns(Row, "key", "name", "payload_sha256", "sidecars")))
+        there = rows_of(Row, manifest.read(data, columns=columns(Row, "key", "name", "payload_sha256", "sidecars")))
         return [row.name for row in there if made.get(row.key, (None, ())) != (row.payload_sha256, row.sidecars)]

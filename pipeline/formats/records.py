@@ -93,20 +93,21 @@ def to_table(cls: type[Record], rows: Iterable[Record], schema: pa.Schema) -> pa
         pa.ArrowException: A value does not fit its column's type; or `TypeError`.
     """
     rows = list(rows)
-    named = {column.name: (field, isinstance(column.kind, type)) for field, column in _columns(cls).items()}
-    arrays = []
-    for column in schema:
-        field, nested = named[column.name]
-        cells = [getattr(row, field) for row in rows]
-        arrays.append(pa.array([[_plain(part) for part in cell] for cell in cells] if nested else cells, column.type))
-    return pa.Table.from_arrays(arrays, schema=schema)
+    fields = {column.name: field for field, column in _columns(cls).items()}
+    return pa.Table.from_arrays([to_array(cls, fields[name], [getattr(row, fields[name]) for row in rows]) for name in schema.names], schema=schema)
+
+
+def to_array(cls: type, field: str, cells: Iterable[Any]) -> pa.Array:
+    """Values of one field as its column. Raises as `to_table` does."""
+    column = _columns(cls)[field]
+    return pa.array([[_plain(part) for part in cell] for cell in cells] if isinstance(column.kind, type) else cells, column.arrow)
 
 
 def _plain(record: Any) -> dict[str, Any]:
     return {column.name: getattr(record, field) for field, column in _columns(type(record)).items()}
 
 
-def from_table(cls: type[Record], table: pa.Table) -> Iterator[Record]:
+def rows_of(cls: type[Record], table: pa.Table) -> Iterator[Record]:
     """The rows of a table.
 
     Fields whose column the table lacks, and nulls, are None, whatever the field's type says: those who ask for columns know which, and other people

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -21,32 +20,46 @@ from msinn_core.codec import Codec
 from msinn_core.picture import Picture
 from pipeline.errors import SourceError, UsageError
 from pipeline.formats import images
+from pipeline.formats.records import Column, rows_of, schema_of, to_table
 from pipeline.lab.peers import Peer, Pixels
+from pipeline.lab.reference import Curve, pixels_digest
 from pipeline.sources import Fetcher, scan
 
 WINDOW_DB = 3
 _FIRST_WINDOW_DB, _LAST_WINDOW_DB = 26, 50
 
-Curve = list[tuple[float, float]]
 
-SCHEMA = pa.schema(
-    [
-        pa.field("image", pa.string()),
-        pa.field("pixels_sha256", pa.string()),
-        pa.field("codec", pa.string()),
-        pa.field("version", pa.string()),
-        pa.field("setting", pa.float64()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("file_bytes", pa.int64()),
-        pa.field("bpp", pa.float64(), metadata={"unit": "8 x file_bytes / pixels"}),
-        pa.field("mse", pa.float64(), metadata={"unit": "8-bit code values squared, RGB"}),
-        pa.field("psnr_db", pa.float64()),
-        pa.field("ms_ssim", pa.float64()),
-        pa.field("encode_ms", pa.float64()),
-        pa.field("decode_ms", pa.float64()),
-    ]
-)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One picture coded by one codec at one setting: a row of `results.parquet`.
+
+    Attributes:
+        image: Its name; `pixels_sha256`: of shape and pixels.
+        codec: With its version, and `setting`, whose meaning is the codec's own.
+        file_bytes: Of the file on disk.
+        encode_ms: Milliseconds; `decode_ms` likewise.
+    """
+
+    image: Annotated[str, Column(pa.string())]
+    pixels_sha256: Annotated[str, Column(pa.string())]
+    codec: Annotated[str, Column(pa.string())]
+    version: Annotated[str, Column(pa.string())]
+    setting: Annotated[float, Column(pa.float64())]
+    width: Annotated[int, Column(pa.int32())]
+    height: Annotated[int, Column(pa.int32())]
+    file_bytes: Annotated[int, Column(pa.int64())]
+    bpp: Annotated[float, Column(pa.float64(), unit="8 x file_bytes / pixels")]
+    mse: Annotated[float, Column(pa.float64(), unit="8-bit code values squared, RGB")]
+    psnr_db: Annotated[float, Column(pa.float64())]
+    ms_ssim: Annotated[float | None, Column(pa.float64())]
+    encode_ms: Annotated[float, Column(pa.float64())]
+    decode_ms: Annotated[float, Column(pa.float64())]
+
+
+SCHEMA = schema_of(Measurement)
+
+_Identity = tuple[str, str, str, float]
+"""Digest of the pixels, codec, version and setting: what need not be measured twice."""
 
 
 class MsinnPeer:
@@ -108,7 +121,9 @@ def pictures(source: str, limit: int | None = None) -> Iterator[tuple[str, Pixel
         raise SourceError(f"{source} holds no 8-bit colour image")
 
 
-def evaluate(source: Iterable[tuple[str, Pixels]], peers: Sequence[Peer], folder: Path, *, keep_files: bool, said: Callable[[str], None]) -> pa.Table:
+def evaluate(
+    source: Iterable[tuple[str, Pixels]], peers: Sequence[Peer], folder: Path, *, keep_files: bool, said: Callable[[str], None]
+) -> list[Measurement]:
     """One row per image, codec and setting, from files written to `folder`, read back and decoded.
 
     `folder/results.parquet` is replaced after each image; what it holds of the same pixels, codec version and setting is not measured again.
@@ -124,35 +139,31 @@ def evaluate(source: Iterable[tuple[str, Pixels]], peers: Sequence[Peer], folder
         The rows of this request, in its order.
     """
     path = folder / "results.parquet"
-    known = {_identity(row): row for row in _read(path)}
-    wanted: list[dict[str, Any]] = []
+    known = {(row.pixels_sha256, row.codec, row.version, row.setting): row for row in _read(path)}
+    wanted: list[Measurement] = []
     for number, (name, pixels) in enumerate(source):
         started, num_new = time.perf_counter(), 0
-        digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+        digest = pixels_digest(pixels)
         for peer in peers:
             for setting in peer.settings:
-                row = {"image": name, "pixels_sha256": digest, "codec": peer.name, "version": peer.version, "setting": setting}
-                if (identity := _identity(row)) not in known:
+                identity = (digest, peer.name, peer.version, setting)
+                if identity not in known:
                     file = folder / "files" / peer.name.replace(" ", "-").lower() / f"{setting:g}" / f"{number:05d}{peer.suffix}"
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    known[identity] = row | _measure(peer, pixels, setting, file)
+                    known[identity] = _measure(name, identity, peer, pixels, file)
                     num_new += 1
                     if not keep_files:
                         file.unlink()
                 wanted.append(known[identity])
         if num_new:
             temporary = path.with_suffix(".tmp")
-            pq.write_table(pa.Table.from_pylist(list(known.values()), schema=SCHEMA), temporary, compression="zstd")
+            pq.write_table(to_table(Measurement, known.values(), SCHEMA), temporary, compression="zstd")
             temporary.replace(path)
         said(f"{number + 1}: {name}, {num_new} files in {time.perf_counter() - started:.1f} s")
-    return pa.Table.from_pylist(wanted, schema=SCHEMA)
+    return wanted
 
 
-def _identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["pixels_sha256"], row["codec"], row["version"], row["setting"]
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[Measurement]:
     """Rows of an earlier run; none if there was none, or of another version of this table."""
     if not path.exists():
         return []
@@ -160,11 +171,11 @@ def _read(path: Path) -> list[dict[str, Any]]:
         table = pq.read_table(path)
     except pa.ArrowException as error:
         raise UsageError(f"{path} is there and is no Parquet file: remove it, or name another --out ({error})") from error
-    rows: list[dict[str, Any]] = table.to_pylist() if table.schema.equals(SCHEMA) else []
-    return rows
+    return list(rows_of(Measurement, table)) if table.schema.equals(SCHEMA) else []
 
 
-def _measure(peer: Peer, pixels: Pixels, setting: float, path: Path) -> dict[str, Any]:
+def _measure(image: str, identity: _Identity, peer: Peer, pixels: Pixels, path: Path) -> Measurement:
+    digest, codec, version, setting = identity
     started = time.perf_counter()
     data = peer.encode(pixels, setting)
     encoded = time.perf_counter()
@@ -175,54 +186,44 @@ def _measure(peer: Peer, pixels: Pixels, setting: float, path: Path) -> dict[str
     finished = time.perf_counter()
     height, width = pixels.shape[:2]
     mse = metrics.mse(pixels, decoded)
-    return {
-        "width": width,
-        "height": height,
-        "file_bytes": len(data),
-        "bpp": metrics.bpp(len(data), width, height),
-        "mse": mse,
-        "psnr_db": metrics.psnr_db(mse),
-        "ms_ssim": metrics.ms_ssim(pixels, decoded),
-        "encode_ms": 1e3 * (encoded - started),
-        "decode_ms": 1e3 * (finished - read),
-    }
+    return Measurement(
+        image=image,
+        pixels_sha256=digest,
+        codec=codec,
+        version=version,
+        setting=setting,
+        width=width,
+        height=height,
+        file_bytes=len(data),
+        bpp=metrics.bpp(len(data), width, height),
+        mse=mse,
+        psnr_db=metrics.psnr_db(mse),
+        ms_ssim=metrics.ms_ssim(pixels, decoded),
+        encode_ms=1e3 * (encoded - started),
+        decode_ms=1e3 * (finished - read),
+    )
 
 
-def averages(table: pa.Table) -> dict[str, list[Average]]:
+def averages(measured: Iterable[Measurement]) -> dict[str, list[Average]]:
     """Per codec, one `Average` per setting by rising bpp. PSNR is the mean of the images' PSNR, as the literature has it."""
-    groups: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
-    for row in table.to_pylist():
-        groups[row["codec"], row["setting"]].append(row)
+    groups: dict[tuple[str, float], list[Measurement]] = defaultdict(list)
+    for row in measured:
+        groups[row.codec, row.setting].append(row)
     result: dict[str, list[Average]] = defaultdict(list)
     for (codec, setting), rows in groups.items():
-        megapixels = sum(row["width"] * row["height"] for row in rows) / 1e6
-        similarity = [row["ms_ssim"] for row in rows if row["ms_ssim"] is not None]
+        megapixels = sum(row.width * row.height for row in rows) / 1e6
+        similarity = [row.ms_ssim for row in rows if row.ms_ssim is not None]
         result[codec].append(
             Average(
                 setting,
-                float(np.mean([row["bpp"] for row in rows])),
-                float(np.mean([row["psnr_db"] for row in rows])),
+                float(np.mean([row.bpp for row in rows])),
+                float(np.mean([row.psnr_db for row in rows])),
                 float(np.mean(similarity)) if similarity else None,
-                1e3 * megapixels / sum(row["encode_ms"] for row in rows),
-                1e3 * megapixels / sum(row["decode_ms"] for row in rows),
+                1e3 * megapixels / sum(row.encode_ms for row in rows),
+                1e3 * megapixels / sum(row.decode_ms for row in rows),
             )
         )
     return {codec: sorted(points, key=lambda point: point.bpp) for codec, points in result.items()}
-
-
-def reference_curves(path: Path) -> dict[str, Curve]:
-    """Curves of a reference file: `{"codecs": {name: {"bpp": [...], "psnr_rgb": [...]}}}`.
-
-    Raises:
-        UsageError: Unreadable, or of another form.
-    """
-    try:
-        codecs = json.loads(path.read_text())["codecs"]
-        return {name: [(float(b), float(p)) for b, p in zip(curve["bpp"], curve["psnr_rgb"], strict=True)] for name, curve in codecs.items()}
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is no file of reference curves: {error}") from error
 
 
 def bd_table(ours: Curve, others: Mapping[str, Curve]) -> list[tuple[str, list[float | None]]]:
@@ -238,8 +239,10 @@ def bd_table(ours: Curve, others: Mapping[str, Curve]) -> list[tuple[str, list[f
     ]
 
 
-def markdown(means: Mapping[str, list[Average]], versions: Mapping[str, str], tables: Mapping[str, list[tuple[str, list[float | None]]]]) -> str:
-    """The report: averages of every codec, then BD-rates of each of our models."""
+def markdown(
+    means: Mapping[str, list[Average]], versions: Mapping[str, str], tables: Mapping[str, list[tuple[str, list[float | None]]]], warning: str = ""
+) -> str:
+    """The report: averages of every codec, then BD-rates of each of our models beside encoding times, with a warning if there is one."""
     lines = ["| codec | setting | bpp | PSNR (dB) | MS-SSIM | encode Mpx/s | decode Mpx/s |", "| --- " * 7 + "|"]
     for codec, points in means.items():
         for p in points:
@@ -247,10 +250,12 @@ def markdown(means: Mapping[str, list[Average]], versions: Mapping[str, str], ta
             lines.append(f"| {codec} | {p.setting:g} | {p.bpp:.4f} | {p.psnr_db:.3f} | {similarity} | {p.encode_mpx_s:.2f} | {p.decode_mpx_s:.2f} |")
     lines += ["", "Versions: " + "; ".join(f"{codec}: {version}" for codec, version in versions.items()) + "."]
     windows = [f"{low}-{low + WINDOW_DB}" for low in range(_FIRST_WINDOW_DB, _LAST_WINDOW_DB, WINDOW_DB)]
+    seconds = {codec: f"{np.mean([1 / p.encode_mpx_s for p in points]):.2f}" for codec, points in means.items()}
     for codec, table in tables.items():
-        lines += ["", f"BD-rate of {codec} in %, negative where it needs fewer bits; PCHIP, and Akima for the whole overlap.", ""]
-        lines += [f"| against | whole | Akima | {' | '.join(f'{w} dB' for w in windows)} |", "| --- " * (3 + len(windows)) + "|"]
-        lines += [f"| {name} | {' | '.join('' if v is None else f'{v:+.1f}' for v in values)} |" for name, values in table]
+        lines += ["", f"BD-rate of {codec} in %, negative where it needs fewer bits; PCHIP, and Akima for the whole overlap."]
+        lines += [f"Seconds are means over a codec's settings; {codec} itself: {seconds[codec]} s/Mpx.", *([f"**{warning}**"] if warning else []), ""]
+        lines += [f"| against | encode s/Mpx | whole | Akima | {' | '.join(f'{w} dB' for w in windows)} |", "| --- " * (4 + len(windows)) + "|"]
+        lines += [f"| {name} | {seconds.get(name, '')} | {' | '.join('' if v is None else f'{v:+.1f}' for v in values)} |" for name, values in table]
     return "\n".join(lines) + "\n"
 
 

@@ -133,15 +133,19 @@ def available() -> tuple[dict[str, Peer], dict[str, str]]:
         "JPEG", f"{jpeg} ({pillow}), optimised, progressive", ".jpg",
         (10, 20, 35, 50, 70, 84, 90, 95, 98), "JPEG", {"optimize": True, "progressive": True},
     )  # fmt: skip
+    avif = {"subsampling": "4:4:4", "max_threads": 1}
+    avif_settings = (20, 35, 50, 60, 70, 80, 87, 92, 96, 99)
     for key, name, settings, options, detail in (
         ("webp", "WebP", (1, 10, 30, 50, 70, 85, 95, 100), {"method": 6}, "method 6"),
-        ("avif", "AVIF", (20, 35, 50, 60, 70, 80, 87, 92, 96, 99), {"speed": 4, "subsampling": "4:4:4", "max_threads": 1}, "speed 4, 4:4:4"),
+        ("avif", "AVIF", avif_settings, {"speed": 4, **avif}, "speed 4, 4:4:4"),
+        ("avif-6", "AVIF speed 6", avif_settings, {"speed": 6, **avif}, "speed 6, 4:4:4"),
     ):
-        if features.check_module(key):
-            version = features.version_module(key)
-            peers[key] = _PillowPeer(name, f"{version} ({pillow}), {detail}", f".{key}", settings, name.upper(), options)
+        module, form = key.partition("-")[0], name.partition(" ")[0].upper()
+        if features.check_module(module):
+            version = features.version_module(module)
+            peers[key] = _PillowPeer(name, f"{version} ({pillow}), {detail}", f".{module}", settings, form, options)
         else:
-            absent[key] = f"this Pillow is built without {name}: install Pillow's own wheel"
+            absent[key] = f"this Pillow is built without {form}: install Pillow's own wheel"
     if (cjxl := shutil.which("cjxl")) and shutil.which("djxl"):
         said = subprocess.run([cjxl, "--version"], capture_output=True, text=True, timeout=60).stdout
         version = match[0] if (match := re.search(r"v[\d.]+", said)) else "unknown"

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BudgetInfeasibleError
-from pipeline.plan.curves import PASSTHROUGH_Q, ROUNDING_MSE, Array, CurveSet, Indexes
+from pipeline.plan.curves import KEPT_Q, ROUNDING_MSE, Array, CurveSet, Indexes
 
 OBJECTIVES = ("mse", "psnr", "minimum")
 _TIE = 1e-3
@@ -184,7 +184,7 @@ class Upgrades:
     def choose(self, choice: Indexes, threshold: float) -> Allocation:
         """The allocation with these choices `[N]`."""
         rows = np.arange(len(choice))
-        q = np.where(choice >= self.kept, PASSTHROUGH_Q, np.append(self.curves.q, PASSTHROUGH_Q)[choice])
+        q = np.where(choice >= self.kept, KEPT_Q, np.append(self.curves.q, KEPT_Q)[choice])
         at_best = (choice == self.high) & (self.high > self.low)
         clamped = np.where(at_best | (q == self.curves.q[-1]), "cap", np.where((choice == self.low) & (self.low > 0), "floor", "none"))
         multiplier = float(np.exp(min(threshold, 700.0))) if np.isfinite(threshold) else 0.0

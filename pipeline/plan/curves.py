@@ -11,8 +11,8 @@ Array = NDArray[np.float64]
 Indexes = NDArray[np.intp]
 
 GRID_STEP = 0.125
-PASSTHROUGH_Q = np.inf
-"""The q of an image that is kept as its original file: no distortion, its own size."""
+KEPT_Q = np.inf
+"""The q of an image that is kept as its original file, in arrays of rates and in stored plans: above every other, no distortion, its own size."""
 ROUNDING_MSE = 1 / 12
 """The error that pixels of 8 bits have before anybody codes them. Nobody is served by less: without this floor the logarithm of no error at all, an
 original that is kept, would outweigh everything."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -108,11 +109,78 @@ def select(table: pa.Table, where: str) -> pa.Table:
     return table.filter(pc.is_in(table.column("key"), value_set=keep.combine_chunks()))
 
 
-def summary(archive: Archive) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over all rows of a manifest.
+
+    Attributes:
+        images: Rows; `coded`, `kept` and `failed` by status.
+        source_bytes: Of the source files.
+        stored_bytes: Of the members of shards, headers and padding included.
+        pixels: Of images that decode.
+        bpp: 8 x stored bytes / pixels; None without pixels.
+        mean_psnr_db: Of images that lost something; None if none did.
+        pooled_psnr_db: Of all pixels; None if nothing was lost.
+        all_verified: Whether every coded image was decoded before it was committed.
+    """
+
+    images: int
+    coded: int
+    kept: int
+    failed: int
+    source_bytes: int
+    stored_bytes: int
+    pixels: int
+    bpp: float | None
+    mean_psnr_db: float | None
+    pooled_psnr_db: float | None
+    all_verified: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Worst:
+    """A coded image of low PSNR. Whoever wrote the manifest may have left out any of it."""
+
+    key: str | None
+    name: str | None
+    psnr_db: float | None
+    bpp: float | None
+    q: float | None
+    clamp: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonCount:
+    """How many images are not coded for one reason, and one of them."""
+
+    error_code: str | None
+    status: str
+    images: int
+    example: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What an archive holds.
+
+    Attributes:
+        totals: Over all rows.
+        percentiles: Of coded images: `psnr_db_0` to `psnr_db_100` and `bpp_0` to `bpp_100`; None where there are none.
+        worst: The lowest PSNR first.
+        reasons: The commonest first.
+    """
+
+    totals: Totals
+    percentiles: dict[str, float | None]
+    worst: list[Worst]
+    reasons: list[ReasonCount]
+
+
+def summary(archive: Archive) -> Summary:
     """Totals, percentiles and the worst images, for `msinn audit` and the end of a run.
 
-    Returns:
-        `totals`, `percentiles` (rows of `bpp` and `psnr_db` at p0..p100), `worst` (lowest PSNR) and `reasons` (counts by error_code).
+    Raises:
+        ManifestError: The archive's books are damaged.
     """
     table = archive.manifest()
     totals = query(
@@ -138,4 +206,4 @@ def summary(archive: Archive) -> dict[str, Any]:
         table,
         "SELECT error_code, status, count(*) AS images, min(name) AS example FROM manifest WHERE status <> 'coded' GROUP BY ALL ORDER BY images DESC",
     ).to_pylist()
-    return {"totals": totals, "percentiles": percentiles, "worst": worst, "reasons": reasons}
+    return Summary(Totals(**totals), percentiles, [Worst(**row) for row in worst], [ReasonCount(**row) for row in reasons])

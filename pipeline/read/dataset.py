@@ -17,8 +17,10 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from pipeline.archive.archive import Archive
 from pipeline.archive.layout import sha256
+from pipeline.archive.row import Row
 from pipeline.errors import ManifestError
 from pipeline.formats import images
+from pipeline.formats.records import rows_of
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.audit import select
 from pipeline.read.decoder import Decoder, check_payload, read_part
@@ -85,10 +87,10 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"{index} of {len(self)} images")
-        row: dict[str, Any] = self._rows.slice(index % len(self), 1).to_pylist()[0]
+        row = next(rows_of(Row, self._rows.slice(index % len(self), 1)))
         archive, decoder = self._open()
-        payload = read_part(archive, row, row["offset"], row["length"], self.limits)
-        if row["codec"] == "msinn":
+        payload = read_part(archive, row, row.offset, row.length, self.limits)
+        if row.codec == "msinn":
             picture, problem = decoder.picture(row, payload)
             if problem is not None:
                 raise ManifestError(problem)
@@ -98,15 +100,15 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
             check_payload(row, payload)
             image = images.opened(payload)
             if image.width * image.height > self.limits.max_pixels:
-                raise ManifestError(f"{row['name']}: {image.width} x {image.height} pixels are over the limit of {self.limits.max_pixels}")
-        sample: dict[str, Any] = {"key": row["key"], "name": row["name"], "image": image if self.transform is None else self.transform(image)}
+                raise ManifestError(f"{row.name}: {image.width} x {image.height} pixels are over the limit of {self.limits.max_pixels}")
+        sample: dict[str, Any] = {"key": row.key, "name": row.name, "image": image if self.transform is None else self.transform(image)}
         if self.sidecars:
             sample["sidecars"] = Sidecars()
-            for side in row["sidecars"] or []:
-                data = read_part(archive, row, side["offset"], side["length"], self.limits)
-                if sha256(data) != side["sha256"]:
-                    raise ManifestError(f"{side['name']}: its bytes in {row['shard_key']} are damaged")
-                sample["sidecars"][side["name"]] = data
+            for side in row.sidecars:
+                data = read_part(archive, row, side.offset, side.length, self.limits)
+                if sha256(data) != side.sha256:
+                    raise ManifestError(f"{side.name}: its bytes in {row.shard_key} are damaged")
+                sample["sidecars"][side.name] = data
         return sample
 
     def __getstate__(self) -> dict[str, Any]:

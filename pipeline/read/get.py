@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Iterator
 
 from msinn_core import bitstream
 from pipeline.archive.archive import Archive
+from pipeline.archive.commits import Commit
 from pipeline.archive.layout import STILL
+from pipeline.archive.row import Row
 from pipeline.errors import ManifestError, UsageError
 from pipeline.formats import images
+from pipeline.formats.records import columns, rows_of
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.decoder import Decoder, check_payload, read_part
 from pipeline.read.rows import COLUMNS, usable
@@ -24,20 +27,20 @@ def metadata_of(url: str, wanted: str, *, limits: Limits = DEFAULT) -> dict[str,
     """
     archive = Archive(url)
     row, payload = _payload(archive, wanted, limits)
-    if row["codec"] != "msinn":
-        raise UsageError(f"{row['name']} is kept as the file it was: `msinn get` gives it whole, with all its metadata")
+    if row.codec != "msinn":
+        raise UsageError(f"{row.name} is kept as the file it was: `msinn get` gives it whole, with all its metadata")
     return {_METADATA_FILES[kind]: data for kind, data in bitstream.parse(payload).boxes.items() if kind in _METADATA_FILES}
 
 
-def _payload(archive: Archive, wanted: str, limits: Limits) -> tuple[dict[str, Any], bytes]:
+def _payload(archive: Archive, wanted: str, limits: Limits) -> tuple[Row, bytes]:
     """The row of an image, and its payload, checked."""
     try:
         row = _find(archive, wanted)
     except ManifestError as error:
         raise error if STILL in str(error) else ManifestError(f"{error}; {STILL}") from error
-    if row["codec"] is None:
-        raise UsageError(f"{row['name']} could not be read when the archive was made: nothing is stored of it")
-    payload = read_part(archive, row, row["offset"], row["length"], limits)
+    if row.codec is None:
+        raise UsageError(f"{row.name} could not be read when the archive was made: nothing is stored of it")
+    payload = read_part(archive, row, row.offset, row.length, limits)
     check_payload(row, payload)
     return row, payload
 
@@ -69,30 +72,32 @@ def get(url: str, wanted: str, *, original: bool = False, limits: Limits = DEFAU
     """
     archive = Archive(url)
     row, payload = _payload(archive, wanted, limits)
-    if original or row["codec"] != "msinn":
-        return (row["member"] if original else row["restore_name"]), payload, []
+    if original or row.codec != "msinn":
+        return (row.member or row.key if original else row.restore_name), payload, []
     picture, problem = Decoder(archive, limits).picture(row, payload)
-    return row["restore_name"], images.to_png(picture), [problem] if problem else []
+    return row.restore_name, images.to_png(picture), [problem] if problem else []
 
 
-def _find(archive: Archive, wanted: str) -> dict[str, Any]:
-    found: list[dict[str, Any]] = []
-    columns = [*COLUMNS, "member"]
+def _find(archive: Archive, wanted: str) -> Row:
+    found: list[Row] = []
+
+    def rows(record: Commit) -> Iterator[Row]:
+        table, _ = usable(archive.manifest_part(record, [*COLUMNS, *columns(Row, "member")]), record.manifest)
+        return rows_of(Row, table)
+
     if wanted.isdigit() and len(wanted) == 9:
-        firsts = archive.run["shard_first"]
+        firsts = archive.run.shard_first
         shard = max((i for i, first in enumerate(firsts) if first <= int(wanted)), default=0)
         if (record := archive.record(shard)) is not None:
-            rows = usable(archive.manifest_part(record, columns), record.manifest)[0].to_pylist()
-            found = [row for row in rows if row["key"] == wanted]
+            found = [row for row in rows(record) if row.key == wanted]
     else:
         for record in archive.commits():
-            rows = usable(archive.manifest_part(record, columns), record.manifest)[0].to_pylist()
-            found += [row for row in rows if wanted in (row["name"], row["restore_name"], os.path.basename(row["name"]))]
-        exact = [row for row in found if wanted in (row["name"], row["restore_name"])]
+            found += [row for row in rows(record) if wanted in (row.name, row.restore_name, os.path.basename(row.name))]
+        exact = [row for row in found if wanted in (row.name, row.restore_name)]
         found = exact or found
         if len(found) > 1:
             raise UsageError(
-                f"{len(found)} images are called {wanted!r}, {found[0]['name']} and {found[1]['name']} among them: give the whole name or the key"
+                f"{len(found)} images are called {wanted!r}, {found[0].name} and {found[1].name} among them: give the whole name or the key"
             )
     if not found:
         raise UsageError(f'{archive.store.url} holds no image {wanted!r}: msinn audit DST "SELECT key, name FROM manifest" lists them')

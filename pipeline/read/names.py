@@ -6,8 +6,12 @@ import csv
 import io
 import itertools
 import os
+from dataclasses import replace
 
 import pyarrow as pa
+
+from pipeline.archive.row import Row, Sidecar
+from pipeline.formats.records import columns, rows_of, to_array
 
 NAMES = "msinn-names.csv"
 """What a restore writes beside the images: which file holds which original."""
@@ -30,15 +34,15 @@ def with_single_names(rows: pa.Table) -> tuple[pa.Table, list[str]]:
             problems.append(f"two files of the archive are to be restored as {name}: the second is restored as {found}")
         return found
 
-    names, sidecars = [], []
-    for row in rows.select(["key", "restore_name", "sidecars"]).to_pylist():
-        names.append(single(row["restore_name"], row["key"]))
-        sidecars.append([{**side, "restore_name": single(side["restore_name"], row["key"])} for side in row["sidecars"] or []])
+    names: list[str] = []
+    sidecars: list[tuple[Sidecar, ...]] = []
+    for row in rows_of(Row, rows.select(columns(Row, "key", "restore_name", "sidecars"))):
+        names.append(single(row.restore_name, row.key))
+        sidecars.append(tuple(replace(side, restore_name=single(side.restore_name, row.key)) for side in row.sidecars))
     if not problems:
         return rows, []
-    for name, values in (("restore_name", names), ("sidecars", sidecars)):
-        field = rows.schema.field(name)
-        rows = rows.set_column(rows.column_names.index(name), field, pa.array(values, field.type))
+    for name, cells in (("restore_name", names), ("sidecars", sidecars)):
+        rows = rows.set_column(rows.column_names.index(name), rows.schema.field(name), to_array(Row, name, cells))
     return rows, problems
 
 
@@ -53,8 +57,8 @@ def names_table(rows: pa.Table) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("name", "restored_as", "lossless", "status", "sidecar_of"))
-    for row in rows.select(["name", "restore_name", "codec", "status", "sidecars", "lossless"]).to_pylist():
-        writer.writerow((row["name"], row["restore_name"] if row["codec"] else "", str(bool(row["lossless"])).lower(), row["status"], ""))
-        for side in row["sidecars"] or []:
-            writer.writerow((side["name"], side["restore_name"], "true", "kept", row["name"]))
+    for row in rows_of(Row, rows.select(columns(Row, "name", "restore_name", "codec", "status", "sidecars", "lossless"))):
+        writer.writerow((row.name, row.restore_name if row.codec else "", str(bool(row.lossless)).lower(), row.status, ""))
+        for side in row.sidecars:
+            writer.writerow((side.name, side.restore_name, "true", "kept", row.name))
     return text.getvalue().encode("utf-8", "replace")

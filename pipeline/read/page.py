@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -13,7 +12,9 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from pipeline.archive.archive import Archive
+from pipeline.archive.row import Row
 from pipeline.formats import images
+from pipeline.formats.records import columns, rows_of
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.audit import summary
 from pipeline.read.decoder import Decoder, read_part
@@ -44,26 +45,25 @@ def page(archive: Archive, reporter: Reporter | None = None, limits: Limits = DE
         ManifestError: The archive's books are damaged.
     """
     facts = summary(archive)
-    totals, sealed = facts["totals"], archive.seal()
-    table = archive.manifest(["codec", "psnr_db", "bpp"])
+    totals, sealed = facts.totals, archive.seal()
+    table = archive.manifest(columns(Row, "codec", "psnr_db", "bpp"))
     coded = table.filter(pc.equal(table.column("codec"), "msinn"))
     psnr, bpp = (np.asarray(coded.column(name).combine_chunks().drop_null(), np.float64) for name in ("psnr_db", "bpp"))
-    stored = sealed["counted_bytes"] if sealed else totals["stored_bytes"]
-    config = archive.run["config"]["budget"]
+    stored = sealed["counted_bytes"] if sealed else totals.stored_bytes
     bad = _html("<span class=bad>unfinished: what follows is of the committed images only</span>")
     lines: list[tuple[str, str]] = [
         ("state", "sealed" if sealed else bad),
-        ("source", redacted(archive.run["source"])),
-        ("asked for", f"--{config['kind']} {config['value']:g}"),
-        ("model", f"{archive.run['model_name']} {archive.run['model_sha256'][:12]}"),
-        ("images", f"{totals['images']:,}: {totals['coded']:,} coded, {totals['kept']:,} kept as they are, {totals['failed']:,} failed"),
-        ("bytes", f"{totals['source_bytes']:,} → {stored:,}" + (f" (ratio {totals['source_bytes'] / stored:.2f})" if stored else "")),
+        ("source", redacted(archive.run.source)),
+        ("asked for", archive.run.budget),
+        ("model", f"{archive.run.model_name} {archive.run.model_sha256[:12]}"),
+        ("images", f"{totals.images:,}: {totals.coded:,} coded, {totals.kept:,} kept as they are, {totals.failed:,} failed"),
+        ("bytes", f"{totals.source_bytes:,} → {stored:,}" + (f" (ratio {totals.source_bytes / stored:.2f})" if stored else "")),
     ]
     if sealed and sealed.get("budget_bytes"):
         lines.append(("budget", f"{stored:,} of {sealed['budget_bytes']:,.0f} bytes"))
-    if totals["coded"]:
-        pooled = totals["pooled_psnr_db"]
-        mean = totals["mean_psnr_db"]
+    if totals.coded:
+        pooled = totals.pooled_psnr_db
+        mean = totals.mean_psnr_db
         text = "nothing lost" if mean is None else f"mean {mean:.2f} dB" + (f", pooled {pooled:.2f} dB" if pooled is not None else "")
         lines.append(("PSNR", text + ", of decoded pixels"))
     url = redacted(archive.store.url)
@@ -72,22 +72,22 @@ def page(archive: Archive, reporter: Reporter | None = None, limits: Limits = DE
         _html("<h1>{}</h1>", url),
         _html("<table>{}</table>", _join(_html("<tr><th>{}<td>{}", name, value) for name, value in lines)),
     ]
-    if totals["coded"]:
+    if totals.coded:
         parts += [
             _html("<h2>Distributions</h2>"),
             _histogram(psnr, "PSNR, dB"),
             _histogram(bpp, "bits per pixel"),
-            _percentiles(facts["percentiles"]),
-            _html("<h2>The worst {}</h2>", min(WORST, totals["coded"])),
+            _percentiles(facts.percentiles),
+            _html("<h2>The worst {}</h2>", min(WORST, totals.coded)),
             *_worst(archive, reporter, limits),
         ]
-    if facts["reasons"]:
+    if facts.reasons:
         rows = _join(
             _html(
                 "<tr><td class={}>{}<td class=n>{}<td>{}<td>{}",
-                "bad" if row["status"] == "failed" else "good", row["status"], f"{row['images']:,}", row["error_code"], row["example"],
+                "bad" if row.status == "failed" else "good", row.status, f"{row.images:,}", row.error_code, row.example,
             )
-            for row in facts["reasons"]
+            for row in facts.reasons
         )  # fmt: skip
         parts.append(_html("<h2>Not coded</h2><table><tr><th>status<th>images<th>reason<th>for example{}</table>", rows))
     sql = '"SELECT name, psnr_db, bpp FROM manifest ORDER BY psnr_db LIMIT 100"'
@@ -129,7 +129,7 @@ def _histogram(values: NDArray[np.float64], label: str) -> Markup:
     return _html('<svg width="{}" height="{}" font-size="13">{}{}{}</svg>', _WIDTH, _HEIGHT + 22, bars, texts, middle)
 
 
-def _percentiles(marks: dict[str, Any]) -> Markup:
+def _percentiles(marks: dict[str, float | None]) -> Markup:
     at = (0, 1, 5, 50, 95, 99, 100)
     rows = _join(
         _html(
@@ -146,17 +146,17 @@ def _db(value: float | None) -> str:
 
 def _worst(archive: Archive, reporter: Reporter | None, limits: Limits) -> list[Markup]:
     """The images of the lowest PSNR as they decode now, small."""
-    table = archive.manifest([*COLUMNS, "status", "psnr_db", "bpp"])
+    table = archive.manifest([*COLUMNS, *columns(Row, "psnr_db", "bpp")])
     coded = table.filter(pc.equal(table.column("codec"), "msinn")).sort_by([("psnr_db", "ascending"), ("key", "ascending")])
     decoder = Decoder(archive, limits)
     figures = []
     if reporter is not None:
         reporter.phase("worst", min(WORST, len(coded)))
-    for row in coded.slice(0, WORST).to_pylist():
+    for row in rows_of(Row, coded.slice(0, WORST)):
         if reporter is not None:
             reporter.advance(images=1)
         try:
-            payload = read_part(archive, row, row["offset"], row["length"], limits)
+            payload = read_part(archive, row, row.offset, row.length, limits)
             picture, problem = decoder.picture(row, payload)
             small = images.to_image(picture).convert("RGB")
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
@@ -166,6 +166,6 @@ def _worst(archive: Archive, reporter: Reporter | None, limits: Limits) -> list[
             image += _html("<p class=bad>{}", problem) if problem else Markup("")
         except Exception as error:  # whatever one image does, the page shows the others
             image = _html("<p class=bad>{}", error)
-        caption = (_db(row["psnr_db"]), "?" if row["bpp"] is None else f"{row['bpp']:.3f}", row["key"], row["name"])
+        caption = (_db(row.psnr_db), "?" if row.bpp is None else f"{row.bpp:.3f}", row.key, row.name)
         figures.append(_html("<figure>{}<figcaption>{}, {} bpp<br>{} {}</figcaption></figure>", image, *caption))
     return figures

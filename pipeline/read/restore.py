@@ -6,18 +6,19 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.archive.archive import Archive
 from pipeline.archive.layout import sha256
+from pipeline.archive.row import Row
 from pipeline.errors import ManifestError, OutageError, UsageError
 from pipeline.execute.base import Job, Trials, WorkersError, patience
 from pipeline.execute.isolate import isolate
 from pipeline.execute.placement import Placement
 from pipeline.formats import images
+from pipeline.formats.records import columns, rows_of
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.decoder import Decoder, check_payload, read_part
 from pipeline.read.names import map_name, names_table, with_single_names
@@ -78,39 +79,39 @@ class RestoreWorker:
         self.target = Target(target) if target is not None else None
         self.overwrite = overwrite
 
-    def restore(self, rows: list[dict[str, Any]]) -> Result:
+    def restore(self, rows: list[Row]) -> Result:
         """Write the images and sidecars of these rows of one shard; damaged ones are named, the others come back all the same."""
         result = Result()
         for row in rows:
-            if row["codec"] is None:
+            if row.codec is None:
                 result.failed_at_source += 1
                 result.add(self._sidecars(row))
                 continue
             try:
                 # The pixels of a salvaged row are known only once it is decoded.
-                known = row["codec"] != "msinn" or row["recon_sha256"] is not None
-                if known and self._is_there(row["restore_name"], lambda data, row=row: _equals(row, data)):  # type: ignore[misc]
+                known = row.codec != "msinn" or row.recon_sha256 is not None
+                if known and self._is_there(row.restore_name, lambda data, row=row: _equals(row, data)):  # type: ignore[misc]
                     result.images += 1
                     result.skipped += 1
                     result.add(self._sidecars(row))
                     continue
-                payload = self._read(row, row["offset"], row["length"])
-                if row["codec"] == "msinn":
+                payload = self._read(row, row.offset, row.length)
+                if row.codec == "msinn":
                     picture, problem = self.decoder.picture(row, payload)
                     data = images.to_png(picture)
                     result.problems += [problem] if problem else []
                 else:
                     check_payload(row, payload)
                     data = payload
-                if not known and self._is_there(row["restore_name"], lambda there, data=data: bool(there == data)):  # type: ignore[misc]
+                if not known and self._is_there(row.restore_name, lambda there, data=data: bool(there == data)):  # type: ignore[misc]
                     result.skipped += 1
                 else:
-                    self._write(row["restore_name"], data, row["mtime"])
+                    self._write(row.restore_name, data, row.mtime)
                 result.images += 1
             except Exception as error:  # whatever one image does, the others come back
                 self._raise_outage(error)
                 text = str(error) or type(error).__name__
-                result.problems.append(text if row["name"] in text else f"{row['name']}: {text}")
+                result.problems.append(text if row.name in text else f"{row.name}: {text}")
             result.add(self._sidecars(row))
         return result
 
@@ -119,25 +120,25 @@ class RestoreWorker:
         if isinstance(error, OutageError):
             raise error
 
-    def _sidecars(self, row: dict[str, Any]) -> Result:
+    def _sidecars(self, row: Row) -> Result:
         result = Result()
-        for side in row["sidecars"] or []:
+        for side in row.sidecars:
             try:
-                if self._is_there(side["restore_name"], lambda data, side=side: sha256(data) == side["sha256"]):  # type: ignore[misc]
+                if self._is_there(side.restore_name, lambda data, side=side: sha256(data) == side.sha256):  # type: ignore[misc]
                     result.sidecars += 1
                     continue
-                data = self._read(row, side["offset"], side["length"])
-                if sha256(data) != side["sha256"]:
-                    raise ManifestError(f"{side['name']}: its bytes in {row['shard_key']} are damaged")
-                self._write(side["restore_name"], data, side.get("mtime"))
+                data = self._read(row, side.offset, side.length)
+                if sha256(data) != side.sha256:
+                    raise ManifestError(f"{side.name}: its bytes in {row.shard_key} are damaged")
+                self._write(side.restore_name, data, side.mtime)
                 result.sidecars += 1
             except Exception as error:  # likewise
                 self._raise_outage(error)
                 text = str(error) or type(error).__name__
-                result.problems.append(text if side["name"] in text else f"{side['name']}: {text}")
+                result.problems.append(text if side.name in text else f"{side.name}: {text}")
         return result
 
-    def _read(self, row: dict[str, Any], offset: int, length: int) -> bytes:
+    def _read(self, row: Row, offset: int | None, length: int | None) -> bytes:
         return read_part(self.archive, row, offset, length, self.limits)
 
     def _is_there(self, name: str, equal: Callable[[bytes], bool]) -> bool:
@@ -160,15 +161,15 @@ class RestoreWorker:
             self.target.write(name, data, mtime)
 
 
-def _equals(row: dict[str, Any], data: bytes) -> bool:
+def _equals(row: Row, data: bytes) -> bool:
     """Whether a restored file holds what a row says: the kept file's bytes, or a PNG of the very pixels that were measured."""
-    if row["codec"] != "msinn":
-        return bool(sha256(data) == row["payload_sha256"])
-    if row["recon_sha256"] is None:
+    if row.codec != "msinn":
+        return bool(sha256(data) == row.payload_sha256)
+    if row.recon_sha256 is None:
         return False
     try:
         with images.opened(data, formats=("PNG",)) as image:
-            if image.width * image.height != row["width"] * row["height"]:
+            if row.width is None or row.height is None or image.width * image.height != row.width * row.height:
                 return False
             array = np.asarray(image)
     except Exception:  # whatever is there, it is not that picture
@@ -176,7 +177,7 @@ def _equals(row: dict[str, Any], data: bytes) -> bool:
     planes = array if image.mode in ("L", "RGB") else array[..., :-1]
     alpha = b"" if image.mode in ("L", "RGB") else np.ascontiguousarray(array[..., -1]).tobytes()
     planes = planes[..., 0] if image.mode == "LA" else planes
-    return image.mode in ("L", "LA", "RGB", "RGBA") and bool(sha256(np.ascontiguousarray(planes).tobytes() + alpha) == row["recon_sha256"])
+    return image.mode in ("L", "LA", "RGB", "RGBA") and bool(sha256(np.ascontiguousarray(planes).tobytes() + alpha) == row.recon_sha256)
 
 
 def restore(
@@ -227,8 +228,8 @@ def _holds_some(out: Store, rows: pa.Table, own: set[str]) -> bool:
     found = out.list("")
     if not found:
         return False
-    for row in rows.select(["restore_name", "sidecars"]).to_pylist():
-        own |= {row["restore_name"], *(side["restore_name"] for side in row["sidecars"] or [])}
+    for row in rows_of(Row, rows.select(columns(Row, "restore_name", "sidecars"))):
+        own |= {row.restore_name, *(side.restore_name for side in row.sidecars)}
     others = [name for name in found if name.lstrip("/") not in own and name.rpartition("/")[2] not in LITTER]
     if others:
         raise UsageError(
@@ -241,7 +242,7 @@ def _holds_some(out: Store, rows: pa.Table, own: set[str]) -> bool:
 class _Restore:
     """The work of a job: rows of one shard."""
 
-    rows: Sequence[dict[str, Any]]
+    rows: Sequence[Row]
 
     def __call__(self, worker: RestoreWorker) -> Result:
         return worker.restore(list(self.rows))
@@ -258,7 +259,7 @@ class _ShardJobs:
     def __init__(self, rows: pa.Table, result: Result) -> None:
         edges = _shard_edges(rows)
         self.count = len(edges) - 1
-        self._parts = (rows.slice(start, end - start).to_pylist() for start, end in itertools.pairwise(edges))
+        self._parts = (list(rows_of(Row, rows.slice(start, end - start))) for start, end in itertools.pairwise(edges))
         self._result = result
         self._unexplained: dict[str, int] = {}
 
@@ -267,10 +268,10 @@ class _ShardJobs:
         part = next(self._parts, None)
         return None if part is None else self._job(part)
 
-    def _job(self, part: Sequence[dict[str, Any]]) -> Job[RestoreWorker, Result]:
-        shard = part[0]["shard_key"] if part else ""
+    def _job(self, part: Sequence[Row]) -> Job[RestoreWorker, Result]:
+        shard = part[0].shard_key if part else ""
 
-        def some(rows: Sequence[dict[str, Any]]) -> Job[RestoreWorker, Result]:
+        def some(rows: Sequence[Row]) -> Job[RestoreWorker, Result]:
             return Job(f"shard {shard}", _Restore(rows), patience_s=patience(len(rows)))
 
         def split() -> Trials[RestoreWorker, Result]:
@@ -279,7 +280,7 @@ class _ShardJobs:
                 self._count_unexplained(shard)
             else:
                 self._result.problems.append(
-                    f"{culprit['name']} kills the worker that decodes it: `msinn get --original` gives its bytes; more memory may be all it takes"
+                    f"{culprit.name} kills the worker that decodes it: `msinn get --original` gives its bytes; more memory may be all it takes"
                 )
             return self._job([row for row in part if row is not culprit])
 

@@ -10,14 +10,17 @@ import pyarrow as pa
 from pipeline.archive import manifest
 from pipeline.archive.archive import Archive, Books
 from pipeline.archive.commits import Commit
+from pipeline.archive.row import Row, Sidecar
 from pipeline.errors import ManifestError, OutageError, StorageError
+from pipeline.formats.records import columns, to_table
 from pipeline.read.audit import select
 from pipeline.read.salvage import Salvage
 
-COLUMNS = [
-    "key", "name", "restore_name", "shard_key", "offset", "length", "payload_sha256", "codec", "model_sha256", "recon_sha256", "sidecars",
+COLUMNS = columns(
+    Row, "key", "name", "restore_name", "shard_key", "offset", "length", "payload_sha256", "codec", "model_sha256", "recon_sha256", "sidecars",
     "encoder", "width", "height", "mtime", "lossless", "status", "pixels",
-]  # fmt: skip
+)  # fmt: skip
+"""What a restore needs to know of an image."""
 
 
 def rows_left(archive: Archive, where: str | None = None) -> tuple[pa.Table, list[str]]:
@@ -61,8 +64,8 @@ def rows_left(archive: Archive, where: str | None = None) -> tuple[pa.Table, lis
     return (select(table, where).select(COLUMNS) if where is not None else table), problems
 
 
-_TEXTS = ("key", "name", "restore_name", "shard_key")
-_OF_SIDECAR = ("name", "restore_name", "offset", "length", "sha256")
+_TEXTS = columns(Row, "key", "name", "restore_name", "shard_key")
+_OF_SIDECAR = columns(Sidecar, "name", "restore_name", "offset", "length", "sha256")
 
 
 def usable(table: pa.Table, place: str) -> tuple[pa.Table, list[str]]:
@@ -94,24 +97,23 @@ def _salvaged(archive: Archive, books: Books, lost: dict[int, tuple[Commit | Non
             wanted.setdefault(record.shard_id, (None, f"{archive.store.path(record.shard)} is missing"))
     committed = {record.shard_id for record in books.commits}
     for shard in salvage.numbers():
-        if shard < archive.run["shards"] and shard not in committed:
+        if shard < archive.run.shards and shard not in committed:
             wanted.setdefault(shard, (None, f"shard {shard} is not committed"))
     result = {}
     for shard, (commit, sentence) in wanted.items():
         rows, how = salvage.rows(shard, commit)
         if rows or shard in lost:
-            table = pa.Table.from_pylist([{name: row.get(name) for name in COLUMNS} for row in rows], schema=_schema(COLUMNS))
-            result[shard] = (f"{sentence}: {how}", table)
+            result[shard] = (f"{sentence}: {how}", to_table(Row, rows, _schema(COLUMNS)))
     return result
 
 
-def _schema(columns: list[str]) -> pa.Schema:
-    return pa.schema([manifest.READ_SCHEMA.field(name) for name in columns])
+def _schema(names: list[str]) -> pa.Schema:
+    return pa.schema([manifest.READ_SCHEMA.field(name) for name in names])
 
 
 def unfinished(archive: Archive, books: Books) -> list[str]:
     """A sentence if the archive does not hold all of its source yet."""
-    shards = archive.run["shards"]
+    shards = archive.run.shards
     known = {record.shard_id for record in books.commits if record.shard_id < shards} | {shard for shard in books.lost if shard < shards}
     if len(known) < shards:
         first = next(shard for shard in itertools.count() if shard not in known)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -17,14 +17,23 @@ from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
 from pipeline.archive.layout import sha256
 from pipeline.archive.members import member_name, suffix_of
-from pipeline.archive.shard import iterate_damaged
+from pipeline.archive.row import Row, Sidecar, sidecar_of
+from pipeline.archive.shard import Member, iterate_damaged, stored_bytes
 from pipeline.errors import ManifestError, StorageError
 from pipeline.formats.parquet import read_bounded
+from pipeline.formats.records import rows_of
 from pipeline.limits import DEFAULT, MAX_PARQUET_BYTES
 from pipeline.sources.record import SourceRecord, from_table, printable, utc
 
 _CHUNK_BYTES = 1 << 22
 _KEY = re.compile(r"\d{9}\.")
+
+
+class _Found(NamedTuple):
+    """A member of a tar, and whether it begins as a coded picture does."""
+
+    member: Member
+    coded: bool
 
 
 class Salvage:
@@ -49,7 +58,7 @@ class Salvage:
         folder, _, base = name.partition("/")
         return name in self._listed(folder).get(base.partition("-")[0], [])
 
-    def rows(self, shard: int, record: Commit | None) -> tuple[list[dict[str, Any]], str]:
+    def rows(self, shard: int, record: Commit | None) -> tuple[list[Row], str]:
         """Rows as `restore` wants them, with what is known of each image, and half a sentence that says where they come from.
 
         Args:
@@ -63,7 +72,7 @@ class Salvage:
         else:
             for name in self._named("manifest", shard):
                 rows = self._of_manifest(name)
-                if rows and rows[0]["shard_key"] in whole:
+                if rows and rows[0].shard_key in whole:
                     return rows, f"its images are restored by {self._archive.store.path(name)}"
         for name in whole or names:
             rows = self._of_tar(shard, name)
@@ -73,18 +82,17 @@ class Salvage:
                     how += ", which is damaged: files that are not coded pictures cannot be proven whole"
                 if not self._records(shard):
                     how += "; the listing is lost or damaged too, so they are called by their keys"
-                return rows, how + self._gaps(shard, {row["key"] for row in rows if row["codec"]})
+                return rows, how + self._gaps(shard, {row.key for row in rows if row.codec})
         return [], "nothing is left of its images"
 
-    def _of_manifest(self, name: str) -> list[dict[str, Any]]:
+    def _of_manifest(self, name: str) -> list[Row]:
         data = self._read(name)
         if data is None or sha256(data)[:12] not in name:
             return []
         try:
-            rows: list[dict[str, Any]] = manifest.read(data).to_pylist()
+            return list(rows_of(Row, manifest.read(data)))
         except ManifestError:
             return []  # of another version
-        return rows
 
     def _gaps(self, shard: int, found: set[str]) -> str:
         gone = [printable(record.name) for record in self._records(shard) if record.key not in found]
@@ -121,80 +129,61 @@ class Salvage:
             return False
         return digest.hexdigest()[:12] in name
 
-    def _of_tar(self, shard: int, name: str) -> list[dict[str, Any]]:
+    def _of_tar(self, shard: int, name: str) -> list[Row]:
         """One row for each image of which the tar holds anything."""
-        members: dict[str, list[tuple[str, int, int, str, bool]]] = {}
+        members: dict[str, list[_Found]] = {}
         try:
             with self._archive.store.open(name) as file:
                 for member, offset, data in iterate_damaged(file, max_bytes=DEFAULT.max_file_bytes):
                     coded = data[: len(bitstream.MAGIC)] == bitstream.MAGIC
                     if _KEY.match(member):
-                        members.setdefault(member.partition(".")[0], []).append((member, offset, len(data), sha256(data), coded))
+                        members.setdefault(member.partition(".")[0], []).append(_Found(Member(member, offset, len(data), sha256(data)), coded))
         except Exception as error:
             # What was read before counts.
             self._archive.raise_outage(error)
         records = {record.key: record for record in self._records(shard)}
-        rows = []
-        for key, parts in members.items():
-            record = records.get(key)
-            first, offset, length, digest, magic = parts[0]
-            coded = magic and first == f"{key}.msn"
-            stored = coded or record is None or first == f"{key}.{suffix_of(record.name)}"
-            # Without the listing, a name of its own: another image may be called as this one's key.
-            names = (record.restore_name if coded else record.keep_name) if record else f"salvaged/{f'{key}.png' if coded else first}"
-            row = {
-                "key": key,
-                "name": printable(record.name) if record else key,
-                "restore_name": names,
-                "member": first if stored else None,
-                "shard_key": name,
-                "offset": offset if stored else None,
-                "length": length if stored else None,
-                "payload_sha256": digest if stored else None,
-                "codec": None if not stored else "msinn" if coded else "kept",
-                "model_sha256": self._archive.run["model_sha256"] if coded else None,
-                "encoder": "cpu" if coded else None,
-                "status": "coded" if stored and coded else "kept" if stored else "failed",
-                "lossless": stored and not coded,
-                "mtime": record.mtime if record else None,
-                "sidecars": self._sidecars(record, key, first if stored else None, parts[1:] if stored else parts),
-            }
-            rows.append(row)
-        return rows
+        return [self._row(shard, name, key, records.get(key), found) for key, found in members.items()]
 
-    @staticmethod
-    def _sidecars(record: SourceRecord | None, key: str, payload: str | None, parts: list[tuple[str, int, int, str, bool]]) -> list[dict[str, Any]]:
-        """Members after the payload, in the order in which they were written; one that could not be read then is not among them."""
-        named = list(zip(record.sidecars, record.keep_sidecars, strict=True)) if record else []
-        found: list[dict[str, Any]] = []
-        waiting = iter(parts)
-        part = next(waiting, None)
-        for (name, place), keep in named:
-            taken = {payload, *(side["member"] for side in found)}
-            expected = member_name(key, name)
-            if part is not None and part[0] == (f"{key}.{len(found)}.side" if expected in taken else expected):
-                found.append(
-                    {
-                        "name": printable(name),
-                        "restore_name": keep,
-                        "member": part[0],
-                        "offset": part[1],
-                        "length": part[2],
-                        "sha256": part[3],
-                        "mtime": utc(place.mtime_us),
-                    }
-                )
-                part = next(waiting, None)
-        while part is not None:
-            found.append(
-                {"name": part[0], "restore_name": f"salvaged/{part[0]}", "member": part[0], "offset": part[1], "length": part[2], "sha256": part[3]}
-            )
-            part = next(waiting, None)
-        return found
+    def _row(self, shard: int, name: str, key: str, record: SourceRecord | None, found: list[_Found]) -> Row:
+        """What a shard's members say of one image.
+
+        Args:
+            shard: The shard's number; `name`: its object.
+            key: The image's.
+            record: Of the listing, if that is there.
+            found: The image's members, in the order of the tar.
+        """
+        first, magic = found[0]
+        coded = magic and first.name == f"{key}.msn"
+        stored = coded or record is None or first.name == f"{key}.{suffix_of(record.name)}"
+        # Without the listing, a name of its own: another image may be called as this one's key.
+        restore_name = (record.restore_name if coded else record.keep_name) if record else f"salvaged/{f'{key}.png' if coded else first.name}"
+        return Row(
+            key=key,
+            name=printable(record.name) if record else key,
+            restore_name=restore_name,
+            source_uri=record.source_uri if record else "",
+            member=first.name if stored else None,
+            mtime=record.mtime if record else None,
+            shard_id=shard,
+            shard_key=name,
+            offset=first.offset if stored else None,
+            length=first.length if stored else None,
+            stored_bytes=stored_bytes(first.length) if stored else 0,
+            payload_sha256=first.sha256 if stored else None,
+            sidecars=_sidecars(record, key, first.name if stored else None, [part.member for part in (found[1:] if stored else found)]),
+            codec=None if not stored else "msinn" if coded else "kept",
+            model_sha256=self._archive.run.model_sha256 if coded else None,
+            lossless=stored and not coded,
+            decode_verified=False,
+            encoder="cpu" if coded else None,
+            status="coded" if stored and coded else "kept" if stored else "failed",
+            attempt="",
+        )
 
     def _records(self, shard: int) -> list[SourceRecord]:
         if self._scan is None:
-            name = self._archive.run["scan"]
+            name = self._archive.run.scan
             data = self._read(name)
             # A damaged listing would give images the names of others.
             self._scan = data if data is not None and sha256(data)[:12] in name else b""
@@ -206,3 +195,21 @@ class Salvage:
         except (pa.ArrowException, KeyError, TypeError, ValueError, AttributeError):
             self._scan = b""  # a listing that its maker damaged names nobody either
             return []
+
+
+def _sidecars(record: SourceRecord | None, key: str, payload: str | None, members: list[Member]) -> tuple[Sidecar, ...]:
+    """Members after the payload, in the order in which they were written; one that could not be read then is not among them."""
+    named = list(zip(record.sidecars, record.keep_sidecars, strict=True)) if record else []
+    found: list[Sidecar] = []
+    waiting = iter(members)
+    member = next(waiting, None)
+    for (name, place), keep in named:
+        taken = {payload, *(side.member for side in found)}
+        expected = member_name(key, name)
+        if member is not None and member.name == (f"{key}.{len(found)}.side" if expected in taken else expected):
+            found.append(sidecar_of(member, name=printable(name), restore_name=keep, mtime=utc(place.mtime_us)))
+            member = next(waiting, None)
+    while member is not None:
+        found.append(sidecar_of(member, name=member.name, restore_name=f"salvaged/{member.name}"))
+        member = next(waiting, None)
+    return tuple(found)

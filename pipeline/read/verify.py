@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
-from typing import Any
 
 import pyarrow as pa
 
 from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
+from pipeline.archive.row import Row
 from pipeline.errors import ManifestError, NotFoundError, OutageError, StorageError, UsageError
 from pipeline.execute.placement import Placement
+from pipeline.formats.records import columns, rows_of
 from pipeline.limits import DEFAULT, MAX_PARQUET_BYTES, Limits
-from pipeline.read.decoder import check_place
+from pipeline.read.decoder import checked_range
 from pipeline.read.restore import Result, run_over_shards
 from pipeline.read.rows import rows_left, unfinished
 from pipeline.run.report import Reporter
@@ -52,7 +53,7 @@ def fixity(url: str, *, on_shard: Callable[[Commit], None] | None = None) -> Res
 
 
 def _check_scan(archive: Archive) -> None:
-    name = archive.run["scan"]
+    name = archive.run.scan
     try:
         digest = hashlib.sha256(archive.store.read(name, limit=MAX_PARQUET_BYTES)).hexdigest()
     except NotFoundError as error:
@@ -63,9 +64,9 @@ def _check_scan(archive: Archive) -> None:
 
 def _check_shard(archive: Archive, record: Commit) -> Result:
     result = Result()
-    rows: list[dict[str, Any]] | None = None
+    rows: list[Row] | None = None
     try:
-        rows = archive.manifest_part(record, ["name", "offset", "length", "payload_sha256", "sidecars", "codec"]).to_pylist()
+        rows = list(rows_of(Row, archive.manifest_part(record, columns(Row, "name", "offset", "length", "payload_sha256", "sidecars", "codec"))))
         if len(rows) != record.images:
             result.problems.append(f"{archive.store.path(record.manifest)} has {len(rows)} rows; its commit says {record.images}")
     except OutageError:
@@ -99,15 +100,14 @@ def _check_shard(archive: Archive, record: Commit) -> Result:
     return result
 
 
-def _hurt(archive: Archive, record: Commit, row: dict[str, Any]) -> list[str]:
+def _hurt(archive: Archive, record: Commit, row: Row) -> list[str]:
     """Names of the row's payload and sidecars that are not what the manifest says."""
-    parts = [(row["name"], row["offset"], row["length"], row["payload_sha256"])] if row["codec"] else []
-    parts += [(side["name"], side["offset"], side["length"], side["sha256"]) for side in row["sidecars"] or [] if side is not None]
+    parts: list[tuple[str, int | None, int | None, str | None]] = [(row.name, row.offset, row.length, row.payload_sha256)] if row.codec else []
+    parts += [(side.name, side.offset, side.length, side.sha256) for side in row.sidecars]
     hurt = []
     for name, offset, length, expected in parts:
         try:
-            check_place(name, record.shard, offset, length, DEFAULT)
-            data = archive.store.read_range(record.shard, offset, length)
+            data = archive.store.read_range(record.shard, *checked_range(name, record.shard, offset, length, DEFAULT))
         except (ManifestError, StorageError) as error:
             archive.raise_outage(error)
             data = b""

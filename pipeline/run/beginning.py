@@ -19,7 +19,8 @@ from msinn_core.errors import CheckpointError
 from msinn_core.model_file import LoadedModel, load_model, parse_model
 from pipeline.archive import manifest
 from pipeline.archive.archive import Archive, MissingArchiveError
-from pipeline.archive.layout import ARCHIVE_VERSION, RUN, SEAL, json_bytes, sha256
+from pipeline.archive.layout import RUN, SEAL, sha256
+from pipeline.archive.run_record import RunRecord
 from pipeline.errors import StorageError, UsageError
 from pipeline.formats.parquet import read_bounded
 from pipeline.limits import MAX_MODEL_BYTES, MAX_PARQUET_BYTES, MAX_RUN_BYTES
@@ -121,7 +122,7 @@ class Beginning:
         self.digest = scan.digest
         """Of the listing; that which the archive was begun with, where the source has only moved since."""
 
-    def begun(self) -> dict[str, Any] | None:
+    def begun(self) -> RunRecord | None:
         """The run that began the archive, after a check that this one goes on with it; None if there is none yet.
 
         Raises:
@@ -134,17 +135,17 @@ class Beginning:
         self._compare(existing)
         return existing
 
-    def create(self) -> dict[str, Any]:
+    def create(self) -> RunRecord:
         """Create the archive; or go on with that of another driver who was first."""
         while (existing := self.begun()) is None:
             if not self._store.check_put_if_absent():
                 self._reporter.warn(f"{self._store.url} cannot create objects atomically: make sure that only one driver writes there")
             created = self._published()
-            if self._store.put_if_absent(RUN, json_bytes(created)):
+            if self._store.put_if_absent(RUN, created.to_bytes()):
                 return created
         return existing
 
-    def _published(self) -> dict[str, Any]:
+    def _published(self) -> RunRecord:
         """Write what the run rests on; returns the content of `run.json`."""
         table = manifest.blocks_bytes(SCAN_SCHEMA, to_table(self._records, self._shards.ids))
         name = content_name("scan", "00000", sha256(table), "parquet")
@@ -153,39 +154,38 @@ class Beginning:
             suffix = "parquet" if self._preferences[:4] == b"PAR1" else "csv"
             self._store.publish_bytes(self._preferences, content_name("plan", "per-image", self._config.preferences_sha256, suffix))
         self._store.publish_bytes(self._model.data, f"model/{self._model.sha256}.safetensors")
-        return {
-            "archive_version": ARCHIVE_VERSION,
-            "source": redacted(self._source),
-            "scan_digest": self.digest,
-            "config": self._config.to_json(),
-            "model_sha256": self._model.sha256,
-            "scan": name,
-            "shards": len(self._shards),
-            "images": len(self._records),
-            "shard_first": self._shards.first(),
-            "created_at": now(),
-            "created_by": f"{socket.gethostname()}:{os.getpid()}",
-            "model_name": self._model.name,
-            "msinn": VERSION,
-        }
+        return RunRecord(
+            source=redacted(self._source),
+            scan_digest=self.digest,
+            config=self._config.to_json(),
+            model_sha256=self._model.sha256,
+            scan=name,
+            shards=len(self._shards),
+            images=len(self._records),
+            shard_first=self._shards.first(),
+            created_at=now(),
+            created_by=f"{socket.gethostname()}:{os.getpid()}",
+            model_name=self._model.name,
+            msinn=VERSION,
+        )
 
-    def _compare(self, existing: dict[str, Any]) -> None:
+    def _compare(self, existing: RunRecord) -> None:
         url = self._store.url
-        theirs, mine = CompressConfig.from_json(existing["config"]), self._config
+        theirs, mine = CompressConfig.from_json(existing.config), self._config
         # The model may be named by path or hash: its digest is what counts.
         if replace(theirs, model="") != replace(mine, model=""):
             changed = [name for name in mine.to_json() if name != "model" and getattr(theirs, name) != getattr(mine, name)]
             what = "; ".join(f"{name} was {getattr(theirs, name)}, now {getattr(mine, name)}" for name in changed)
             raise UsageError(f"{url} was begun with other options ({what}): repeat them to resume, or choose another destination")
-        if existing["model_sha256"] != self._model.sha256:
+        if existing.model_sha256 != self._model.sha256:
             raise UsageError(
-                f"{url} was begun with model {existing['model_sha256'][:12]}, not {self._model.sha256[:12]}: "
-                f"resume with --model {self._store.path('model/' + existing['model_sha256'] + '.safetensors')}"
+                f"{url} was begun with model {existing.model_sha256[:12]}, not {self._model.sha256[:12]}: "
+                f"resume with --model {self._store.path('model/' + existing.model_sha256 + '.safetensors')}"
             )
-        if existing["scan_digest"] != self.digest:
+        if existing.scan_digest != self.digest:
             self._explain_difference(existing)
 
-    def _explain_difference(self, existing: dict[str, Any]) -> None:
+    def _explain_difference(self, existing: RunRecord) -> None:
         """The source lists otherwise than when the archive was begun. Where it only lies elsewhere the run goes on with it.
 
         Raises:
@@ -193,23 +193,23 @@ class Beginning:
         """
         advice = "bring them back to resume, or choose another destination"
         try:
-            table = read_bounded(self._store.read(existing["scan"], limit=MAX_PARQUET_BYTES))
+            table = read_bounded(self._store.read(existing.scan, limit=MAX_PARQUET_BYTES))
             listed = [record for record, _ in from_table(table)]
         except (pa.ArrowException, FileNotFoundError, KeyError, TypeError, ValueError) as error:
             raise UsageError(
-                f"{self._source} lists {len(self._records)} images that are not the {existing['images']} which {self._store.url} was begun with "
+                f"{self._source} lists {len(self._records)} images that are not the {existing.images} which {self._store.url} was begun with "
                 f"(its listing is lost: {error}); {advice}"
             ) from error
         before, now = _sizes(listed), _sizes(self._records)
         if before == now:
             self._reporter.note(
-                f"the source has moved from {existing['source']} to {self._source}: the same names and sizes, so the run goes on with it"
+                f"the source has moved from {existing.source} to {self._source}: the same names and sizes, so the run goes on with it"
             )
-            self.digest = existing["scan_digest"]
+            self.digest = existing.scan_digest
             return
-        place = f"; it was listed at {existing['source']} then" if existing["source"] != self._source else ""
+        place = f"; it was listed at {existing.source} then" if existing.source != self._source else ""
         raise UsageError(
-            f"{self._source} is not as it was when {self._store.url} was begun with {existing['images']} images: "
+            f"{self._source} is not as it was when {self._store.url} was begun with {existing.images} images: "
             f"{_difference(dict(before), dict(now)) or 'the same names are in another order, or some are there more often'}{place}: {advice}"
         )
 

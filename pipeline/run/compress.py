@@ -11,6 +11,7 @@ import numpy as np
 from msinn_core.model_file import parse_model
 from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
+from pipeline.archive.run_record import RunRecord
 from pipeline.archive.seal import seal
 from pipeline.encode.tasks import ImageTask, ShardTask, WorkConfig
 from pipeline.encode.worker import ShardWorker
@@ -253,7 +254,7 @@ class Run:
         pixels, seconds = measured[0]
         return pixels / seconds if pixels and seconds > 0 else None
 
-    def _seal(self, begun: dict[str, Any], committed: dict[int, Commit], budget_bytes: float | None) -> dict[str, Any]:
+    def _seal(self, begun: RunRecord, committed: dict[int, Commit], budget_bytes: float | None) -> dict[str, Any]:
         extra = {
             "sealed_at": now(),
             "budget": str(self._config.budget),

@@ -16,7 +16,7 @@ from pipeline.encode.tasks import ImageTask, ShardTask
 from pipeline.encode.worker import ShardWorker
 from pipeline.execute.base import Job, Trials, patience
 from pipeline.execute.isolate import isolate
-from pipeline.plan.curves import PASSTHROUGH_Q
+from pipeline.plan.curves import KEPT_Q
 from pipeline.plan.planner import Choice, Planner
 from pipeline.run.context import Context, Workers
 from pipeline.store.base import content_name
@@ -167,7 +167,7 @@ class Encoding:
         choices = planner.promise(shard)
         least, most = context.preferences.q_range(numbers, context.model.config.q_max)
         # Without a curve (unreadable or unusable when it was analysed) an image can only be kept as it is.
-        without = Choice(PASSTHROUGH_Q, 0.0, 0.0, "none")
+        without = Choice(KEPT_Q, 0.0, 0.0, "none")
         tasks = []
         for record, floor, low, high in zip(records, floors, least.tolist(), most.tolist(), strict=True):
             choice, reason = choices.get(record.index, without), skip.get(record.index)

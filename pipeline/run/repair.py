@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 
 from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
+from pipeline.archive.row import Row
 from pipeline.encode.tasks import ImageTask, ShardTask
 from pipeline.encode.worker import ShardWorker
 from pipeline.errors import ManifestError
 from pipeline.execute.base import Job, patience
 from pipeline.formats.outcome import Reason
-from pipeline.plan.curves import PASSTHROUGH_Q
+from pipeline.formats.records import columns, rows_of
+from pipeline.plan.curves import KEPT_Q
 from pipeline.run.context import Context, Workers
 from pipeline.sources.record import printable
 
@@ -102,18 +104,18 @@ class Repair:
         Raises:
             ManifestError: The part of the manifest is lost or damaged.
         """
-        rows = Archive(self._context.store.url).manifest_part(record, ["key", "q", "codec", "error_code", "sidecars"]).to_pylist()
-        found = {row["key"]: row for row in rows}
+        part = Archive(self._context.store.url).manifest_part(record, columns(Row, "key", "q", "codec", "error_code", "sidecars"))
+        found = {row.key: row for row in rows_of(Row, part)}
         tasks = []
         for source in self._context.shards.records(record.shard_id):
             row = found[source.key]
-            names = {side["name"] for side in row["sidecars"]}
+            names = {side.name for side in row.sidecars}
             kept = [i for i, (name, _) in enumerate(source.sidecars) if printable(name) in names]
             source = replace(source, sidecars=tuple(source.sidecars[i] for i in kept), keep_sidecars=tuple(source.keep_sidecars[i] for i in kept))
-            coded = row["codec"] == "msinn"
-            reason = None if coded else Reason.named(row["error_code"])
+            q = row.q if row.codec == "msinn" else None
+            reason = None if row.codec == "msinn" else Reason.named(row.error_code)
             # An image is in the shard without having been coded, or it is not there at all.
-            if row["codec"] is None:
+            if row.codec is None:
                 reason = Reason.UNREADABLE
-            tasks.append(ImageTask(source, row["q"] if coded else PASSTHROUGH_Q, skip_reason=reason))
+            tasks.append(ImageTask(source, KEPT_Q if q is None else q, skip_reason=reason))
         return tuple(tasks)

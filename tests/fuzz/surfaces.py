@@ -30,10 +30,12 @@ from msinn_core.model_file import LoadedModel, parse_model
 from pipeline.archive import manifest
 from pipeline.archive.archive import Archive
 from pipeline.archive.layout import sha256
+from pipeline.archive.row import Row
 from pipeline.archive.shard import iterate_bytes, iterate_damaged
 from pipeline.errors import PipelineError
 from pipeline.formats import images
 from pipeline.formats.parquet import read_bounded
+from pipeline.formats.records import rows_of
 from pipeline.formats.tars import TarDamageError, members
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.plan.preferences import Preferences
@@ -344,7 +346,7 @@ class Books(Surface):
         archive.seal()
         rows, problems = rows_left(archive)
         worker = RestoreWorker(str(place), str(out))
-        for row in rows.to_pylist():
+        for row in rows_of(Row, rows):
             problems += worker.restore([row]).problems
         assert all(isinstance(problem, str) for problem in problems)
         assert os.listdir(self.root / "out") == ["inner"], "something was written beside the target"

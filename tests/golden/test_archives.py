@@ -22,7 +22,7 @@ def copied(version: str, tmp_path: Path) -> Path:
     """An archive made by `archive/make.py`; its model is the golden one."""
     place = Path(shutil.copytree(HERE / "archive" / version, tmp_path / "archive"))
     (place / "model").mkdir()
-    digest = Archive(str(place)).run["model_sha256"]
+    digest = Archive(str(place)).run.model_sha256
     shutil.copy(HERE / "integer" / "model.safetensors", place / "model" / f"{digest}.safetensors")
     return place
 
@@ -64,7 +64,7 @@ def test_an_archive_of_version_1_speaks_the_words_of_today(version_1: Path, capf
     assert (rows["deep.png"]["psnr_db"], rows["deep.png"]["lossless"], rows["deep.png"]["pixels"]) == (None, True, 200)
     assert rows["broken.jpg"]["pixels"] is None
     assert rows["turned.jpg"]["mtime"] is None
-    totals = summary(Archive(str(version_1)))["totals"]
-    assert (totals["images"], totals["failed"], totals["coded"] + totals["kept"]) == (11, 1, 10)
+    totals = summary(Archive(str(version_1))).totals
+    assert (totals.images, totals.failed, totals.coded + totals.kept) == (11, 1, 10)
     assert main(["audit", str(version_1), "SELECT count(*) AS n FROM manifest WHERE status = 'kept' AND lossless AND psnr_db IS NULL", "--csv"]) == 0
-    assert capfd.readouterr().out.splitlines() == ["n", str(totals["kept"])]
+    assert capfd.readouterr().out.splitlines() == ["n", str(totals.kept)]

@@ -313,12 +313,12 @@ def test_hostile_names_in_a_manifest_never_leave_the_target(copy: Path, tmp_path
     from pipeline.archive.commits import Commit
     from pipeline.archive.layout import sha256
     from pipeline.archive.row import Row
-    from pipeline.formats.records import from_table
+    from pipeline.formats.records import rows_of
 
     (copy / "MANIFEST.json").unlink()
     commit_path = sorted((copy / "commits").iterdir())[0]
     record = Commit.from_bytes(commit_path.read_bytes(), "commit")
-    first, second, *others = from_table(Row, manifest.read((copy / record.manifest).read_bytes()))
+    first, second, *others = rows_of(Row, manifest.read((copy / record.manifest).read_bytes()))
     escaped = dataclasses.replace(first, restore_name="../../escaped.png")
     absolute = dataclasses.replace(second, restore_name=str(tmp_path / "absolute.png"))
     data = manifest.to_bytes([escaped, absolute, *others])

@@ -373,15 +373,15 @@ def test_no_decision_rests_on_a_clock() -> None:
 class Starved(ImageCoder):
     """The coder of a real worker that has next to no memory left while it codes one image."""
 
-    def start(self, item: Item, q: float) -> None:
+    def compress(self, item: Item, q: float) -> None:
         if item.task.record.name != POISON:
-            super().start(item, q)
+            super().compress(item, q)
             return
         before = resource.getrlimit(resource.RLIMIT_AS)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, before[1]))
         try:
-            super().start(item, q)
+            super().compress(item, q)
         finally:
             resource.setrlimit(resource.RLIMIT_AS, before)
 
@@ -412,12 +412,12 @@ def test_an_image_for_which_memory_does_not_suffice_is_kept_and_named(tmp_path: 
 class Glutton(ImageCoder):
     """The coder of a real worker that takes 4 GiB for one image."""
 
-    def start(self, item: Item, q: float) -> None:
+    def compress(self, item: Item, q: float) -> None:
         if item.task.record.name == POISON and item.coded:
             taken = np.ones(2**29)
             time.sleep(60)
             del taken
-        super().start(item, q)
+        super().compress(item, q)
 
 
 def glutton_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:

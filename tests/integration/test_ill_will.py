@@ -231,7 +231,7 @@ def test_books_that_are_no_books(place: Path, text: str) -> None:
 
 def test_the_pixel_limit_is_the_readers(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """94 bytes of 10,000 x 10,000 pixels took 8.4 GB and 191 s, because run.json allowed it."""
-    digest = Archive(str(place)).run["model_sha256"]
+    digest = Archive(str(place)).run.model_sha256
     bomb = bitstream.Bitstream(
         profile="int", colour="rgb", model_id=bytes.fromhex(digest)[:16], width=10_000, height=10_000, q=1.0, streams=(b"",) * 10
     ).to_bytes()

@@ -14,6 +14,7 @@ from PIL import Image
 
 from jobs.cli import main
 from msinn_core.integer import ops, portable
+from pipeline.lab.reference import pixels_digest
 
 
 @pytest.fixture
@@ -34,7 +35,8 @@ def test_eval_measures_real_files_and_compares(images: Path, tmp_path: Path, cap
     assert main(command) == 0
     said = capsys.readouterr()
     assert "vvc is not measured" in said.err
-    assert "| old codec | -" in said.out
+    assert "| old codec |  | -" in said.out
+    assert f"**{reference} does not say on which images" in said.out
     assert said.out.strip() == (out / "report.md").read_text().strip()
     rows = pq.read_table(out / "results.parquet").to_pylist()
     assert {row["image"] for row in rows} == {"a.png", "b.webp"}  # colour images only
@@ -45,6 +47,30 @@ def test_eval_measures_real_files_and_compares(images: Path, tmp_path: Path, cap
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert main(command) == 0
     assert "a.png, 0 files" in capsys.readouterr().err
+
+
+def test_eval_compares_with_a_reference_on_its_own_images_only(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    curve = {"bpp": [0.5, 1.5, 6.0, 12.0], "psnr_rgb": [24.0, 28.0, 38.0, 48.0]}
+    digests = {name: pixels_digest(np.asarray(Image.open(images / name).convert("RGB"))) for name in ("a.png", "b.webp")}
+    reference, out = tmp_path / "reference.json", tmp_path / "out"
+    reference.write_text(json.dumps({"codecs": {"old codec": curve, "JPEG": curve}, "pixels_sha256": digests}))
+    command = ["eval", str(images), "--peers", "jpeg", "--q", "6", "11", "--reference", str(reference), "--out", str(out)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "| old codec |" in said
+    assert "does not say" not in said
+    rows = pq.read_table(out / "results.parquet").num_rows
+    assert len(re.findall(r"^\| JPEG \| \d+\.\d\d \| [-+]", said, re.MULTILINE)) == 1  # measured, with its time, not the file's
+    assert main([*command, "--limit", "1"]) == 2
+    assert f"{images} lacks 1 of the 2 pictures (b.webp for one)" in capsys.readouterr().err
+    picture = np.array(Image.open(images / "a.png"))
+    picture[0, 0] ^= 1
+    Image.fromarray(picture).save(images / "a.png")
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "lacks 1 of the 2 pictures (a.png for one) and holds 1 other (a.png for one)" in error
+    assert "Traceback" not in error
+    assert pq.read_table(out / "results.parquet").num_rows == rows  # refused before anything was measured
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,29 @@ def test_a_killed_and_a_stopped_run_repeat_the_curve_of_one_that_ran_through(
     assert "min left" in capfd.readouterr().err
 
 
+def test_validation_sets_are_reported_apart(run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = tmp_path / "plain"
+    assert cli.main([*run, "--out", str(plain), "--steps", "12"]) == 0
+    drawn = tmp_path / "drawn"
+    drawn.mkdir()
+    for i in range(2):
+        Image.linear_gradient("L").convert("RGB").rotate(90 * i).save(drawn / f"{i}.png")
+    at = run.index("--valid")
+    run[at + 1 : at + 2] = [str(PHOTOS), f"photo={PHOTOS}", f"drawn={drawn}"]
+    named = tmp_path / "named"
+    assert cli.main([*run, "--out", str(named), "--steps", "12"]) == 0
+    found = [row for row in rows(named) if "valid" in row]
+    assert [(row["step"], row.get("set")) for row in found] == [(12, None), (12, "photo"), (12, "drawn")]
+    (before,) = [row for row in rows(plain) if "valid" in row]
+    assert found[0] == before  # a set without a name is reported as ever
+    assert found[1]["valid"] == before["valid"]
+    assert found[2]["valid"] != before["valid"]
+    assert [row for row in rows(named) if "loss" in row] == [row for row in rows(plain) if "loss" in row]
+    said = capsys.readouterr().err
+    assert "step 12  valid  q1" in said
+    assert "step 12  valid drawn  q1" in said
+
+
 def test_its_model_archives_and_begins_another_run(run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, model = tmp_path / "out", tmp_path / "tiny.safetensors"
     assert cli.main([*run, "--out", str(out), "--steps", "3", "--split-mib", "4"]) == 0
@@ -194,7 +217,8 @@ def test_the_gpu_script_trains_from_a_bare_copy_of_the_tree(tmp_path: Path) -> N
         shutil.copytree(root / part, copy / part, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path / "out"), "OMP_NUM_THREADS": "1"}
     script = str(copy / "infra" / "gpu" / "train.sh")
-    packing = [script, "pack", "--data", str(PHOTOS), "--valid", str(PHOTOS), "--start", str(WEIGHTS / "msinn-lite-float.safetensors"), "--wheels"]
+    valid = ["--valid", str(PHOTOS), f"other={PHOTOS}"]
+    packing = [script, "pack", "--data", str(PHOTOS), *valid, "--start", str(WEIGHTS / "msinn-lite-float.safetensors"), "--wheels"]
     packed = subprocess.run(packing, env=environment, capture_output=True, text=True, timeout=120)
     assert packed.returncode == 0, packed.stderr
     sizes = re.search(r"(\d+) of (\d+) training images; ([\d.]+) MiB", packed.stdout)
@@ -202,11 +226,12 @@ def test_the_gpu_script_trains_from_a_bare_copy_of_the_tree(tmp_path: Path) -> N
     assert int(sizes[1]) > 0
     assert float(sizes[3]) < 64
     stages = "stages=[{until=1.0,crop=32,batch=2}]"
-    command = [script, "run", "lite-gpu", "0.05", "--device", "cpu", "--set", stages, "precision=float32", "validate_every=0", "log_every=1"]
+    command = [script, "run", "lite-gpu", "0.05", "--device", "cpu", "--set", stages, "precision=float32", "validate_every=1000", "log_every=1"]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "outside the network" in ran.stdout
     parts = sorted((tmp_path / "out").glob("model-*.safetensors.*-of-*"))
     assert parts
     assert all(part.stat().st_size <= 15 << 20 for part in parts)
-    assert (tmp_path / "out" / "log.jsonl").read_text()
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert sorted(row.get("set", "") for row in log if "valid" in row) == ["", "other"]  # once each, at the end of the schedule

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from msinn_core.metrics import bd_rate, mse, psnr_db
 from pipeline.errors import UsageError
 from pipeline.lab import evaluation
 from pipeline.lab.peers import available
+from pipeline.lab.reference import Reference, pixels_digest, read_reference
 
 CURVE = [(0.25, 30.0), (0.5, 33.0), (1.0, 36.5), (2.0, 40.0), (3.0, 43.0)]
 
@@ -40,7 +43,7 @@ def test_bd_rate_outside_the_overlap_is_none_and_waste_is_left_out() -> None:
 
 def test_every_peer_codes_and_decodes_better_with_a_better_setting(photo: NDArray[np.uint8]) -> None:
     peers, absent = available()
-    assert {"jpeg", "webp", "avif", "jxl"} <= set(peers)
+    assert {"jpeg", "webp", "avif", "avif-6", "jxl"} <= set(peers)
     assert set(absent) == {"vvc"}
     pixels = np.ascontiguousarray(photo[:128, :192])
     for peer in peers.values():
@@ -59,34 +62,75 @@ def test_figures_come_from_files_and_are_not_measured_twice(codec: Codec, photo:
     ours = evaluation.MsinnPeer(codec, (2.0, 6.0))
     jpeg = available()[0]["jpeg"]
     said: list[str] = []
-    table = evaluation.evaluate([("a", pixels)], [ours, jpeg], tmp_path, keep_files=True, said=said.append)
-    assert table.num_rows == 2 + len(jpeg.settings)
+    measured = evaluation.evaluate([("a", pixels)], [ours, jpeg], tmp_path, keep_files=True, said=said.append)
+    assert len(measured) == 2 + len(jpeg.settings)
     file = tmp_path / "files" / codec.model.name / "6" / "00000.msn"
-    row = next(row for row in table.to_pylist() if row["codec"] == codec.model.name and row["setting"] == 6)
-    assert row["bpp"] == pytest.approx(8 * file.stat().st_size / (96 * 160))
-    assert row["psnr_db"] == pytest.approx(psnr_db(mse(codec.decode(file.read_bytes())[0].pixels, pixels)))
+    row = next(row for row in measured if row.codec == codec.model.name and row.setting == 6)
+    assert row.bpp == pytest.approx(8 * file.stat().st_size / (96 * 160))
+    assert row.psnr_db == pytest.approx(psnr_db(mse(codec.decode(file.read_bytes())[0].pixels, pixels)))
     again = evaluation.evaluate([("a", pixels)], [ours], tmp_path, keep_files=False, said=said.append)
     assert said[-1].startswith("1: a, 0 files")
-    assert again.to_pylist() == table.to_pylist()[:2]
+    assert again == measured[:2]
     other = evaluation.evaluate([("b", pixels[:, ::-1].copy())], [ours], tmp_path, keep_files=False, said=said.append)
-    assert other.num_rows == 2
-    assert pq.read_table(tmp_path / "results.parquet").num_rows == table.num_rows + 2
-    means = evaluation.averages(table)
+    assert len(other) == 2
+    assert pq.read_table(tmp_path / "results.parquet").num_rows == len(measured) + 2
+    means = evaluation.averages(measured)
     curves = {name: [(p.bpp, p.psnr_db) for p in points] for name, points in means.items()}
     against = evaluation.bd_table(curves[codec.model.name], {"JPEG": curves["JPEG"]})
     text = evaluation.markdown(means, {"JPEG": jpeg.version}, {codec.model.name: against})
-    assert "| JPEG | -" in text  # fewer bits than JPEG
+    assert re.search(r"\| JPEG \| 0\.\d\d \| -", text)  # seconds, and fewer bits than JPEG
+    assert "**careful**" not in text
+    assert "**careful**" in evaluation.markdown(means, {"JPEG": jpeg.version}, {codec.model.name: against}, "careful")
     evaluation.draw(means, {"old": CURVE}, [codec.model.name], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"codecs": {"x": {"bpp": [1]}}}', '{"codecs": {"x": {"bpp": [1], "psnr_rgb": [1, 2]}}}'])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "{}", '{"codecs": {"x": {"bpp": [1]}}}', '{"codecs": {"x": {"bpp": [1], "psnr_rgb": [1, 2]}}}', '{"codecs": {}, "pixels_sha256": 3}'],
+)
 def test_a_bad_reference_file_is_one_clear_error(text: str, tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text(text)
     with pytest.raises(UsageError, match="no file of reference curves"):
-        evaluation.reference_curves(path)
+        read_reference(path)
     with pytest.raises(UsageError, match="cannot read"):
-        evaluation.reference_curves(tmp_path / "absent.json")
+        read_reference(tmp_path / "absent.json")
     path.write_text(json.dumps({"codecs": {"x": {"bpp": [1, 2], "psnr_rgb": [30, 35]}}}))
-    assert evaluation.reference_curves(path) == {"x": [(1.0, 30.0), (2.0, 35.0)]}
+    assert read_reference(path).curves == {"x": [(1.0, 30.0), (2.0, 35.0)]}
+
+
+def test_a_reference_takes_its_own_pictures_under_any_name_and_no_others() -> None:
+    images = [np.full((4, 6, 3), i, np.uint8) for i in range(3)]
+    reference = Reference(Path("r.json"), {}, {f"{i}.png": pixels_digest(image) for i, image in enumerate(images)})
+    reference.check("D", [(f"other-{i}", image) for i, image in reversed(list(enumerate(images)))])
+    assert pixels_digest(images[0]) != pixels_digest(images[0].reshape(6, 4, 3))
+    changed = images[1].copy()
+    changed[0, 0, 0] ^= 1
+    for given, says in (
+        ([images[0], changed, images[2]], r"^D lacks 1 of the 3 pictures \(1.png for one\) and holds 1 other \(n1 for one\): .*r.json"),
+        (images[:1], r"^D lacks 2 of the 3 pictures \(1.png for one\): "),
+        ([*images, images[2], changed], r"^D holds 2 others \(n3 for one\): "),
+    ):
+        with pytest.raises(UsageError, match=says):
+            reference.check("D", [(f"n{i}", image) for i, image in enumerate(given)])
+
+
+def test_the_shipped_curves_and_our_report_are_of_the_same_pictures() -> None:
+    folder = Path(__file__).parents[2] / "infra" / "reference"
+    rows = pq.read_table(folder / "kodak-eval" / "results.parquet", columns=["image", "pixels_sha256"]).to_pylist()
+    pictures = read_reference(folder / "kodak.json").pictures
+    assert len(pictures) == 24
+    assert pictures == {row["image"]: row["pixels_sha256"] for row in rows}
+
+
+@pytest.mark.parametrize(("codec", "detail"), [("AVIF", "speed 4"), ("AVIF speed 6", "speed 6")])
+def test_the_report_on_kodak_has_avif_at_both_speeds(codec: str, detail: str) -> None:
+    folder = Path(__file__).parents[2] / "infra" / "reference"
+    table = pq.read_table(folder / "kodak-eval" / "results.parquet")
+    rows = table.filter(pc.equal(table["codec"], codec))
+    assert all(detail in version for version in rows["version"].to_pylist())
+    points = evaluation.averages(rows)[codec]
+    assert rows.num_rows == 24 * len(points)
+    if codec in (curves := read_reference(folder / "kodak.json").curves):
+        assert curves[codec] == [(pytest.approx(p.bpp, abs=1e-5), pytest.approx(p.psnr_db, abs=1e-4)) for p in points]

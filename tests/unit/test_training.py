@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -11,14 +12,17 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save
 
 from msinn_core.checkpoint import read_tensors
 from msinn_core.config import PAPER_LAMBDAS, preset
 from msinn_core.errors import CheckpointError, ConfigError
 from msinn_core.float.model import Msinn
 from msinn_core.float.transform import InvertibleUnit
+from msinn_core.training.augment import jpeg, recolour
 from msinn_core.training.capture import keep_inverses
-from msinn_core.training.config import CONFIGS, Stage, TrainConfig, load_config
+from msinn_core.training.config import CONFIGS, Stage, TrainConfig, load_config, named_sources
 from msinn_core.training.data import Tiles, cut
 from msinn_core.training.init import extend_anchors, informed
 from msinn_core.training.loop import Trainer, TrainingFailed
@@ -56,6 +60,7 @@ def test_shipped_configurations_are_valid_and_round_trip(name: str) -> None:
         ({"steps": 0}, "steps is 0"),
         ({"steps": 1.5}, "whole number"),
         ({"learning_rate": -1.0}, "learning_rate"),
+        ({"jpeg_share": 1.5}, "jpeg_share is 1.5"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"init": "random"}, "choose informed or paper"),
         ({"optimiser": "sgd"}, "choose adam or soap"),
@@ -111,8 +116,64 @@ def test_crops_depend_on_the_generator_alone_and_keep_pixels(tiles: Tiles) -> No
     scaled = crops(1, 1.0)
     assert scaled.shape == (16, 3, 32, 32)
     assert 0 <= float(scaled.min()) <= float(scaled.max()) <= 1
-    plain = crops(3, 0.0) * 255
-    assert torch.allclose(plain, plain.round(), atol=1e-4)  # unscaled crops are the pixels themselves
+    for share in (0.0, 1.0):
+        found = crops(3, share)
+        assert torch.equal(found, (found * 255).round() / 255)  # archives hold 8-bit pictures
+
+
+def test_augmentations_touch_their_share_of_the_crops_and_draw_nothing_without_one(tiles: Tiles) -> None:
+    def crops(**shares: float) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(5)
+        return tiles.crops(64, 32, 0.3, generator, **shares), torch.rand(1, generator=generator)
+
+    plain, then = crops()
+    same, then_too = crops(colour_share=0.0, jpeg_share=0.0)
+    assert torch.equal(plain, same)
+    assert torch.equal(then, then_too)  # so that runs from before the augmentations repeat their curves
+    for name in ("colour_share", "jpeg_share"):
+        for share, low, high in ((0.3, 10, 30), (1.0, 62, 64)):
+            found = crops(**{name: share})[0]
+            assert torch.equal(found, crops(**{name: share})[0])
+            assert low <= int((found != plain).flatten(1).any(1).sum()) <= high, name
+            assert torch.equal(found, (found * 255).round() / 255)
+            assert 0 <= float(found.min()) <= float(found.max()) <= 1
+    both = crops(colour_share=1.0, jpeg_share=1.0)[0]
+    assert float((both - plain).abs().mean()) > float((crops(jpeg_share=1.0)[0] - plain).abs().mean())
+
+
+def test_recolouring_is_a_gamma_and_a_gain_on_code_values() -> None:
+    x = torch.tensor([0.0, 64.0, 128.0, 250.0]).reshape(1, 1, 2, 2).expand(1, 3, 2, 2)
+    found = recolour(x, torch.tensor([2.0]), torch.tensor([[1.0, 1.2, 0.8]]))
+    expected = [[round(min(255.0, value**2 / 255 * gain)) for value in (0, 64, 128, 250)] for gain in (1.0, 1.2, 0.8)]
+    assert found.reshape(3, 4).tolist() == expected
+    assert torch.equal(recolour(x, torch.ones(1), torch.ones(1, 3)), x)
+
+
+@pytest.mark.parametrize("subsampled", [False, True])
+@pytest.mark.parametrize("quality", [30, 60, 85, 98])
+def test_jpeg_gives_what_libjpeg_gives(photo: NDArray[np.uint8], quality: int, subsampled: bool) -> None:
+    pixels = np.ascontiguousarray(photo[:192, :128])
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:2:0" if subsampled else "4:4:4")
+    theirs = torch.from_numpy(np.array(Image.open(buffer)).astype(np.float32)).permute(2, 0, 1)[None]
+    x = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
+    # Among others of other quality, which must not matter.
+    ours = jpeg(torch.cat((x, x)), torch.tensor([50.0, float(quality)]), subsampled=subsampled)[1:]
+    assert torch.equal(ours, ours.round())
+    # What is left is libjpeg's rounding between its whole-number steps, most of it where tables are all but one.
+    lost = float((x - theirs).square().mean())
+    assert float((ours - theirs).square().mean()) < 0.1 * lost + 0.5
+    other = jpeg(x, torch.tensor([float(quality)]), subsampled=not subsampled)
+    assert float((other - theirs).square().mean()) > 0.1 * lost + 0.5
+
+
+def test_sources_by_the_set_they_are_named_for() -> None:
+    found = named_sources(["a.tar", "photo=b.tar", "drawn=s3://x/k=v/c.tar", "photo=d", "/data/day=1/e.tar", "./day=1/f.tar"])
+    assert found == {
+        "": ("a.tar", "/data/day=1/e.tar", "./day=1/f.tar"),
+        "photo": ("b.tar", "d"),
+        "drawn": ("s3://x/k=v/c.tar",),
+    }
 
 
 def test_the_ring_after_n_tiles_is_a_function_of_n() -> None:
@@ -221,11 +282,26 @@ def test_a_state_of_another_run_is_refused_by_name(tiles: Tiles) -> None:
     state = trainer.state()
     with pytest.raises(CheckpointError, match="another learning_rate"):
         Trainer(config(learning_rate=1e-5), CPU).resume(state)
-    Trainer(config(max_minutes=5.0, log_every=3), CPU).resume(state)
+    with pytest.raises(CheckpointError, match="another jpeg_share"):
+        Trainer(config(jpeg_share=0.1), CPU).resume(state)
+    Trainer(config(max_minutes=5.0, log_every=3, valid=("drawn=x.tar",)), CPU).resume(state)
     with pytest.raises(CheckpointError, match="no training state"):
         Trainer(config(), CPU).resume(trainer.model())
     with pytest.raises(CheckpointError):
         Trainer(config(), CPU).resume(state[:-100])
+
+
+def test_a_state_from_before_a_key_was_there_goes_on(tiles: Tiles) -> None:
+    import json
+
+    trainer = Trainer(config(), CPU)
+    trainer.initialise(tiles)
+    metadata, tensors = read_tensors(trainer.state())
+    train = json.loads(metadata["train"])
+    assert {train.pop(key) for key in ("colour_share", "jpeg_share")} == {0.0}
+    other = Trainer(config(), CPU)
+    other.resume(save(tensors, metadata={**metadata, "train": json.dumps(train)}))
+    _assert_same(other.state(), trainer.state())
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_twenty_end_the_run(tiles: Tiles) -> None:

@@ -1,0 +1,183 @@
+"""A sample of a dataset for a model of its own: drawn over the whole listing, near-duplicates on one side, bounded in images and memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from msinn_core.config import SIZE_MULTIPLE
+from msinn_core.training.data import cut
+from pipeline.errors import SourceError, UsageError
+from pipeline.formats import images
+from pipeline.sources import Fetcher, SourceRecord
+
+TRAIN_IMAGES, HELD_OUT_IMAGES = 400, 32
+"""Most images of either side. More say little that is new of one kind, and take longer to read than to learn from."""
+
+LEAST_IMAGES = 24
+"""With fewer there is nothing to compare on, and nothing to gain: the model's own bytes are those of a hundred photographs."""
+
+_HELD_OUT_SHARE = 0.2
+_LARGEST_SIDE = 1024
+"""Of what is kept of a held-out image: its centre."""
+
+_TILES_PER_IMAGE = 4
+_THUMBNAIL = 9
+_NEAR_BITS = 6
+"""Images whose 144 bits of thumbnail differ in so few are copies of each other: scaled, recompressed, or neighbours of one series."""
+
+_MAX_PIXELS = 100_000_000
+_READERS = 4
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was drawn.
+
+    Attributes:
+        tiles: uint8 `[S, S, 3]`, of the images to train on, a few of each.
+        tile: S, a multiple of 32.
+        train: The images to train on, cropped as `held_out`, up to `HELD_OUT_IMAGES` of them: for tables, ranges and constants.
+        held_out: Those to compare on, their centres of at most 1024 x 1024 pixels.
+        num_train: Images to train on.
+        digest: SHA-256 over the source bytes of all images used: what the model is derived from.
+        left_out: Images drawn that could not be used, by reason.
+    """
+
+    tiles: list[Pixels]
+    tile: int
+    train: list[Pixels]
+    held_out: list[Pixels]
+    num_train: int
+    digest: str
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    sha256: bytes
+    pixels: Pixels
+    bits: NDArray[np.bool_]
+
+
+def draw(records: Sequence[SourceRecord], *, seed: int = 1, largest_tile: int = 256) -> Sample:
+    """Draw a sample.
+
+    Args:
+        records: The whole listing.
+        seed: Of the draw.
+        largest_tile: Largest side of the tiles.
+
+    Raises:
+        UsageError: Too few images can be used, or all are near-copies of each other.
+    """
+    left_out: Counter[str] = Counter()
+    drawn = _decoded(records, seed, left_out)
+    sides = _sides([image.bits for image in drawn])
+    train, held_out = ([image for image, side in zip(drawn, sides, strict=True) if side == which] for which in (False, True))
+    if len(drawn) < LEAST_IMAGES:
+        reasons = "".join(f"; {count} {reason}" for reason, count in sorted(left_out.items()))
+        raise UsageError(f"{len(drawn)} images of the source can be learned from{reasons}: a model of its own needs {LEAST_IMAGES} or more")
+    if not held_out or not train:
+        raise UsageError(f"the {len(drawn)} images that were drawn are near-copies of each other: none can be held out to compare on")
+    shortest = sorted(min(image.pixels.shape[:2]) for image in train)[len(train) // 10]
+    tile = max(SIZE_MULTIPLE, min(largest_tile, shortest - shortest % SIZE_MULTIPLE))
+    rng = np.random.default_rng(seed)
+    tiles = [found for image in train for found in _some_tiles(image.pixels, tile, rng)]
+    digest = hashlib.sha256(b"".join(image.sha256 for image in (*train, *held_out))).hexdigest()
+    few = train[:: max(1, len(train) // HELD_OUT_IMAGES)][:HELD_OUT_IMAGES]
+    return Sample(tiles, tile, [_centre(image.pixels) for image in few], [_centre(image.pixels) for image in held_out], len(train), digest, left_out)
+
+
+def _decoded(records: Sequence[SourceRecord], seed: int, left_out: Counter[str]) -> list[_Drawn]:
+    """Images in a random order until there are enough; grey ones as three equal channels, as the codec takes them."""
+    fetcher = Fetcher()
+
+    def load(number: int) -> _Drawn | str:
+        record = records[number]
+        try:
+            data = fetcher.fetch(record.part)
+        except SourceError:
+            return "unreadable"
+        loaded = images.load(data, max_pixels=_MAX_PIXELS, name=record.name)
+        if loaded.picture is None:
+            return loaded.reason or "broken"
+        pixels = loaded.picture.pixels
+        if min(pixels.shape[:2]) < 2 * SIZE_MULTIPLE:
+            return "smaller than 64 x 64"
+        pixels = pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+        return _Drawn(hashlib.sha256(data).digest(), _shrunk_memory(pixels), _thumbnail_bits(pixels))
+
+    found: list[_Drawn] = []
+    order = np.random.default_rng(seed).permutation(len(records))[: 4 * (TRAIN_IMAGES + HELD_OUT_IMAGES)].tolist()
+    with ThreadPoolExecutor(_READERS) as readers:
+        for start in range(0, len(order), 4 * _READERS):
+            for drawn in readers.map(load, order[start : start + 4 * _READERS]):
+                if isinstance(drawn, str):
+                    left_out[drawn] += 1
+                elif len(found) < TRAIN_IMAGES + HELD_OUT_IMAGES:
+                    found.append(drawn)
+            if len(found) == TRAIN_IMAGES + HELD_OUT_IMAGES:
+                break
+    return found
+
+
+def _shrunk_memory(pixels: Pixels) -> Pixels:
+    """Of a very large image a window of twice the largest side, so that a sample fits into memory whatever the images."""
+    height, width = (min(side, 2 * _LARGEST_SIDE) for side in pixels.shape[:2])
+    row, column = ((whole - part) // 2 for whole, part in zip(pixels.shape[:2], (height, width), strict=True))
+    return np.ascontiguousarray(pixels[row : row + height, column : column + width])
+
+
+def _thumbnail_bits(pixels: Pixels) -> NDArray[np.bool_]:
+    """`[144]`: whether brightness rises from each cell of a 9 x 9 thumbnail to its right neighbour, and to the one below."""
+    small = np.asarray(Image.fromarray(pixels).convert("L").resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX), np.int16)
+    return np.concatenate(((np.diff(small, axis=1) > 0).ravel(), (np.diff(small, axis=0) > 0).ravel()))
+
+
+def _sides(bits: Sequence[NDArray[np.bool_]]) -> list[bool]:
+    """Whether each image is held out: a fifth of them, whole groups of near-copies at a time."""
+    groups = _groups(bits)
+    wanted = min(HELD_OUT_IMAGES, int(_HELD_OUT_SHARE * len(bits)))
+    held: set[int] = set()
+    # Single images first: large groups of copies say little on either side, and belong to what is learned.
+    for group, count in sorted(Counter(groups).items(), key=lambda item: (item[1], item[0])):
+        if wanted >= count and len(set(groups)) - len(held) > 1:
+            held.add(group)
+            wanted -= count
+    return [group in held for group in groups]
+
+
+def _groups(bits: Sequence[NDArray[np.bool_]]) -> list[int]:
+    """A group number per image: near-copies share theirs."""
+    groups: list[int] = []
+    before = np.zeros((len(bits), len(bits[0]) if bits else 0), bool)
+    for i, mine in enumerate(bits):
+        before[i] = mine
+        near = np.flatnonzero((before[:i] != mine).sum(axis=1) <= _NEAR_BITS)
+        joined = {groups[number] for number in near}
+        group = min(joined, default=i)
+        groups = [group if number in joined else number for number in groups]
+        groups.append(group)
+    return groups
+
+
+def _some_tiles(pixels: Pixels, side: int, rng: np.random.Generator) -> Iterator[Pixels]:
+    tiles = list(cut(pixels, side))
+    for number in rng.permutation(len(tiles))[:_TILES_PER_IMAGE]:
+        yield np.ascontiguousarray(tiles[number])
+
+
+def _centre(pixels: Pixels) -> Pixels:
+    height, width = (min(side, _LARGEST_SIDE) for side in pixels.shape[:2])
+    row, column = ((whole - part) // 2 for whole, part in zip(pixels.shape[:2], (height, width), strict=True))
+    return np.ascontiguousarray(pixels[row : row + height, column : column + width])
