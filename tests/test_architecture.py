@@ -101,7 +101,7 @@ def test_a_planted_back_arrow_is_found(wing: str, source: str, arrows: set[str])
 
 def test_only_the_executors_use_ray() -> None:
     users = {str(path.relative_to(ROOT)) for package in ("pipeline", "jobs") for path in sources(package) if touches(path, "ray")}
-    assert users == {f"pipeline/execute/{name}.py" for name in ("connection", "ray", "submission")}
+    assert users == {f"pipeline/execute/{name}.py" for name in ("connection", "kernels", "ray", "submission")}
 
 
 def test_only_object_stores_and_sources_use_fsspec() -> None:

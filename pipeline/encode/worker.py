@@ -7,10 +7,10 @@ import platform
 import socket
 import time
 from collections.abc import Iterable
-from importlib.metadata import version
 
 import pyarrow as pa
 
+from msinn_core import VERSION
 from msinn_core.integer.ops import COMPILED
 from msinn_core.model_file import LoadedModel
 from pipeline.archive import manifest
@@ -48,7 +48,7 @@ class ShardWorker:
         self.loader = ItemLoader(config.max_pixels)
         self.coder = ImageCoder(model, config, device=device, threads=threads)
         engine = self.coder.codec.engine
-        self.encoder = f"{engine.device} ({engine.name}), msinn {version('msinn')}, {platform.machine()}"
+        self.encoder = f"{engine.device} ({engine.name}), msinn {VERSION}, {platform.machine()}"
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
 
     @property

@@ -10,11 +10,11 @@ import socket
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 
+from msinn_core import VERSION
 from msinn_core.errors import CheckpointError
 from msinn_core.model_file import LoadedModel, load_model, parse_model
 from pipeline.archive import manifest
@@ -166,7 +166,7 @@ class Beginning:
             created_at=now(),
             created_by=f"{socket.gethostname()}:{os.getpid()}",
             model_name=self._model.name,
-            msinn=version("msinn"),
+            msinn=VERSION,
         )
 
     def _compare(self, existing: RunRecord) -> None:
