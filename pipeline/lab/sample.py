@@ -110,7 +110,7 @@ def _decoded(records: Sequence[SourceRecord], seed: int, left_out: Counter[str])
             return "unreadable"
         loaded = images.load(data, max_pixels=_MAX_PIXELS, name=record.name)
         if loaded.picture is None:
-            return loaded.reason or "broken"
+            return str(loaded.reason or "broken").replace("_", " ")
         pixels = loaded.picture.pixels
         if min(pixels.shape[:2]) < 2 * SIZE_MULTIPLE:
             return "smaller than 64 x 64"
