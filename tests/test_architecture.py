@@ -153,6 +153,22 @@ def test_rate_allocation_is_pure_numpy(module: str) -> None:
     assert {name for name in names if name.startswith("pipeline")} <= {"pipeline.errors", *(f"pipeline.plan.{m}" for m in ("allocation", "curves"))}
 
 
+def test_unit_tests_mirror_the_wings() -> None:
+    """A test lies where the code lies that it is about, and uses that code."""
+    unit = ROOT / "tests" / "unit"
+    assert [path.name for path in unit.glob("test_*.py")] == []
+    folders = {path.name: path for path in unit.iterdir() if any(path.glob("test_*.py"))}
+    packages = {wing: f"pipeline.{wing}" for wing in WINGS} | {"core": "msinn_core", "jobs": "jobs", "infra": "infra"}
+    assert folders.keys() <= packages.keys()
+    strangers = [
+        str(path)
+        for name, folder in folders.items()
+        for path in folder.glob("test_*.py")
+        if not touches(path, packages[name]) and not (name == "infra" and "infra" in path.read_text())
+    ]
+    assert strangers == []
+
+
 def test_every_folder_of_code_is_installed_and_explained() -> None:
     folders = {path.parent for package in ("msinn_core", "pipeline", "jobs") for path in (ROOT / package).rglob("__init__.py")}
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]

@@ -404,7 +404,7 @@ def test_dry_run_encodes_nothing(photos: Path, tmp_path: Path, capfd: pytest.Cap
 def test_models_import_from_a_research_checkpoint(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import torch
 
-    from tests.unit.test_network import TINY, randomised
+    from tests.unit.core.test_network import TINY, randomised
 
     state = randomised(dataclasses.replace(TINY, context_activation="gelu")).state_dict()
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "model.pth.tar")
