@@ -27,12 +27,14 @@ from pipeline.lab.training_files import publish
 
 _BATCH_PIXELS = 4 * 192**2
 _CROP = 192
-_MEASURED_PIXELS = 8_000_000
+_MEASURED_PIXELS = 4_000_000
 """Of held-out images: enough that the interval is narrow, few enough that comparing takes a minute or two."""
 
 _RATES = 5
-_TABLE_IMAGES, _CALIBRATION_IMAGES = 24, 12
-_CALIBRATION_SIDE = 384
+_TABLE_IMAGES, _TABLE_SIDE = 16, 384
+_CALIBRATION_IMAGES, _CALIBRATION_SIDE = 12, 256
+"""What a model file is measured on takes a minute, beside a few of training; more of it changes the third digit."""
+
 _CHECKPOINT_S = 60.0
 
 
@@ -232,7 +234,7 @@ class Tuning:
 
     def _tables_only(self) -> bytes:
         general, threads = self._general, self._config.threads
-        tables = calibration.fit_tables(general, self._pictures(_TABLE_IMAGES, 512), threads=threads)
+        tables = calibration.fit_tables(general, self._pictures(_TABLE_IMAGES, _TABLE_SIDE), threads=threads)
         make = integer_model_bytes(general.config, general.integer, general.golden, name=self._config.name, tables=tables)
         constants = calibration.fit(Codec(parse_model(make), threads=threads), self._pictures(_CALIBRATION_IMAGES, _CALIBRATION_SIDE))
         return integer_model_bytes(general.config, general.integer, general.golden, name=self._config.name, tables=tables, calibration=constants)
@@ -246,7 +248,7 @@ class Tuning:
             self._trainer.average,
             name=self._config.name,
             pictures=self._pictures(_CALIBRATION_IMAGES, _CALIBRATION_SIDE),
-            table_pictures=self._pictures(_TABLE_IMAGES, 512),
+            table_pictures=self._pictures(_TABLE_IMAGES, _TABLE_SIDE),
             threads=self._config.threads,
         )
 
