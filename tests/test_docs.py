@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import doctest
 import importlib
+import os
 import re
 import shlex
 import shutil
@@ -103,6 +104,9 @@ def test_a_command_is_one_that_exists(where: str, words: list[str]) -> None:
         assert all(re.search(rf"^{word.partition('=')[0]} \?=", makefile, re.MULTILINE) for word in rest if "=" in word)
     elif program == "python":
         assert_script(rest)
+    elif "/" in program:
+        assert os.access(ROOT / program, os.X_OK), f"{where}: there is no script {program}"
+        assert re.search(rf"^{rest[0]}\b.*\)", (ROOT / program).read_text(), re.MULTILINE), f"{where}: {program} does not know {rest[0]}"
     else:
         assert program in _SHELL, f"{where}: nothing checks {program}"
 
