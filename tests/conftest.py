@@ -123,6 +123,19 @@ def make_photos(folder: Path, count: int, size: int = 96) -> Path:
     return folder
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Processes of a parallel run send their rows of the fault matrix to the one that prints it."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["matrix"] = MATRIX.rows
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object, error: object) -> None:
+    """Called by pytest-xdist, in the process that prints."""
+    MATRIX.rows += map(tuple, getattr(node, "workeroutput", {}).get("matrix", []))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The fault matrix of this run."""
     if MATRIX.rows:
