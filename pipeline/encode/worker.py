@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from msinn_core import VERSION
+from msinn_core.entropy import rans
 from msinn_core.integer.ops import COMPILED
 from msinn_core.model_file import LoadedModel
 from pipeline.archive import manifest
@@ -55,9 +56,9 @@ class ShardWorker:
     def remarks(self) -> tuple[str, ...]:
         """What users should know of this machine; see `execute.base.remarks_of`."""
         said, engine = [], self.coder.codec.engine
-        if not COMPILED:
+        if not (COMPILED and rans.COMPILED):
             said.append(
-                "a worker has no compiled kernels (no C compiler when msinn was installed there): the same bytes, in a hundred times the time"
+                "a worker has no compiled kernels (no C compiler when msinn was installed there, or another kind of machine): the same bytes, in a hundred times the time"
             )
         if self.config.device != "cpu" and engine.device == "cpu":
             said.append(
