@@ -58,7 +58,8 @@ class ShardWorker:
         said, engine = [], self.coder.codec.engine
         if not (COMPILED and rans.COMPILED):
             said.append(
-                "a worker has no compiled kernels (no C compiler when msinn was installed there, or another kind of machine): the same bytes, in a hundred times the time"
+                "a worker has no compiled kernels (no C compiler when msinn was installed there, or another kind of machine): the same bytes, "
+                "in a hundred times the time"
             )
         if self.config.device != "cpu" and engine.device == "cpu":
             said.append(
