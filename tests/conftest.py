@@ -24,6 +24,15 @@ from tests.matrix import MATRIX, Matrix
 PHOTOS = Path(__file__).parents[1] / "infra" / "demo" / "photos"
 
 
+LONGEST = ("test_cluster.py", "test_faults.py", "test_ill_will.py", "test_archive.py", "test_s3.py", "test_train_command.py")
+"""Files that take minutes begin first, so that the processes of a parallel run end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; all others in their order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
