@@ -9,10 +9,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from types import FrameType
 
 from jobs.exits import EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED, EXIT_PIPE, EXIT_USAGE, EXIT_VERIFY
+from msinn_core import VERSION
 
 _PARTING_S = 20.0
 
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--debug", action="store_true", help="show tracebacks (exit codes stay the same)")
     top.add_argument("-q", "--quiet", action="store_true", help="no progress, warnings alone")
     top.add_argument("-v", "--verbose", action="store_true", help="on a terminal: a line for each shard")
-    top.add_argument("--version", action="version", version=f"msinn {version('msinn')}")
+    top.add_argument("--version", action="version", version=f"msinn {VERSION}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for module in (compress, submit, status, verify, audit, restore, get, gc, inspect, models, tune, train, eval, bench):
         module.add_verbs(verbs)

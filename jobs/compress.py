@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING
 from jobs.arguments import add_executor, placement_of, size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from msinn_core.model_file import LoadedModel
     from pipeline.execute.connection import Resources
     from pipeline.run.compress import Outcome
+    from pipeline.run.report import Reporter
+    from pipeline.sources import SourceRecord
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,6 +54,9 @@ def _add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--price-per-hour", type=float, metavar="X", help="of a plan: cost of one worker's hour, for the estimate")
     p.add_argument("--curve", metavar="FILE.png", help="of a plan: plot what other budgets would buy")
     p.add_argument("--model", default="msinn-lite", help="name, SHA-256 or path (see msinn models)")
+    p.add_argument(
+        "--tune", type=float, metavar="MINUTES", help="first learn the images for so long: a model of their own, used only if it is certain to gain"
+    )
     p.add_argument("--max-pixels", type=int, default=32_000_000, metavar="N", help="larger images are kept as they are (default: 32000000)")
     p.add_argument("--count-sidecars", action="store_true", help="sidecars count towards the budget")
     p.add_argument("--ms-ssim", action="store_true", help="measure MS-SSIM too (slower)")
@@ -92,6 +100,8 @@ def _compress(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--price-per-hour is {arguments.price_per_hour:g}; it takes a price, 0 or more")
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError(f"--workers is {arguments.workers}; it takes 1 or more")
+    if arguments.tune is not None and arguments.dry_run:
+        raise UsageError("--tune belongs to compress; `msinn tune` says what a model of their own would gain")
     resources = _resources(arguments)
     kind = next(kind for kind in BUDGET_KINDS if getattr(arguments, kind) is not None)
     preferences = _read_table(arguments.per_image) if arguments.per_image else None
@@ -126,11 +136,16 @@ def _compress(arguments: argparse.Namespace) -> int:
             reporter,
             placement=placement_of(arguments, resources),
             preferences=preferences,
+            own_model=_learner(arguments, reporter) if arguments.tune is not None else None,
         )
         with contextlib.redirect_stdout(sys.stderr):  # Ray speaks of lost nodes and workers there
             outcome = run.execute(dry_run=arguments.dry_run)
     finally:
         reporter.close()
+    if arguments.tune is not None:
+        from pipeline.lab.tuned_run import tidy
+
+        tidy(arguments.destination)
     if arguments.dry_run:
         assert outcome.plan is not None
         print_plan(outcome.plan, price_per_hour=arguments.price_per_hour, curve=arguments.curve, as_json=arguments.json)
@@ -148,6 +163,22 @@ def _verify_sample(arguments: argparse.Namespace) -> float:
             raise UsageError(f"--verify-sample {share:g} contradicts --verify full, which is a share of 1")
         return 1.0
     return VERIFY_SAMPLE if share is None else share
+
+
+def _learner(arguments: argparse.Namespace, reporter: Reporter) -> Callable[[Sequence[SourceRecord]], LoadedModel | None]:
+    """What gives a run the model of its images' own."""
+    from msinn_core.model_file import load_model
+    from pipeline.errors import UsageError
+    from pipeline.execute.base import processors
+    from pipeline.lab.tuned_run import own_model
+    from pipeline.lab.tuning import TuneConfig, start_of
+
+    if not 0 < arguments.tune < 1e5:
+        raise UsageError(f"--tune is {arguments.tune:g}; it takes minutes, more than 0")
+    general = load_model(arguments.model)
+    start = start_of(general)
+    config = TuneConfig(name=f"{general.name}-tuned", minutes=arguments.tune, device=arguments.device, threads=processors())
+    return lambda records: own_model(records, arguments.destination, general, start, config, reporter.note)
 
 
 def _resources(arguments: argparse.Namespace) -> Resources:

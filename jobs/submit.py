@@ -12,13 +12,16 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     p = verbs.add_parser(
         "submit",
         help="run `compress` as a job of a Ray cluster, and follow it",
-        description="Sends this installation's code with the job, so that the cluster's image needs the dependencies alone. "
+        description="Sends this installation's code and compiled kernels with the job, so that the cluster's image needs the dependencies alone. "
+        "A cluster whose machines cannot use the kernels (another processor or system) is refused: see --installed and --slow. "
         "The same command again joins the running job; another one for the same archive is refused.",
     )
     p.add_argument("--address", metavar="URL", help="the cluster's job server (default: $RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265)")
     p.add_argument("--python", default="python", metavar="PATH", help="the interpreter on the cluster (default: python)")
     p.add_argument("--pip", action="append", default=[], metavar="PKG", help="a package that the cluster's image lacks; repeat")
     p.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable for the job; repeat; not for secrets, Ray shows them")
+    p.add_argument("--installed", action="store_true", help="use the msinn of the cluster's image instead of sending this one's code")
+    p.add_argument("--slow", action="store_true", help="go on where the cluster's machines lack the compiled kernels: a hundred times as long")
     p.add_argument("--no-wait", action="store_true", help="do not follow the log")
     p.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- compress ...")
     p.set_defaults(command=_submit)
@@ -53,7 +56,9 @@ def _submit(arguments: argparse.Namespace) -> int:
     if inner.cluster is None:
         wanted = [*wanted, "--cluster", "auto"]
     cluster = Cluster(arguments.address or default_address())
-    job = cluster.submit(wanted, inner.destination, python=arguments.python, pip=arguments.pip, env=env)
+    job = cluster.submit(
+        wanted, inner.destination, python=arguments.python, pip=arguments.pip, env=env, installed=arguments.installed, slow=arguments.slow
+    )
     print(f"{'joined the running job' if job.joined else 'submitted'} {job.id} on {cluster.address}", file=sys.stderr)
     if arguments.no_wait:
         print(job.id)

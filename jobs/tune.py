@@ -32,12 +32,12 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    from msinn_core.model_file import WEIGHTS, load_model
+    from msinn_core.model_file import load_model, parse_model
     from pipeline.errors import StorageError, UsageError
     from pipeline.execute.base import processors
     from pipeline.lab.sample import draw
     from pipeline.lab.stopping import stop_on_signals
-    from pipeline.lab.tuning import TuneConfig, Tuning, data_digest
+    from pipeline.lab.tuning import FileState, TuneConfig, Tuning, start_of
     from pipeline.sources import scan
 
     output = Path(arguments.output)
@@ -46,9 +46,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     if not 0 < arguments.minutes < 1e5:
         raise UsageError(f"--minutes is {arguments.minutes:g}; it takes more than 0")
     general = load_model(arguments.model)
-    start = Path(arguments.start) if arguments.start else WEIGHTS / f"{general.name}-float.safetensors"
-    if not start.exists():
-        raise UsageError(f"model {general.name} comes without float parameters to begin from: name a checkpoint with --start")
+    start = start_of(general, arguments.start)
     if arguments.q_range is not None and not 0 <= arguments.q_range[0] <= arguments.q_range[1] <= general.config.q_max:
         raise UsageError(f"--q-range takes two rising values from 0 to {general.config.q_max:g}")
 
@@ -67,7 +65,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     sample = draw(scan(arguments.source).records, seed=config.seed)
     left_out = "".join(f", {count} {reason}" for reason, count in sorted(sample.left_out.items()))
     said(f"{sample.num_train} images to learn from ({len(sample.tiles)} tiles of {sample.tile}), {len(sample.held_out)} held out{left_out}")
-    tuning = Tuning(sample, general, start, config, output.with_suffix(".tuning"), said)
+    tuning = Tuning(sample, general, start, config, FileState(output.with_suffix(".tuning")), said)
     with stop_on_signals() as stopping:
         steps = tuning.train(lambda: bool(stopping))
     said(f"{steps} steps")
@@ -85,5 +83,5 @@ def _tune(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise StorageError(f"cannot write {output}: {error.strerror}") from error
     tuning.clear()
-    print(f"{output}: {config.name}, {chosen.kind}, {data_digest(chosen.data)}")
+    print(f"{output}: {config.name}, {chosen.kind}, {parse_model(chosen.data).sha256}")
     return 0

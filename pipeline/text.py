@@ -38,6 +38,9 @@ def redacted(text: str) -> str:
     """Text with the secrets of its addresses masked: users and passwords before an `@`, and queries of web addresses that sign a request.
 
     Names of files on disk and of objects on stores, which may hold a question mark, stay as they are.
+
+    >>> redacted("cannot read https://me:word@host/x")
+    'cannot read https://***@host/x'
     """
     if "://" not in text:
         return text

@@ -24,6 +24,15 @@ from tests.matrix import MATRIX, Matrix
 PHOTOS = Path(__file__).parents[1] / "infra" / "demo" / "photos"
 
 
+LONGEST = ("test_cluster.py", "test_faults.py", "test_ill_will.py", "test_archive.py", "test_s3.py", "test_train_command.py")
+"""Files that take minutes begin first, so that the processes of a parallel run end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; all others in their order."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -121,6 +130,19 @@ def make_photos(folder: Path, count: int, size: int = 96) -> Path:
         x, y = (37 * i) % (512 - size), (53 * i) % (512 - size)
         image.crop((x, y, x + size, y + size)).save(folder / f"photo{i:03d}.png")
     return folder
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Processes of a parallel run send their rows of the fault matrix to the one that prints it."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["matrix"] = MATRIX.rows
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object, error: object) -> None:
+    """Called by pytest-xdist, in the process that prints."""
+    MATRIX.rows += map(tuple, getattr(node, "workeroutput", {}).get("matrix", []))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -101,7 +101,7 @@ def test_a_planted_back_arrow_is_found(wing: str, source: str, arrows: set[str])
 
 def test_only_the_executors_use_ray() -> None:
     users = {str(path.relative_to(ROOT)) for package in ("pipeline", "jobs") for path in sources(package) if touches(path, "ray")}
-    assert users == {f"pipeline/execute/{name}.py" for name in ("connection", "ray", "submission")}
+    assert users == {f"pipeline/execute/{name}.py" for name in ("connection", "kernels", "ray", "submission")}
 
 
 def test_only_object_stores_and_sources_use_fsspec() -> None:
@@ -151,6 +151,22 @@ def test_rate_allocation_is_pure_numpy(module: str) -> None:
     names = imported(ROOT / "pipeline" / "plan" / f"{module}.py")
     assert {name.split(".")[0] for name in names} <= {"__future__", "collections", "dataclasses", "numpy", "pipeline"}
     assert {name for name in names if name.startswith("pipeline")} <= {"pipeline.errors", *(f"pipeline.plan.{m}" for m in ("allocation", "curves"))}
+
+
+def test_unit_tests_mirror_the_wings() -> None:
+    """A test lies where the code lies that it is about, and uses that code."""
+    unit = ROOT / "tests" / "unit"
+    assert [path.name for path in unit.glob("test_*.py")] == []
+    folders = {path.name: path for path in unit.iterdir() if any(path.glob("test_*.py"))}
+    packages = {wing: f"pipeline.{wing}" for wing in WINGS} | {"core": "msinn_core", "jobs": "jobs", "infra": "infra"}
+    assert folders.keys() <= packages.keys()
+    strangers = [
+        str(path)
+        for name, folder in folders.items()
+        for path in folder.glob("test_*.py")
+        if not touches(path, packages[name]) and not (name == "infra" and "infra" in path.read_text())
+    ]
+    assert strangers == []
 
 
 def test_every_folder_of_code_is_installed_and_explained() -> None:

@@ -12,9 +12,9 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from importlib.metadata import version
 from pathlib import Path
 
+from msinn_core import VERSION
 from msinn_core.training.config import named_sources
 from pipeline.sources import Fetcher, scan
 
@@ -66,9 +66,9 @@ def _wheels(folder: Path, names: list[str], python: str) -> None:
         zipfile.ZipFile(wheel).extractall(folder)
         wheel.unlink()
     # Our own name and version, which an installation would have left.
-    ours = folder / f"msinn-{version('msinn')}.dist-info"
+    ours = folder / f"msinn-{VERSION}.dist-info"
     ours.mkdir()
-    (ours / "METADATA").write_text(f"Metadata-Version: 2.1\nName: msinn\nVersion: {version('msinn')}\n")
+    (ours / "METADATA").write_text(f"Metadata-Version: 2.1\nName: msinn\nVersion: {VERSION}\n")
 
 
 def _tar(path: Path, sources: list[str], limit: int) -> tuple[int, int]:

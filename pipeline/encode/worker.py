@@ -7,10 +7,11 @@ import platform
 import socket
 import time
 from collections.abc import Iterable
-from importlib.metadata import version
 
 import pyarrow as pa
 
+from msinn_core import VERSION
+from msinn_core.entropy import rans
 from msinn_core.integer.ops import COMPILED
 from msinn_core.model_file import LoadedModel
 from pipeline.archive import manifest
@@ -49,7 +50,7 @@ class ShardWorker:
         self.loader = ItemLoader(config.max_pixels)
         self.coder = ImageCoder(model, config, device=device, threads=threads)
         engine = self.coder.codec.engine
-        self.encoder = f"{engine.device} ({engine.name}), msinn {version('msinn')}, {platform.machine()}"
+        self.encoder = f"{engine.device} ({engine.name}), msinn {VERSION}, {platform.machine()}"
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
         # Of the CPU's codec: what a GPU encodes is decoded in any case.
         self.cross_check = CrossCheck(self.coder.checker, config.verify_sample, self.worker)
@@ -58,9 +59,10 @@ class ShardWorker:
     def remarks(self) -> tuple[str, ...]:
         """What users should know of this machine; see `execute.base.remarks_of`."""
         said, engine = [], self.coder.codec.engine
-        if not COMPILED:
+        if not (COMPILED and rans.COMPILED):
             said.append(
-                "a worker has no compiled kernels (no C compiler when msinn was installed there): the same bytes, in a hundred times the time"
+                "a worker has no compiled kernels (no C compiler when msinn was installed there, or another kind of machine): the same bytes, "
+                "in a hundred times the time"
             )
         if self.config.device != "cpu" and engine.device == "cpu":
             said.append(

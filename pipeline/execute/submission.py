@@ -16,6 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.execute.base import WorkersError
 from pipeline.execute.connection import forwarded, packages
 
+_CHECK = "import sys; from pipeline.execute.kernels import main; sys.exit(main())"
 _DESTINATION, _COMMAND = "msinn.destination", "msinn.command"
 
 
@@ -52,9 +53,19 @@ class Cluster:
             raise WorkersError(f"no Ray job server at {address}: {_advice(error)}") from error
 
     def submit(
-        self, arguments: Sequence[str], destination: str, *, python: str = "python", pip: Sequence[str] = (), env: dict[str, str] | None = None
+        self,
+        arguments: Sequence[str],
+        destination: str,
+        *,
+        python: str = "python",
+        pip: Sequence[str] = (),
+        env: dict[str, str] | None = None,
+        installed: bool = False,
+        slow: bool = False,
     ) -> Submission:
         """Start `msinn ARGUMENTS` on the cluster, unless it is running there.
+
+        The job first asks the cluster's machines for the compiled kernels, and ends with one sentence where they lack them; see `kernels`.
 
         Args:
             arguments: Of `msinn`.
@@ -62,6 +73,8 @@ class Cluster:
             python: The cluster's interpreter.
             pip: Packages that the cluster's image lacks.
             env: Variables for the job and its workers.
+            installed: Use the msinn of the cluster's image; else this installation's code, with its compiled kernels, travels.
+            slow: Run also where compiled kernels are missing.
 
         Raises:
             UsageError: Another command is writing there.
@@ -78,15 +91,14 @@ class Cluster:
             raise UsageError(
                 f"job {job.submission_id} is writing to {destination} with other options (msinn {metadata.get(_COMMAND)}): wait, or stop it first"
             )
-        runtime_env: dict[str, Any] = {
-            "py_modules": packages(),
-            "env_vars": {**forwarded(), "RAY_USAGE_STATS_ENABLED": "0", **(env or {})},
-        }
+        runtime_env: dict[str, Any] = {"env_vars": {**forwarded(), "RAY_USAGE_STATS_ENABLED": "0", **(env or {})}}
+        if not installed:
+            runtime_env["py_modules"] = packages()
         if pip:
             runtime_env["pip"] = list(pip)
         try:
             found = self._client.submit_job(
-                entrypoint=f"{shlex.quote(python)} -P -m jobs.cli {command}",
+                entrypoint=_entrypoint(python, command, slow=slow),
                 submission_id=f"msinn-{hashlib.sha256(destination.encode()).hexdigest()[:8]}-{uuid.uuid4().hex[:8]}",
                 runtime_env=runtime_env,
                 metadata={_DESTINATION: destination, _COMMAND: command},
@@ -130,6 +142,13 @@ class Cluster:
             return list(self._client.list_jobs())
         except (RuntimeError, ConnectionError, OSError) as error:
             raise WorkersError(f"the Ray job server at {self.address} does not answer: {str(error).strip().splitlines()[0]}") from error
+
+
+def _entrypoint(python: str, command: str, *, slow: bool) -> str:
+    run = f"{shlex.quote(python)} -P -m jobs.cli {command}"
+    # exec: a signal to the job is the run's, and the way it ends is the job's.
+    # -c: Ray shows workers the folder of a driver's script, and that of `kernels` has a `ray.py`.
+    return run if slow else f"{shlex.quote(python)} -P -c {shlex.quote(_CHECK)} && exec {run}"
 
 
 def _advice(error: Exception) -> str:

@@ -18,6 +18,9 @@ from PIL import Image, features
 
 Pixels = NDArray[np.uint8]
 
+_DISTANCES = (10, 6, 3.5, 2, 1.2, 0.7, 0.4, 0.2, 0.1)
+"""Of JPEG XL, in its own unit: 1 is where differences begin to be seen."""
+
 
 class Peer(Protocol):
     """An image codec that takes a quality setting."""
@@ -85,6 +88,26 @@ class _Cjxl:
             return np.array(image.convert("RGB"))
 
 
+@dataclass(frozen=True)
+class _Libjxl:
+    """libjxl in this process, by distance: what `cjxl` of the same version does, without starting it."""
+
+    name: str
+    version: str
+    suffix: str
+    settings: tuple[float, ...]
+
+    def encode(self, pixels: Pixels, setting: float) -> bytes:
+        import imagecodecs
+
+        return bytes(imagecodecs.jpegxl_encode(pixels, distance=setting, effort=7, numthreads=1))
+
+    def decode(self, data: bytes) -> Pixels:
+        import imagecodecs
+
+        return np.asarray(imagecodecs.jpegxl_decode(data, numthreads=1))
+
+
 def _png(pixels: Pixels) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
@@ -126,14 +149,14 @@ def available() -> tuple[dict[str, Peer], dict[str, str]]:
     if (cjxl := shutil.which("cjxl")) and shutil.which("djxl"):
         said = subprocess.run([cjxl, "--version"], capture_output=True, text=True, timeout=60).stdout
         version = match[0] if (match := re.search(r"v[\d.]+", said)) else "unknown"
-        peers["jxl"] = _Cjxl("JPEG XL", f"cjxl {version}, effort 7", ".jxl", (10, 6, 3.5, 2, 1.2, 0.7, 0.4, 0.2, 0.1))
+        peers["jxl"] = _Cjxl("JPEG XL", f"cjxl {version}, effort 7", ".jxl", _DISTANCES)
     else:
         try:
-            import pillow_jxl  # noqa: F401  (registers the format)
+            import imagecodecs
 
-            version = f"pillow-jxl-plugin {version_of('pillow-jxl-plugin')}, effort 7"
-            peers["jxl"] = _PillowPeer("JPEG XL", version, ".jxl", (10, 25, 45, 65, 80, 88, 93, 96, 98), "JXL", {"effort": 7})
+            version = f"{imagecodecs.jpegxl_version()} (imagecodecs {version_of('imagecodecs')}), effort 7"
+            peers["jxl"] = _Libjxl("JPEG XL", version, ".jxl", _DISTANCES)
         except ImportError:
-            absent["jxl"] = "neither cjxl (apt install libjxl-tools) nor pillow-jxl-plugin is installed"
+            absent["jxl"] = "neither cjxl (apt install libjxl-tools) nor imagecodecs is installed"
     absent["vvc"] = "no wheel or package of vvenc is to be had; --reference files hold the curves of VTM"
     return peers, absent

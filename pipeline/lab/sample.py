@@ -25,7 +25,7 @@ LEAST_IMAGES = 24
 """With fewer there is nothing to compare on, and nothing to gain: the model's own bytes are those of a hundred photographs."""
 
 _HELD_OUT_SHARE = 0.2
-_LARGEST_SIDE = 1024
+_LARGEST_SIDE = 512
 """Of what is kept of a held-out image: its centre."""
 
 _TILES_PER_IMAGE = 4
@@ -47,7 +47,7 @@ class Sample:
         tiles: uint8 `[S, S, 3]`, of the images to train on, a few of each.
         tile: S, a multiple of 32.
         train: The images to train on, cropped as `held_out`, up to `HELD_OUT_IMAGES` of them: for tables, ranges and constants.
-        held_out: Those to compare on, their centres of at most 1024 x 1024 pixels.
+        held_out: Those to compare on, their centres of at most 512 x 512 pixels.
         num_train: Images to train on.
         digest: SHA-256 over the source bytes of all images used: what the model is derived from.
         left_out: Images drawn that could not be used, by reason.
@@ -110,12 +110,12 @@ def _decoded(records: Sequence[SourceRecord], seed: int, left_out: Counter[str])
             return "unreadable"
         loaded = images.load(data, max_pixels=_MAX_PIXELS, name=record.name)
         if loaded.picture is None:
-            return loaded.reason or "broken"
+            return str(loaded.reason or "broken").replace("_", " ")
         pixels = loaded.picture.pixels
         if min(pixels.shape[:2]) < 2 * SIZE_MULTIPLE:
             return "smaller than 64 x 64"
         pixels = pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
-        return _Drawn(hashlib.sha256(data).digest(), _shrunk_memory(pixels), _thumbnail_bits(pixels))
+        return _Drawn(hashlib.sha256(data).digest(), _window(pixels), _thumbnail_bits(pixels))
 
     found: list[_Drawn] = []
     order = np.random.default_rng(seed).permutation(len(records))[: 4 * (TRAIN_IMAGES + HELD_OUT_IMAGES)].tolist()
@@ -131,7 +131,7 @@ def _decoded(records: Sequence[SourceRecord], seed: int, left_out: Counter[str])
     return found
 
 
-def _shrunk_memory(pixels: Pixels) -> Pixels:
+def _window(pixels: Pixels) -> Pixels:
     """Of a very large image a window of twice the largest side, so that a sample fits into memory whatever the images."""
     height, width = (min(side, 2 * _LARGEST_SIDE) for side in pixels.shape[:2])
     row, column = ((whole - part) // 2 for whole, part in zip(pixels.shape[:2], (height, width), strict=True))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,23 +17,24 @@ from msinn_core.checkpoint import read_state
 from msinn_core.codec import Codec
 from msinn_core.config import MsinnConfig, preset
 from msinn_core.errors import CheckpointError
-from msinn_core.model_file import LoadedModel, integer_model_bytes, parse_model, with_card
+from msinn_core.model_file import WEIGHTS, LoadedModel, integer_model_bytes, parse_model, with_card
 from msinn_core.picture import Picture
 from msinn_core.training.config import Stage, TrainConfig
 from pipeline.errors import StorageError, UsageError
 from pipeline.lab.comparison import Gain, Measured, gain, measure
 from pipeline.lab.sample import Sample
-
-STATE = "tuning.safetensors"
+from pipeline.lab.training_files import publish
 
 _BATCH_PIXELS = 4 * 192**2
 _CROP = 192
-_MEASURED_PIXELS = 8_000_000
+_MEASURED_PIXELS = 4_000_000
 """Of held-out images: enough that the interval is narrow, few enough that comparing takes a minute or two."""
 
 _RATES = 5
-_TABLE_IMAGES, _CALIBRATION_IMAGES = 24, 12
-_CALIBRATION_SIDE = 384
+_TABLE_IMAGES, _TABLE_SIDE = 16, 384
+_CALIBRATION_IMAGES, _CALIBRATION_SIDE = 12, 256
+"""What a model file is measured on takes a minute, beside a few of training; more of it changes the third digit."""
+
 _CHECKPOINT_S = 60.0
 
 
@@ -87,42 +86,85 @@ class Tuned:
     steps: int
 
     def break_even_bytes(self, candidate: Candidate) -> float | None:
-        """Bytes of an archive by the general model above which the model's own bytes are paid for; None if it gains nothing for certain."""
+        """Bytes of images above which the model's own are paid for, were the general model free; None if it gains nothing for certain."""
         if candidate.gain is None or not candidate.gain.certain:
             return None
         return len(candidate.data) / (-candidate.gain.high / 100)
 
+    def report(self) -> dict[str, Any]:
+        """For people, and for a run that is resumed: what was tried, and what was chosen."""
+        return {
+            "chosen": None if self.best is None else self.best.kind,
+            "candidates": [card_of(parse_model(candidate.data)) | {"bytes": len(candidate.data)} for candidate in self.candidates],
+        }
+
+
+class State(Protocol):
+    """Where the state of training is kept until the model is made."""
+
+    def load(self) -> bytes | None:
+        """What was saved last; None if nothing was."""
+
+    def save(self, data: bytes) -> None:
+        """Replace it, whole or not at all. Raises `StorageError`."""
+
+    def clear(self) -> None:
+        """Forget it."""
+
+
+class FileState:
+    """In a local file.
+
+    Args:
+        path: Of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def load(self) -> bytes | None:
+        return self._path.read_bytes() if self._path.exists() else None
+
+    def save(self, data: bytes) -> None:
+        try:
+            publish(self._path, data)
+        except OSError as error:
+            raise StorageError(f"cannot save the state of training to {self._path}: {error.strerror}") from error
+
+    def clear(self) -> None:
+        self._path.unlink(missing_ok=True)
+
 
 class Tuning:
-    """Trains, packs and compares. What was trained stays in a folder until the model is written, so that a stopped tuning goes on.
+    """Trains, packs and compares. What was trained is kept until the model is written, so that a stopped tuning goes on.
 
     Args:
         sample: Of the dataset.
         general: The integer model in use.
         start: File of float parameters to begin from.
         config: How.
-        folder: For the state of training.
+        state: Keeps the state of training.
         said: Told how it goes, a sentence each.
 
     Raises:
         UsageError: The model is not one that can be trained further.
     """
 
-    def __init__(self, sample: Sample, general: LoadedModel, start: Path, config: TuneConfig, folder: Path, said: Callable[[str], None]) -> None:
+    def __init__(self, sample: Sample, general: LoadedModel, start: Path, config: TuneConfig, state: State, said: Callable[[str], None]) -> None:
         import torch
 
         from msinn_core.training.loop import Trainer
 
-        self._sample, self._general, self._config, self._folder, self._said = sample, general, config, folder, said
+        self._sample, self._general, self._config, self._state, self._said = sample, general, config, state, said
         if general.profile != "int":
             raise UsageError(f"model {general.name} is of the float profile: archives are made with packed ones")
         torch.set_num_threads(config.threads)
-        state, shape = read_state(start)
+        parameters, shape = read_state(start)
         if shape is None:
             raise CheckpointError(f"{start} does not say what network it is of")
         self._train_config = _train_config(config, shape, sample.tile)
         self._trainer = Trainer(self._train_config, torch.device(config.device))
-        self._trainer.begin_from(state, shape)
+        self._trainer.begin_from(parameters, shape)
 
     def train(self, stopping: Callable[[], bool]) -> int:
         """Train until the time is up or `stopping` says so; returns the number of steps in all."""
@@ -183,7 +225,7 @@ class Tuning:
 
     def clear(self) -> None:
         """The model is written: forget the state of training."""
-        (self._folder / STATE).unlink(missing_ok=True)
+        self._state.clear()
 
     # Models ----------------------------------------------------------------------------------------------------------------------------------------
 
@@ -192,7 +234,7 @@ class Tuning:
 
     def _tables_only(self) -> bytes:
         general, threads = self._general, self._config.threads
-        tables = calibration.fit_tables(general, self._pictures(_TABLE_IMAGES, 512), threads=threads)
+        tables = calibration.fit_tables(general, self._pictures(_TABLE_IMAGES, _TABLE_SIDE), threads=threads)
         make = integer_model_bytes(general.config, general.integer, general.golden, name=self._config.name, tables=tables)
         constants = calibration.fit(Codec(parse_model(make), threads=threads), self._pictures(_CALIBRATION_IMAGES, _CALIBRATION_SIDE))
         return integer_model_bytes(general.config, general.integer, general.golden, name=self._config.name, tables=tables, calibration=constants)
@@ -206,7 +248,7 @@ class Tuning:
             self._trainer.average,
             name=self._config.name,
             pictures=self._pictures(_CALIBRATION_IMAGES, _CALIBRATION_SIDE),
-            table_pictures=self._pictures(_TABLE_IMAGES, 512),
+            table_pictures=self._pictures(_TABLE_IMAGES, _TABLE_SIDE),
             threads=self._config.threads,
         )
 
@@ -229,32 +271,19 @@ class Tuning:
     # State -----------------------------------------------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        path = self._folder / STATE
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(self._sample.digest.encode() + self._trainer.state())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise StorageError(f"cannot save the state of training to {path}: {error.strerror}") from error
+        self._state.save(self._sample.digest.encode() + self._trainer.state())
 
     def _resume(self) -> None:
         """Go on with a training that was stopped, if it was of the same sample and options."""
-        try:
-            data = (self._folder / STATE).read_bytes()
-        except FileNotFoundError:
+        if (data := self._state.load()) is None:
             return
         if data[:64] != self._sample.digest.encode():
-            self._said(f"{self._folder / STATE} is of other images: begun anew")
+            self._said("an earlier tuning was of other images: begun anew")
             return
         try:
             self._trainer.resume(data[64:])
         except CheckpointError as error:
-            self._said(f"{self._folder / STATE} cannot be gone on with: {error}; begun anew")
+            self._said(f"an earlier tuning cannot be gone on with: {error}; begun anew")
             return
         self._said(f"going on at step {self._trainer.progress.step}, {self._trainer.progress.minutes:.1f} minutes")
 
@@ -302,9 +331,16 @@ def _within(pictures: Sequence[NDArray[np.uint8]], pixels: int) -> list[NDArray[
     return chosen
 
 
-def data_digest(data: bytes) -> str:
-    """SHA-256 of a model file: its identity."""
-    return hashlib.sha256(data).hexdigest()
+def start_of(general: LoadedModel, asked: str | None = None) -> Path:
+    """The float parameters that a tuning begins from: those asked for, or those that come with a shipped model.
+
+    Raises:
+        UsageError: The model comes without.
+    """
+    start = Path(asked) if asked else WEIGHTS / f"{general.name}-float.safetensors"
+    if not start.exists():
+        raise UsageError(f"model {general.name} comes without float parameters to begin from: name a checkpoint with --start")
+    return start
 
 
 def card_of(model: LoadedModel) -> dict[str, Any]:

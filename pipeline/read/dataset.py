@@ -1,7 +1,12 @@
 """An archive as a PyTorch dataset: any picture at any time, reading its bytes only.
 
-pictures = ArchiveDataset("s3://bucket/archive", where="width >= 256 AND psnr_db > 34", transform=to_tensor)
-loader = torch.utils.data.DataLoader(pictures, batch_size=64, num_workers=8, shuffle=True)
+>>> from torch.utils.data import DataLoader
+>>> pictures = ArchiveDataset("archive", where="width >= 64 AND psnr_db > 30", transform=lambda image: image.size)
+>>> sorted(pictures[0])
+['image', 'key', 'name']
+>>> loader = DataLoader(pictures, batch_size=64, shuffle=True)  # num_workers=8: each opens the archive itself
+>>> sum(len(batch["name"]) for batch in loader) == len(pictures)
+True
 """
 
 from __future__ import annotations

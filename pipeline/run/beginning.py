@@ -10,11 +10,11 @@ import socket
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 
+from msinn_core import VERSION
 from msinn_core.errors import CheckpointError
 from msinn_core.model_file import LoadedModel, load_model, parse_model
 from pipeline.archive import manifest
@@ -33,7 +33,7 @@ from pipeline.sources.record import SCAN_SCHEMA, from_table, printable, to_table
 from pipeline.store.base import Store, content_name, open_store
 from pipeline.text import redacted
 
-_OURS = frozenset({RUN, SEAL, "scan", "analyse", "plan", "shards", "manifest", "commits", "model", "capabilities"})
+_OURS = frozenset({RUN, SEAL, "scan", "analyse", "plan", "shards", "manifest", "commits", "model", "tune", "capabilities"})
 
 
 def refuse_nested(source: str, store: Store) -> None:
@@ -59,14 +59,19 @@ def refuse_foreign(store: Store) -> None:
         )
 
 
-def model_for(which: str, store: Store) -> LoadedModel:
+def model_for(which: str, store: Store, own: LoadedModel | None = None) -> LoadedModel:
     """The model asked for; an archive begun with a model of this name keeps the one it was begun with.
+
+    Args:
+        which: Name, digest or path.
+        store: The archive.
+        own: A model of the dataset's own, which a new archive takes in place of it.
 
     Raises:
         CheckpointError: There is no such model, or it is damaged.
         UsageError: It is of the float profile.
     """
-    model = _begun_with(which, store) or load_model(which)
+    model = _begun_with(which, store) or own or load_model(which)
     if model.profile != "int":
         raise UsageError(
             f"model {model.name} is of the float profile, whose archives decode on like machines only: pack it with "
@@ -166,7 +171,7 @@ class Beginning:
             created_at=now(),
             created_by=f"{socket.gethostname()}:{os.getpid()}",
             model_name=self._model.name,
-            msinn=version("msinn"),
+            msinn=VERSION,
         )
 
     def _compare(self, existing: RunRecord) -> None:

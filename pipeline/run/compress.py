@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from msinn_core.model_file import parse_model
+from msinn_core.model_file import LoadedModel, parse_model
 from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
 from pipeline.archive.run_record import RunRecord
@@ -29,7 +29,7 @@ from pipeline.run.encoding import Encoding
 from pipeline.run.repair import Repair
 from pipeline.run.report import Reporter
 from pipeline.run.shards import Shards
-from pipeline.sources import Selection, scan
+from pipeline.sources import Selection, SourceRecord, scan
 from pipeline.sources.record import printable
 from pipeline.store.base import open_store
 
@@ -106,6 +106,8 @@ class Run:
         reporter: Told about progress.
         placement: Who does the work.
         preferences: Content of the table of single images' weights and limits whose digest `config` holds, or None.
+        own_model: Called with the listing: a model of the dataset's own in place of the one that `config` names, or None; an archive that was begun
+            keeps the model that it has.
         worker: Factory of what workers hold, in place of `make_worker`.
     """
 
@@ -118,6 +120,7 @@ class Run:
         *,
         placement: Placement | None = None,
         preferences: bytes | None = None,
+        own_model: Callable[[Sequence[SourceRecord]], LoadedModel | None] | None = None,
         worker: Callable[[bytes, str, WorkConfig, int], ShardWorker] | None = None,
     ) -> None:
         self._config, self._reporter, self._worker = config, reporter, worker or make_worker
@@ -126,12 +129,13 @@ class Run:
             self._placement = replace(self._placement, resources=connection.Resources(gpus=1.0))
         self._store = open_store(destination)
         refuse_nested(source, self._store)
-        self._model = model_for(config.model, self._store)
-        if config.budget.kind == "q" and config.budget.value > self._model.config.q_max:
-            raise UsageError(f"--q is {config.budget.value:g}; model {self._model.name} takes 0 to {self._model.config.q_max:g}")
         refuse_foreign(self._store)
         selection = Selection(include=config.include, exclude=config.exclude, all_files=config.all_files, follow_links=config.follow_links)
         self.scan = scan(source, image_column=config.image_column, selection=selection)
+        own = own_model(self.scan.records) if own_model is not None else None
+        self._model = model_for(config.model, self._store, own)
+        if config.budget.kind == "q" and config.budget.value > self._model.config.q_max:
+            raise UsageError(f"--q is {config.budget.value:g}; model {self._model.name} takes 0 to {self._model.config.q_max:g}")
         self._shards = Shards(self.scan.records)
         self._preferences = Preferences(config)
         if preferences is not None:

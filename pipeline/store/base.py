@@ -176,5 +176,9 @@ def too_large(path: str, limit: int) -> LocationError:
 
 
 def content_name(folder: str, stem: str, data_sha256: str, suffix: str) -> str:
-    """`folder/stem-<sha12>.suffix`."""
+    """`folder/stem-<sha12>.suffix`, after a hash in hex.
+
+    >>> content_name("shards", "00042", "0123456789abcdef", "tar")
+    'shards/00042-0123456789ab.tar'
+    """
     return f"{folder}/{stem}-{data_sha256[:12]}.{suffix}"

@@ -80,6 +80,15 @@ def test_what_is_larger_than_allowed_is_not_read(store: Store) -> None:
     assert (store.read("five", limit=5), store.read("empty", limit=5)) == (b"12345", b"")
     with pytest.raises(LocationError, match="more than 4 bytes"):
         store.read("five", limit=4)
+    assert store.read("five", limit=1 << 50) == b"12345"  # a limit is not a request for memory
+
+
+def test_a_file_that_says_no_size_is_read_up_to_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/proc/self/maps")
+    store = open_store(str(tmp_path))
+    assert len(store.read("link", limit=1 << 30)) > 5000
+    with pytest.raises(LocationError, match="more than 5,000 bytes"):
+        store.read("link", limit=5000)
 
 
 def test_what_the_root_holds(store: Store) -> None:

@@ -165,7 +165,7 @@ def test_an_unfinished_archive_goes_on_and_lands_in_the_same_interval(copy: Path
     assert (outcome.resumed, outcome.redone) == (6, len(commits) - 6)
     assert all(path.read_bytes() == data for path, data in kept.items())
     assert outcome.budget_bytes is not None
-    assert 0.999 * outcome.budget_bytes < outcome.sealed["counted_bytes"] <= outcome.budget_bytes
+    assert outcome.budget_bytes - max(512, 0.001 * outcome.budget_bytes) <= outcome.sealed["counted_bytes"] <= outcome.budget_bytes
     assert verify.fixity(str(copy)).problems == []
     assert len({row["key"] for row in rows(copy)}) == 110
 
@@ -404,7 +404,7 @@ def test_dry_run_encodes_nothing(photos: Path, tmp_path: Path, capfd: pytest.Cap
 def test_models_import_from_a_research_checkpoint(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import torch
 
-    from tests.unit.test_network import TINY, randomised
+    from tests.unit.core.test_network import TINY, randomised
 
     state = randomised(dataclasses.replace(TINY, context_activation="gelu")).state_dict()
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "model.pth.tar")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,29 @@ def test_submitted_once_joined_by_the_same_and_refused_to_others(nodes: Nodes, t
     assert "submitted" in err
     assert job[1] not in err
     assert (archive / "MANIFEST.json").read_bytes() == sealed
+
+
+def test_a_cluster_without_compiled_kernels_is_refused_before_the_work(nodes: Nodes, tmp_path: Path) -> None:
+    """What travels from a machine without a compiler hides the kernels of the cluster's own msinn: a hundred times the time."""
+    for name in ("msinn_core", "pipeline", "jobs"):
+        shutil.copytree(ROOT / name, tmp_path / "bare" / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "msinn-lite-float.safetensors"))
+    photos, archive = make_photos(tmp_path / "in", 4, 64), tmp_path / "dst"
+    command = ["submit", "--address", nodes.dashboard, "--", "compress", str(photos), str(archive), "--q", "4"]
+
+    def submit(*arguments: str) -> tuple[int, str]:
+        run = [sys.executable, "-m", "jobs.cli", *arguments]
+        done = subprocess.run(run, env=nodes.env, cwd=tmp_path / "bare", capture_output=True, text=True, timeout=240, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = submit(*command)
+    assert code == 6, said
+    assert "of the cluster have no compiled kernels" in said
+    assert "msinn_core.integer._int16 and msinn_core.entropy._rans" in said
+    assert not archive.exists()
+    code, said = submit("submit", "--installed", "--env", f"PYTHONPATH={ROOT}", *command[1:])
+    assert code == 0, said
+    assert "compiled kernels" not in said
+    assert Archive(str(archive)).seal() is not None
 
 
 def _node_of(pid: int) -> str:

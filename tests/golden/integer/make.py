@@ -24,7 +24,7 @@ from msinn_core.model_file import integer_model_bytes, parse_model
 from msinn_core.picture import Picture
 from msinn_core.training.init import informed
 from tests.conftest import PHOTOS
-from tests.unit.test_network import TINY, randomised
+from tests.unit.core.test_network import TINY, randomised
 
 HERE = Path(__file__).parent
 

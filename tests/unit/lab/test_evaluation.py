@@ -117,7 +117,7 @@ def test_a_reference_takes_its_own_pictures_under_any_name_and_no_others() -> No
 
 
 def test_the_shipped_curves_and_our_report_are_of_the_same_pictures() -> None:
-    folder = Path(__file__).parents[2] / "infra" / "reference"
+    folder = Path(__file__).parents[3] / "infra" / "reference"
     rows = pq.read_table(folder / "kodak-eval" / "results.parquet", columns=["image", "pixels_sha256"]).to_pylist()
     pictures = read_reference(folder / "kodak.json").pictures
     assert len(pictures) == 24
@@ -126,7 +126,7 @@ def test_the_shipped_curves_and_our_report_are_of_the_same_pictures() -> None:
 
 @pytest.mark.parametrize(("codec", "detail"), [("AVIF", "speed 4"), ("AVIF speed 6", "speed 6")])
 def test_the_report_on_kodak_has_avif_at_both_speeds(codec: str, detail: str) -> None:
-    folder = Path(__file__).parents[2] / "infra" / "reference"
+    folder = Path(__file__).parents[3] / "infra" / "reference"
     table = pq.read_table(folder / "kodak-eval" / "results.parquet")
     rows = [row for row in rows_of(evaluation.Measurement, table) if row.codec == codec]
     assert all(detail in row.version for row in rows)

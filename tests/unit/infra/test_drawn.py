@@ -19,7 +19,7 @@ from infra.drawn.make import tile, write
 
 pytest.importorskip("matplotlib", reason="the fonts come with matplotlib")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from pipeline.archive.run_record import RunRecord
 from pipeline.errors import ManifestError
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "archive"
+GOLDEN = Path(__file__).parents[2] / "golden" / "archive"
 
 
 @pytest.mark.parametrize("version", [1, 2])

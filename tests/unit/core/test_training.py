@@ -28,7 +28,7 @@ from msinn_core.training.init import extend_anchors, informed
 from msinn_core.training.loop import Trainer, TrainingFailed
 from msinn_core.training.loss import RateDistortion, Sample
 from msinn_core.training.soap import Soap
-from tests.unit.test_network import TINY
+from tests.unit.core.test_network import TINY
 
 CPU = torch.device("cpu")
 

@@ -39,7 +39,7 @@ from pipeline.run.compress import Run
 from pipeline.run.report import JsonReporter
 
 CPU = torch.device("cpu")
-GOLDEN = Path(__file__).parents[1] / "golden" / "integer"
+GOLDEN = Path(__file__).parents[2] / "golden" / "integer"
 FORMS = [pytest.param(Float64Layers, id="float64"), pytest.param(TritonLayers, id="triton")]
 
 

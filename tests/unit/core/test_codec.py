@@ -233,7 +233,7 @@ def test_model_files_identify_and_protect_themselves(model: LoadedModel) -> None
 
 def test_imported_models_code_too(model: LoadedModel, tile: Picture) -> None:
     """A model file made from bare parameters works without calibration, and is another model to the bitstream."""
-    from tests.unit.test_network import TINY, randomised
+    from tests.unit.core.test_network import TINY, randomised
 
     other = parse_model(model_bytes(TINY, randomised(TINY).state_dict(), name="tiny"))
     codec = Codec(other)

@@ -17,7 +17,7 @@ from pipeline.errors import ManifestError
 from pipeline.formats.records import columns, rows_of, schema_of, to_table
 from pipeline.read.rows import COLUMNS
 
-PARTS = sorted((Path(__file__).parents[1] / "golden" / "archive" / "version-2" / "manifest").iterdir())
+PARTS = sorted((Path(__file__).parents[2] / "golden" / "archive" / "version-2" / "manifest").iterdir())
 
 
 AMENDED = {"decode_verified": "decoded from its bytes before the shard was committed"}

@@ -6,6 +6,8 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import jsonschema
 import pytest
 import ray
 import yaml
+from packaging.requirements import Requirement
 
-INFRA = Path(__file__).parents[2] / "infra"
+ROOT = Path(__file__).parents[3]
+INFRA = ROOT / "infra"
 
 
 def load(name: str) -> Any:
@@ -87,3 +91,26 @@ def test_the_dockerfile_passes_its_linter() -> None:
     for source in copied:
         for name in source.split():
             assert (INFRA.parent / name).exists(), name
+
+
+def test_nothing_that_users_install_is_under_the_gpl() -> None:
+    """Whoever installs msinn, or msinn[train], may pass it on under our licence: all that comes with it is permissive, or the LGPL at most."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    waiting = [Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["train"])]
+    seen: dict[str, list[str]] = {}
+    while waiting:
+        wanted = waiting.pop()
+        if wanted.name.lower() in seen:
+            continue
+        try:
+            found = distribution(wanted.name).metadata
+        except PackageNotFoundError:  # for another platform or Python
+            continue
+        classifiers = [text for text in found.get_all("Classifier") or [] if text.startswith("License")]
+        # Some put the whole text of their licence there: its first line names it.
+        seen[wanted.name.lower()] = [found.get("License-Expression") or "", (found.get("License") or "").strip().partition("\n")[0], *classifiers]
+        needs = [Requirement(text) for text in found.get_all("Requires-Dist") or []]
+        waiting += [need for need in needs if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in wanted.extras or {""})]
+    assert {"torch", "ray", "imagecodecs", "aiohttp"} <= seen.keys()
+    strict = {name: said for name, said in seen.items() if any(re.search(r"(?<!L)GPL|(?<!Lesser )General Public", text) for text in said)}
+    assert strict == {}

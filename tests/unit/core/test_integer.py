@@ -27,7 +27,7 @@ from msinn_core.integer.packing import pack
 from msinn_core.integer.portable import Portable
 from msinn_core.model_file import LoadedModel, integer_model_bytes, load_model, parse_model
 from msinn_core.picture import Picture
-from tests.unit.test_network import TINY, randomised
+from tests.unit.core.test_network import TINY, randomised
 
 pytestmark = pytest.mark.skipif(ops.kernel is None, reason="the integer kernel is not compiled: install with a C compiler")
 

@@ -1,0 +1,141 @@
+"""Models that learn a dataset: what they learn from, what they are compared on, and when they are not taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from msinn_core.codec import Codec
+from msinn_core.model_file import load_model, parse_model
+from msinn_core.picture import Picture
+from pipeline.errors import StorageError, UsageError
+from pipeline.lab import sample as sampling
+from pipeline.lab.comparison import Gain, Measured, gain, measure
+from pipeline.lab.sample import draw
+from pipeline.lab.tuning import FileState, TuneConfig, Tuning, card_of, start_of
+from pipeline.sources import scan
+from tests.conftest import make_photos
+
+CONFIG = TuneConfig(name="own", minutes=0.02, threads=2)
+
+
+def drawn(folder: Path) -> sampling.Sample:
+    return draw(scan(str(folder)).records)
+
+
+def test_a_sample_keeps_copies_on_one_side(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "in", 40, 96)
+    # A series: each of these is a copy of one picture, scaled, cropped by a pixel or recompressed.
+    with Image.open(sorted(photos.iterdir())[0]) as first:
+        for i in range(20):
+            first.resize((96 + i, 96 + i)).convert("RGB").save(photos / f"copy{i}.jpg", quality=60 + i)
+    sample = drawn(photos)
+    assert sample.num_train + len(sample.held_out) == 60
+    assert 6 <= len(sample.held_out) <= 12
+    bits = [sampling._thumbnail_bits(pixels) for pixels in sample.held_out]
+    for pixels in sample.train:
+        mine = sampling._thumbnail_bits(pixels)
+        assert min(int((mine != other).sum()) for other in bits) > sampling._NEAR_BITS
+
+
+def test_samples_that_say_nothing_are_refused(tmp_path: Path) -> None:
+    few = make_photos(tmp_path / "few", 10, 96)
+    (few / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
+    with pytest.raises(UsageError, match="10 images of the source can be learned from; 1 broken image"):
+        drawn(few)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i in range(40):
+        Image.new("RGB", (96, 96), (i, 200, 30)).save(flat / f"{i}.png")
+    with pytest.raises(UsageError, match="near-copies of each other"):
+        drawn(flat)
+
+
+def test_a_sample_is_bounded_whatever_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "TRAIN_IMAGES", 24)
+    monkeypatch.setattr(sampling, "HELD_OUT_IMAGES", 6)
+    monkeypatch.setattr(sampling, "_LARGEST_SIDE", 64)
+    sample = drawn(make_photos(tmp_path / "in", 48, 160))
+    assert sample.num_train + len(sample.held_out) == 30
+    assert max(max(pixels.shape) for pixels in (*sample.train, *sample.held_out)) == 64
+    assert max(len(tile) for tile in sample.tiles) == sample.tile == 128
+    assert drawn(tmp_path / "in").digest == sample.digest
+
+
+def figures(bits: float, noise: NDArray[np.float64]) -> Measured:
+    rates = np.arange(4.0)
+    sizes = bits * 1000 * 2**rates * (1 + noise)[:, None]
+    return Measured(rates, sizes, np.tile(30 + 4 * rates, (len(noise), 1)), np.full(len(noise), 10_000.0))
+
+
+def test_a_gain_has_an_interval_and_is_certain_only_below_zero() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.2, 16)
+    clear = gain(figures(1.0, noise), figures(0.8, noise))
+    assert clear is not None
+    assert clear.percent == pytest.approx(-20, abs=0.1)
+    assert clear.certain
+    doubtful = gain(figures(1.0, noise), figures(0.99, noise[::-1]))
+    assert doubtful is not None
+    assert doubtful.low < 0 < doubtful.high
+    assert not doubtful.certain
+    apart = Measured(np.arange(4.0), np.ones((16, 4)), np.tile(90 + np.arange(4.0), (16, 1)), np.ones(16))
+    assert gain(figures(1.0, noise), apart) is None
+    assert str(Gain(-20.04, -22, -18)) == "-20.0 % (-22.0 to -18.0)"
+
+
+def test_measured_figures_are_of_real_bytes(photo: NDArray[np.uint8]) -> None:
+    codec, pixels = Codec(load_model()), photo[:96, :128].copy()
+    found = measure(codec, [pixels], [2.0, 6.0])
+    assert found.bytes.tolist() == [[len(codec.encode(Picture(pixels=pixels), q)) for q in (2.0, 6.0)]]
+    assert found.psnr_db[0, 1] > found.psnr_db[0, 0] > 25
+
+
+def test_a_tuning_that_was_stopped_goes_on_and_gives_a_model_with_a_card(tmp_path: Path) -> None:
+    general = load_model()
+    sample = drawn(make_photos(tmp_path / "in", 30, 96))
+    said: list[str] = []
+    state = FileState(tmp_path / "state")
+
+    def tuning() -> Tuning:
+        return Tuning(sample, general, start_of(general), TuneConfig(name="own", minutes=5, threads=2), state, said.append)
+
+    stops = iter([False, True, False, False, True])
+    assert tuning().train(lambda: next(stops)) == 1
+    second = tuning()
+    steps = second.train(lambda: next(stops))
+    assert steps == 3
+    assert any("going on at step 1" in text for text in said)
+    tuned = second.compare()
+    assert [candidate.kind for candidate in tuned.candidates] == ["tables", "network"]
+    network = parse_model(tuned.candidates[1].data)
+    assert card_of(network) | {"bd_rate_percent": 0, "minutes": 0} == {
+        "derived_from": general.sha256, "learned": "network", "data_sha256": sample.digest, "images": sample.num_train,
+        "held_out": len(sample.held_out), "steps": steps, "device": "cpu", "seed": 1, "bd_rate_percent": 0, "minutes": 0,
+    }  # fmt: skip
+    pixels = sample.held_out[0]
+    decoded, _ = Codec(network).decode(Codec(network).encode(Picture(pixels=pixels), 5.0))
+    assert decoded.pixels.shape == pixels.shape
+    assert tuned.report()["candidates"][0]["learned"] == "tables"
+    second.clear()
+    assert state.load() is None
+
+
+def test_a_state_of_other_images_or_options_is_begun_anew(tmp_path: Path) -> None:
+    general, said = load_model(), list[str]()
+    sample = drawn(make_photos(tmp_path / "in", 30, 96))
+    state = FileState(tmp_path / "state")
+    stops = iter([False, True])
+    Tuning(sample, general, start_of(general), CONFIG, state, said.append).train(lambda: next(stops))
+    whole = state.load()
+    assert whole is not None
+    for data, says in ((b"0" * 64 + whole[64:], "of other images"), (whole[:-1000], "cannot be gone on with")):
+        state.save(data)
+        again = Tuning(sample, general, start_of(general), CONFIG, state, said.append)
+        assert again.train(lambda: True) == 0
+        assert says in said[-1]
+    with pytest.raises(StorageError, match="cannot save the state of training"):
+        FileState(tmp_path / "in" / sorted(p.name for p in (tmp_path / "in").iterdir())[0] / "state").save(b"x")
