@@ -37,7 +37,8 @@ def _tune(arguments: argparse.Namespace) -> int:
     from pipeline.execute.base import processors
     from pipeline.lab.sample import draw
     from pipeline.lab.stopping import stop_on_signals
-    from pipeline.lab.tuning import FileState, TuneConfig, Tuning, start_of
+    from pipeline.lab.tuned import FileState
+    from pipeline.lab.tuning import TuneConfig, Tuning, start_of
     from pipeline.sources import scan
 
     output = Path(arguments.output)

@@ -12,7 +12,6 @@ decode_known(bytes, symbols)             the same without a second walk, for an 
 
 from __future__ import annotations
 
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,10 +22,11 @@ from numpy.typing import NDArray
 
 from msinn_core import bitstream
 from msinn_core.bitstream import Bitstream
-from msinn_core.config import LATENT_STRIDES, SIZE_MULTIPLE
+from msinn_core.config import LATENT_STRIDES
 from msinn_core.engines import BatchEngine, Engine, engine_for
 from msinn_core.entropy import rans
 from msinn_core.errors import BitstreamError, CheckpointError, CodecError, ConfigError, DeviceMemoryError, PixelLimitError
+from msinn_core.framing import boxes_of, colour_of, finished_picture, padded_pixels, padded_side
 from msinn_core.integer.network import Backend
 from msinn_core.integer.ops import other_backends
 from msinn_core.model_file import LoadedModel
@@ -86,10 +86,6 @@ class Curves:
     mse: NDArray[np.float64]
 
 
-def _padded(side: int) -> int:
-    return -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE
-
-
 class Codec:
     """Encoder and decoder of one model on one device. One call at a time; results are the same for every call order.
 
@@ -147,10 +143,10 @@ class Codec:
         """
         height, width = picture.pixels.shape[:2]
         self._check_size(width, height)
-        return Latents(picture, self.engine.transform(_padded_pixels(picture)))
+        return Latents(picture, self.engine.transform(padded_pixels(picture)))
 
     def _shape(self, width: int, height: int) -> tuple[int, int]:
-        return _padded(height) // LATENT_STRIDES[0], _padded(width) // LATENT_STRIDES[0]
+        return padded_side(height) // LATENT_STRIDES[0], padded_side(width) // LATENT_STRIDES[0]
 
     def compress(self, latents: Latents, q: float, *, keep_walk: bool = False) -> Symbols:
         """Symbols and table indexes at rate index q (rounded to 1/1024).
@@ -192,7 +188,7 @@ class Codec:
         out: list[bytes] = [b""] * len(pictures)
 
         def run(chosen: list[int], shape: tuple[int, int]) -> None:
-            latents = engine.transform_many(np.stack([_padded_pixels(pictures[i]) for i in chosen]))
+            latents = engine.transform_many(np.stack([padded_pixels(pictures[i]) for i in chosen]))
             coded = engine.compress_many(latents, [qs[i] for i in chosen], shape)
             packed = engine.threads.map(lambda i, parts: self.pack(Symbols(pictures[i], qs[i], parts.symbols, parts.indexes)), chosen, coded)
             for i, data in zip(chosen, packed, strict=True):
@@ -225,7 +221,7 @@ class Codec:
                 padded, symbols = engine.decode_many([stream.streams for stream in streams], [stream.q for stream in streams], shape)
                 for i, stream, pixels, mine in zip(chosen, streams, padded, symbols, strict=True):
                     # A copy: the batch's pinned memory must not live as long as one of its pictures.
-                    out[numbers[i]] = _finished(stream, pixels.copy()), mine
+                    out[numbers[i]] = finished_picture(stream, pixels.copy()), mine
             except CodecError as error:
                 if isinstance(error, DeviceMemoryError) and len(chosen) > 1:
                     raise
@@ -244,13 +240,13 @@ class Codec:
         height, width = picture.pixels.shape[:2]
         return Bitstream(
             profile=self.model.profile,
-            colour=_colour(picture),
+            colour=colour_of(picture),
             model_id=bytes.fromhex(self.model.sha256)[:16],
             width=width,
             height=height,
             q=symbols.q,
             streams=tuple(rans.encode(s, i, self.model.tables) for s, i in zip(symbols.symbols, symbols.indexes, strict=True)),
-            boxes=_boxes(picture),
+            boxes=boxes_of(picture),
         ).to_bytes()
 
     def encode(self, picture: Picture, q: float) -> bytes:
@@ -266,7 +262,7 @@ class Codec:
         """
         stream = self._parse(data)
         padded, symbols = self.engine.decode(stream.streams, stream.q, self._shape(stream.width, stream.height))
-        return _finished(stream, padded), symbols
+        return finished_picture(stream, padded), symbols
 
     def decode_known(self, data: bytes | memoryview, symbols: Symbols) -> Decoded:
         """What `decode` gives of the bitstream of known symbols; without a second walk if they hold theirs.
@@ -290,11 +286,11 @@ class Codec:
             return self.decode(data)
         stream = self._parse(data)
         pixels = symbols.picture.pixels
-        meant = pixels.shape[1], pixels.shape[0], _colour(symbols.picture), symbols.q
+        meant = pixels.shape[1], pixels.shape[0], colour_of(symbols.picture), symbols.q
         if (stream.width, stream.height, stream.colour, stream.q) != meant:
             raise BitstreamError(f"the header says {stream.width} x {stream.height} {stream.colour} at q = {stream.q}, not what was encoded")
         read = [rans.decode(part, indexes, self.model.tables) for part, indexes in zip(stream.streams, symbols.indexes, strict=True)]
-        return _finished(stream, symbols.walked.picture()), read
+        return finished_picture(stream, symbols.walked.picture()), read
 
     def counterpart(self) -> Codec:
         """A codec of the same model that computes in another way, to decode what this one encoded.
@@ -344,7 +340,7 @@ class Codec:
         height, width = picture.pixels.shape[:2]
         empty = Bitstream(
             profile=self.model.profile, colour="rgb", model_id=bytes(16), width=width, height=height, q=0.0,
-            streams=(b"",) * bitstream.NUM_STREAMS, boxes=_boxes(picture),
+            streams=(b"",) * bitstream.NUM_STREAMS, boxes=boxes_of(picture),
         )  # fmt: skip
         return len(empty.to_bytes()) + 6 * bitstream.NUM_STREAMS
 
@@ -359,22 +355,10 @@ class Codec:
         anchors = np.arange(int(self.q_max) + 1, dtype=np.float64)
         probe_q = self.quantise_q(PROBE_Q_SHARE * self.q_max)
         tally = self.engine.tally(latents.y, [*anchors, probe_q], self._shape(width, height))
-        num_samples = 3 * _padded(width) * _padded(height)
+        num_samples = 3 * padded_side(width) * padded_side(height)
         mse = (tally.squares[:-1] @ calibration.level_weights) / num_samples * 255**2 * np.exp(calibration.log_mse_bias)
         rate = tally.bits[:-1] * np.exp(calibration.log_rate_bias)
         return Curves(anchors, rate / 8 + self._overhead(latents.picture), mse)
-
-
-def _colour(picture: Picture) -> str:
-    return "rgb" if picture.pixels.ndim == 3 else "grey"
-
-
-def _padded_pixels(picture: Picture) -> NDArray[np.uint8]:
-    """uint8 `[H, W, 3]`, sides multiples of 32: the last row and column repeated."""
-    height, width = picture.pixels.shape[:2]
-    pixels = picture.pixels if picture.pixels.ndim == 3 else np.repeat(picture.pixels[:, :, None], 3, axis=2)
-    padding = ((0, _padded(height) - height), (0, _padded(width) - width), (0, 0))
-    return np.pad(pixels, padding, mode="edge") if any(p[1] for p in padding) else np.require(pixels, requirements=["C", "W"])
 
 
 def _in_batches(shapes: list[tuple[int, int]], batch: int, run: Callable[[list[int], tuple[int, int]], None]) -> None:
@@ -393,44 +377,3 @@ def _in_batches(shapes: list[tuple[int, int]], batch: int, run: Callable[[list[i
                     raise
                 half = len(chosen) // 2
                 waiting = [chosen[:half], chosen[half:], *waiting]
-
-
-def _finished(stream: Bitstream, padded: NDArray[np.uint8]) -> Picture:
-    """The picture of decoded pixels: cropped, grey where it was, with all that came with it."""
-    array = np.ascontiguousarray(padded[: stream.height, : stream.width])
-    if stream.colour == "grey":
-        # The nearest whole number to the mean of the three.
-        array = ((array.sum(axis=2, dtype=np.uint16) + 1) // 3).astype(np.uint8)
-    boxes = stream.boxes
-    alpha = _read_alpha(boxes[bitstream.ALPHA], stream) if bitstream.ALPHA in boxes else None
-    return Picture(
-        pixels=array, alpha=alpha, icc=boxes.get(bitstream.ICC), exif=boxes.get(bitstream.EXIF), xmp=boxes.get(bitstream.XMP),
-        jpeg_segments=boxes.get(bitstream.JPEG_SEGMENTS), png_chunks=boxes.get(bitstream.PNG_CHUNKS),
-    )  # fmt: skip
-
-
-def _boxes(picture: Picture) -> dict[int, bytes]:
-    boxes = picture.metadata()
-    if picture.alpha is not None:
-        boxes[bitstream.ALPHA] = _write_alpha(picture.alpha)
-    return boxes
-
-
-def _write_alpha(alpha: NDArray[np.uint8]) -> bytes:
-    # PNG filter "up" on every row, then deflate: masks are flat, and any reader has zlib.
-    rows = alpha.astype(np.int16)
-    rows[1:] -= alpha[:-1]
-    return zlib.compress(rows.astype(np.uint8).tobytes(), 9)
-
-
-def _read_alpha(data: bytes, stream: Bitstream) -> NDArray[np.uint8]:
-    size = stream.width * stream.height
-    inflater = zlib.decompressobj()
-    try:
-        raw = inflater.decompress(data, size + 1)
-    except zlib.error as error:
-        raise BitstreamError(f"the alpha plane does not inflate: {error}") from error
-    if len(raw) != size or not inflater.eof or inflater.unused_data:
-        raise BitstreamError(f"the alpha plane does not inflate to {stream.width} x {stream.height} samples")
-    rows = np.frombuffer(raw, np.uint8).reshape(stream.height, stream.width)
-    return np.cumsum(rows, axis=0, dtype=np.uint8)

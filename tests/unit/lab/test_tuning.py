@@ -16,7 +16,8 @@ from pipeline.errors import StorageError, UsageError
 from pipeline.lab import sample as sampling
 from pipeline.lab.comparison import Gain, Measured, gain, measure
 from pipeline.lab.sample import draw
-from pipeline.lab.tuning import FileState, TuneConfig, Tuning, card_of, start_of
+from pipeline.lab.tuned import FileState, card_of
+from pipeline.lab.tuning import TuneConfig, Tuning, start_of
 from pipeline.sources import scan
 from tests.conftest import make_photos
 
