@@ -71,7 +71,7 @@ def _pace(plan: Plan, price_per_hour: float | None) -> dict[str, Any]:
     facts = {
         "worker_mpx_per_s": round(plan.pixels_per_second / 1e6, 3),
         "workers": plan.workers,
-        "encode_worker_hours": round(hours, 4),
+        "encode_worker_hours": round(hours, 6),
         "encode_minutes": round(60 * hours / plan.workers, 2),
     }
     return facts if price_per_hour is None else {**facts, "encode_cost": round(hours * price_per_hour, 4)}
