@@ -167,9 +167,10 @@ def _verify_sample(arguments: argparse.Namespace) -> float:
 
 def _learner(arguments: argparse.Namespace, reporter: Reporter) -> Callable[[Sequence[SourceRecord]], LoadedModel | None]:
     """What gives a run the model of its images' own."""
+    import torch
+
     from msinn_core.model_file import load_model
     from pipeline.errors import UsageError
-    from pipeline.execute.base import processors
     from pipeline.lab.tuned_run import own_model
     from pipeline.lab.tuning import TuneConfig, start_of
 
@@ -177,7 +178,7 @@ def _learner(arguments: argparse.Namespace, reporter: Reporter) -> Callable[[Seq
         raise UsageError(f"--tune is {arguments.tune:g}; it takes minutes, more than 0")
     general = load_model(arguments.model)
     start = start_of(general)
-    config = TuneConfig(name=f"{general.name}-tuned", minutes=arguments.tune, device=arguments.device, threads=processors())
+    config = TuneConfig(name=f"{general.name}-tuned", minutes=arguments.tune, device=arguments.device, threads=torch.get_num_threads())
     return lambda records: own_model(records, arguments.destination, general, start, config, reporter.note)
 
 

@@ -32,9 +32,10 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _tune(arguments: argparse.Namespace) -> int:
+    import torch
+
     from msinn_core.model_file import load_model, parse_model
     from pipeline.errors import StorageError, UsageError
-    from pipeline.execute.base import processors
     from pipeline.lab.sample import draw
     from pipeline.lab.stopping import stop_on_signals
     from pipeline.lab.tuned import FileState
@@ -61,7 +62,7 @@ def _tune(arguments: argparse.Namespace) -> int:
         q_range=tuple(arguments.q_range) if arguments.q_range else None,
         seed=arguments.seed,
         device=arguments.device,
-        threads=arguments.threads or processors(),
+        threads=arguments.threads or torch.get_num_threads(),
     )
     sample = draw(scan(arguments.source).records, seed=config.seed)
     left_out = "".join(f", {count} {reason}" for reason, count in sorted(sample.left_out.items()))

@@ -21,7 +21,7 @@ from pipeline.lab.tuning import TuneConfig, Tuning, start_of
 from pipeline.sources import scan
 from tests.conftest import make_photos
 
-CONFIG = TuneConfig(name="own", minutes=0.02, threads=2)
+CONFIG = TuneConfig(name="own", minutes=0.02, threads=1)
 
 
 def drawn(folder: Path) -> sampling.Sample:
@@ -102,7 +102,7 @@ def test_a_tuning_that_was_stopped_goes_on_and_gives_a_model_with_a_card(tmp_pat
     state = FileState(tmp_path / "state")
 
     def tuning() -> Tuning:
-        return Tuning(sample, general, start_of(general), TuneConfig(name="own", minutes=5, threads=2), state, said.append)
+        return Tuning(sample, general, start_of(general), TuneConfig(name="own", minutes=5, threads=1), state, said.append)
 
     stops = iter([False, True, False, False, True])
     assert tuning().train(lambda: next(stops)) == 1
