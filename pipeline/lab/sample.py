@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from msinn_core.config import SIZE_MULTIPLE
+from msinn_core.picture import DEFAULT_MAX_PIXELS
 from msinn_core.training.data import cut
 from pipeline.errors import SourceError, UsageError
-from pipeline.formats import images
+from pipeline.formats.decoding import Loader
 from pipeline.sources import Fetcher, SourceRecord
 
 TRAIN_IMAGES, HELD_OUT_IMAGES = 400, 32
@@ -33,7 +35,6 @@ _THUMBNAIL = 9
 _NEAR_BITS = 6
 """Images whose 144 bits of thumbnail differ in so few are copies of each other: scaled, recompressed, or neighbours of one series."""
 
-_MAX_PIXELS = 100_000_000
 _READERS = 4
 
 Pixels = NDArray[np.uint8]
@@ -99,8 +100,9 @@ def draw(records: Sequence[SourceRecord], *, seed: int = 1, largest_tile: int = 
 
 
 def _decoded(records: Sequence[SourceRecord], seed: int, left_out: Counter[str]) -> list[_Drawn]:
-    """Images in a random order until there are enough; grey ones as three equal channels, as the codec takes them."""
-    fetcher = Fetcher()
+    """Images in a random order until there are enough, decoded in a process of their own like all that strangers made; grey ones as three equal
+    channels, as the codec takes them."""
+    fetcher, loader = Fetcher(), Loader(DEFAULT_MAX_PIXELS)
 
     def load(number: int) -> _Drawn | str:
         record = records[number]
@@ -108,7 +110,7 @@ def _decoded(records: Sequence[SourceRecord], seed: int, left_out: Counter[str])
             data = fetcher.fetch(record.part)
         except SourceError:
             return "unreadable"
-        loaded = images.load(data, max_pixels=_MAX_PIXELS, name=record.name)
+        loaded = loader.load(data, name=record.name)
         if loaded.picture is None:
             return str(loaded.reason or "broken").replace("_", " ")
         pixels = loaded.picture.pixels
@@ -119,7 +121,7 @@ def _decoded(records: Sequence[SourceRecord], seed: int, left_out: Counter[str])
 
     found: list[_Drawn] = []
     order = np.random.default_rng(seed).permutation(len(records))[: 4 * (TRAIN_IMAGES + HELD_OUT_IMAGES)].tolist()
-    with ThreadPoolExecutor(_READERS) as readers:
+    with contextlib.closing(loader), ThreadPoolExecutor(_READERS) as readers:
         for start in range(0, len(order), 4 * _READERS):
             for drawn in readers.map(load, order[start : start + 4 * _READERS]):
                 if isinstance(drawn, str):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +48,14 @@ def test_a_sample_keeps_copies_on_one_side(tmp_path: Path) -> None:
 def test_samples_that_say_nothing_are_refused(tmp_path: Path) -> None:
     few = make_photos(tmp_path / "few", 10, 96)
     (few / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
-    with pytest.raises(UsageError, match="10 images of the source can be learned from; 1 broken image"):
+    # One that would take 11 GB to decode, and says so only there.
+    header = struct.pack(">2I5B", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(10_000_000))), (b"IEND", b""))
+    )
+    (few / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    with pytest.raises(UsageError, match="10 images of the source can be learned from; 1 broken image; 1 pixel limit"):
         drawn(few)
     flat = tmp_path / "flat"
     flat.mkdir()
