@@ -38,6 +38,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     from pipeline.errors import StorageError, UsageError
     from pipeline.lab.sample import draw
     from pipeline.lab.stopping import stop_on_signals
+    from pipeline.lab.training_files import publish
     from pipeline.lab.tuned import FileState
     from pipeline.lab.tuning import TuneConfig, Tuning, start_of
     from pipeline.sources import scan
@@ -78,10 +79,10 @@ def _tune(arguments: argparse.Namespace) -> int:
         print(f"{candidate.kind:<8} BD-rate {candidate.gain or 'unknown'} against {general.name}; {pays}")
     chosen = tuned.best or (min(tuned.candidates, key=lambda c: c.gain.percent if c.gain else 0.0) if arguments.keep else None)
     if chosen is None:
-        print(f"{general.name} stays the better choice for these images: nothing was written", file=sys.stderr)
+        print(f"{general.name} stays the better choice for these images: nothing was written (--keep writes the model all the same)", file=sys.stderr)
         return EXIT_SOME_FAILED
     try:
-        output.write_bytes(chosen.data)
+        publish(output, chosen.data)
     except OSError as error:
         raise StorageError(f"cannot write {output}: {error.strerror}") from error
     tuning.clear()

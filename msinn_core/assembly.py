@@ -18,7 +18,7 @@ from msinn_core.float.model import Msinn
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.packing import pack
 from msinn_core.integer.portable import Portable
-from msinn_core.model_file import integer_model_bytes, parse_model
+from msinn_core.model_file import LoadedModel, integer_model_bytes, parse_model
 from msinn_core.picture import Picture
 
 _CROP = 512
@@ -55,6 +55,20 @@ def integer_model(
     packed = pack(network, crops)
     golden = golden_digest(IntegerNetwork(config, packed, Portable()))
     return _measured(partial(integer_model_bytes, config, packed, golden, name=name), pictures, table_pictures, threads)
+
+
+def refitted_model(model: LoadedModel, *, name: str, pictures: Sequence[Picture], table_pictures: Sequence[Picture] = (), threads: int = 1) -> bytes:
+    """A model file of the same integer network, with CDF tables and constants of other pictures.
+
+    Args:
+        model: Of the integer profile.
+        name: What people call the new one.
+        pictures: See `integer_model`; they set the constants of rate prediction.
+        table_pictures: For the CDF tables; `pictures` if empty.
+        threads: Of the measuring codec.
+    """
+    make = partial(integer_model_bytes, model.config, model.integer, model.golden, name=name)
+    return _measured(make, pictures, table_pictures, threads)
 
 
 def float_model(

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from msinn_core import calibration
 from msinn_core.checkpoint import read_state
 from msinn_core.codec import Codec
 from msinn_core.config import MsinnConfig, preset
 from msinn_core.errors import CheckpointError
-from msinn_core.model_file import WEIGHTS, LoadedModel, integer_model_bytes, parse_model, with_card
+from msinn_core.model_file import WEIGHTS, LoadedModel, parse_model, with_card
 from msinn_core.picture import Picture
 from msinn_core.training.config import Stage, TrainConfig
 from pipeline.errors import UsageError
@@ -155,25 +154,25 @@ class Tuning:
     def _pictures(self, count: int, side: int) -> list[Picture]:
         return [Picture(pixels=np.ascontiguousarray(pixels[:side, :side])) for pixels in self._sample.train[:count]]
 
+    def _measured_on(self) -> dict[str, Any]:
+        """What model files are made with, beside their network."""
+        return {
+            "name": self._config.name,
+            "pictures": self._pictures(_CALIBRATION_IMAGES, _CALIBRATION_SIDE),
+            "table_pictures": self._pictures(_TABLE_IMAGES, _TABLE_SIDE),
+            "threads": self._config.threads,
+        }
+
     def _tables_only(self) -> bytes:
-        general, threads = self._general, self._config.threads
-        tables = calibration.fit_tables(general, self._pictures(_TABLE_IMAGES, _TABLE_SIDE), threads=threads)
-        make = integer_model_bytes(general.config, general.integer, general.golden, name=self._config.name, tables=tables)
-        constants = calibration.fit(Codec(parse_model(make), threads=threads), self._pictures(_CALIBRATION_IMAGES, _CALIBRATION_SIDE))
-        return integer_model_bytes(general.config, general.integer, general.golden, name=self._config.name, tables=tables, calibration=constants)
+        from msinn_core.assembly import refitted_model
+
+        return refitted_model(self._general, **self._measured_on())
 
     def _network(self) -> bytes:
         from msinn_core.assembly import integer_model
 
         config = replace(self._trainer.network.config, name=self._config.name)
-        return integer_model(
-            config,
-            self._trainer.average,
-            name=self._config.name,
-            pictures=self._pictures(_CALIBRATION_IMAGES, _CALIBRATION_SIDE),
-            table_pictures=self._pictures(_TABLE_IMAGES, _TABLE_SIDE),
-            threads=self._config.threads,
-        )
+        return integer_model(config, self._trainer.average, **self._measured_on())
 
     def _card(self, kind: str, found: Gain | None, held_out: int) -> dict[str, Any]:
         """What people should know of a model."""

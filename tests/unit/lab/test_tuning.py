@@ -149,3 +149,24 @@ def test_a_state_of_other_images_or_options_is_begun_anew(tmp_path: Path) -> Non
         assert says in said[-1]
     with pytest.raises(StorageError, match="cannot save the state of training"):
         FileState(tmp_path / "in" / sorted(p.name for p in (tmp_path / "in").iterdir())[0] / "state").save(b"x")
+
+
+def test_few_steps_on_one_kind_of_pictures_gain_on_others_of_it(tmp_path: Path) -> None:
+    """No comparison is put in place of the real one: cells under a grid are cheap for a model that has seen them."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for i in range(30):
+        # Black and white cells of 8 pixels under a grid: sharp, flat, and unlike any photograph.
+        cells = np.kron(rng.integers(0, 2, (12, 12)) * 255, np.ones((8, 8))).astype(np.uint8)
+        cells[::8] = cells[:, ::8] = 128
+        Image.fromarray(np.repeat(cells[:, :, None], 3, axis=2)).save(tmp_path / "in" / f"{i}.png")
+    general, sample = load_model(), drawn(tmp_path / "in")
+    config = TuneConfig(name="own", minutes=30, q_range=(4.0, 8.0), threads=1)
+    steps = iter([False] * 12 + [True])
+    tuning = Tuning(sample, general, start_of(general), config, FileState(tmp_path / "state"), lambda _: None)
+    assert tuning.train(lambda: next(steps)) == 12
+    tuned = tuning.compare()
+    assert tuned.best is not None
+    assert tuned.best.kind == "network"
+    assert tuned.best.gain is not None
+    assert tuned.best.gain.percent < -5
