@@ -40,30 +40,32 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("checkpoint")
     p.add_argument("--data", nargs="+", required=True, help="training images: folders or tars")
-    p.add_argument("--valid", required=True, help="validation images")
+    p.add_argument("--valid", nargs="+", required=True, help="validation images: folders or tars")
+    p.add_argument("--only", choices=MODELS, help="make this one anew, of a checkpoint that all were made from")
     p.add_argument("--tables", type=int, default=64, metavar="N", help="training images for the tables (default 64)")
     arguments = p.parse_args()
     torch.set_num_threads(1)
     records = [record for source in arguments.data for record in scan(source).records]
-    valid = scan(arguments.valid).records
+    valid = [record for source in arguments.valid for record in scan(source).records]
     with TemporaryDirectory() as folder:
         sample, calibrating = Path(folder) / "sample", Path(folder) / "calibrating"
         _extract(random.Random(1).sample(records, arguments.tables), sample)
         _extract(valid[::2], calibrating)
-        for name, options in MODELS.items():
+        made = [arguments.only] if arguments.only else list(MODELS)
+        for name in made:
             pictures = ["--calibrate", str(calibrating), "--fit-tables", str(sample)]
             path = Path(folder) / f"{name}.safetensors"
-            if code := msinn(["models", "import", arguments.checkpoint, "-o", str(path), "--name", name, *pictures, *options]):
+            if code := msinn(["models", "import", arguments.checkpoint, "-o", str(path), "--name", name, *pictures, *MODELS[name]]):
                 sys.exit(code)
-        _replace(Path(folder))
+        _replace(Path(folder), made)
     _compare(valid[1::2])
 
 
-def _replace(folder: Path) -> None:
-    """All models are made: put them in the place of the old ones, whose hashes an archive may still name."""
+def _replace(folder: Path, made: Sequence[str]) -> None:
+    """The models are made: put them in the place of the old ones, whose hashes an archive may still name."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=WEIGHTS, capture_output=True, text=True, check=True).stdout.strip()
     old = shipped_models()
-    for name in MODELS:
+    for name in made:
         shutil.copyfile(folder / f"{name}.safetensors", WEIGHTS / f"{name}.safetensors")
     index = {name: hashlib.sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest() for name in MODELS}
     retired = retired_models() | {digest: commit for name, digest in old.items() if index[name] != digest}
@@ -78,13 +80,14 @@ def _extract(records: Sequence[SourceRecord], folder: Path) -> None:
 
 
 def _compare(records: Sequence[SourceRecord]) -> None:
-    """Bytes and PSNR of real bitstreams, with Gaussian tables and with the model's."""
+    """Bytes and PSNR of real bitstreams, with Gaussian tables and no prediction of the first stream, and with the model's."""
     model = load_model()
     pictures = [images.load(Fetcher().fetch(record.part), max_pixels=32_000_000).picture for record in records]
-    measured = [_measured(Codec(replace(model, tables=tables)), [p for p in pictures if p]) for tables in (gaussian_tables(), model.tables)]
+    before = replace(model, tables=gaussian_tables(), weights=None)
+    measured = [_measured(Codec(which), [p for p in pictures if p]) for which in (before, model)]
     for q, (bytes_before, psnr_before), (bytes_after, psnr_after) in zip(RATES, *measured, strict=True):
         gain = f"{100 * (bytes_after / bytes_before - 1):+.2f} % bytes, {psnr_after - psnr_before:+.3f} dB"
-        print(f"q {q:g}: Gaussian tables {bytes_before:,} bytes, fitted {bytes_after:,}: {gain}")
+        print(f"q {q:g}: Gaussian tables alone {bytes_before:,} bytes, fitted with prediction {bytes_after:,}: {gain}")
 
 
 def _measured(codec: Codec, pictures: list[Picture]) -> list[tuple[int, float]]:

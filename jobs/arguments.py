@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from msinn_core.config import DEFAULT_MAX_PIXELS
+
 if TYPE_CHECKING:
     from pipeline.execute.connection import Resources
     from pipeline.execute.placement import Placement
@@ -26,11 +28,32 @@ def size(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write 500000, 500k, 1.5G or 2Gi") from error
 
 
+def minutes(text: str) -> float:
+    """Minutes from `30`, `30m`, `90s`, `2h`."""
+    units = {"s": 1 / 60, "m": 1.0, "h": 60.0}
+    unit = units.get(text[-1:])
+    try:
+        value = float(text if unit is None else text[:-1]) * (unit or 1.0)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e5:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time to learn: write 30, 30m, 90s or 2h")
+    return value
+
+
+def add_generation(p: argparse.ArgumentParser) -> None:
+    """Which generation of an archive that has grown."""
+    p.add_argument("--generation", type=int, metavar="N", help="the archive as it was first (1), or after a growth (default: the newest)")
+
+
 def add_executor(p: argparse.ArgumentParser) -> None:
     """Who does the work."""
     p.add_argument("--cluster", metavar="ADDR", help="address of a running Ray cluster (default: a local one, started and ended here)")
     p.add_argument(
-        "--executor", choices=("auto", "local", "ray"), default="auto", help="this process alone, Ray, or what suits size and options (default: auto)"
+        "--executor",
+        choices=("auto", "local", "processes", "ray"),
+        default="auto",
+        help="this process alone, processes of this machine, Ray, or what suits size and options (default: auto)",
     )
 
 
@@ -42,12 +65,37 @@ def placement_of(arguments: argparse.Namespace, resources: Resources | None = No
 
     if arguments.executor == "local" and (arguments.cluster is not None or (arguments.workers or 1) > 1):
         raise UsageError("--executor local is this process alone: it takes neither --cluster nor --workers")
-    return Placement(executor=arguments.executor, cluster=arguments.cluster, workers=arguments.workers, resources=resources or Resources())
+    resources = resources or Resources()
+    if arguments.executor == "processes":
+        _check_processes(arguments, resources)
+    return Placement(executor=arguments.executor, cluster=arguments.cluster, workers=arguments.workers, resources=resources)
+
+
+def _check_processes(arguments: argparse.Namespace, resources: Resources) -> None:
+    from pipeline.errors import UsageError
+    from pipeline.execute import processes
+    from pipeline.execute.connection import Resources
+
+    if arguments.cluster is not None or resources != Resources() or arguments.device != "cpu":
+        raise UsageError("--executor processes are this machine's CPU: they take none of --cluster, --label, --memory-per-worker and --device")
+    if not processes.available():
+        raise UsageError("--executor processes takes Linux: choose local or ray")
+
+
+def add_device(p: argparse.ArgumentParser) -> None:
+    """Where the network runs."""
+    p.add_argument(
+        "--device",
+        choices=("cpu", "cuda", "auto"),
+        default="cpu",
+        help="where the network runs, to the same result: auto is a GPU where there is one that passes the self-test (default: cpu)",
+    )
 
 
 def add_limits(p: argparse.ArgumentParser) -> None:
     """What is decoded at most."""
-    p.add_argument("--max-pixels", type=int, default=32_000_000, metavar="N", help="decode no larger picture, whatever the archive says (32000000)")
+    says = "decode no larger picture, whatever the archive says (default: %(default)s)"
+    p.add_argument("--max-pixels", type=int, default=DEFAULT_MAX_PIXELS, metavar="N", help=says)
     p.add_argument("--max-file-bytes", type=size, default=2 * 2**30, metavar="N", help="read no larger file into memory (2Gi)")
 
 

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.arguments import add_limits, limits_of
+from jobs.arguments import add_generation, add_limits, limits_of
+from jobs.exits import EXIT_VERIFY
 from jobs.output import raw
 from pipeline.text import shown
 
@@ -27,7 +28,11 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     shape = p.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="JSON lines instead of a table")
     shape.add_argument("--csv", action="store_true", help="CSV instead of a table")
-    p.add_argument("--html", metavar="FILE", help="a page with distributions and the worst images to look at")
+    p.add_argument("--html", metavar="FILE", help="a page to look at: budget, distributions, the worst images beside their originals")
+    where = p.add_mutually_exclusive_group()
+    where.add_argument("--source", metavar="SRC", help="with --html: where the originals are now (default: where they were, if on this machine)")
+    where.add_argument("--no-originals", action="store_true", help="with --html: open no source files")
+    add_generation(p)
     add_limits(p)
     p.set_defaults(command=_audit)
 
@@ -37,9 +42,11 @@ def _audit(arguments: argparse.Namespace) -> int:
     from pipeline.errors import UsageError
     from pipeline.read.audit import query, summary
 
-    archive = Archive(arguments.archive)
+    archive = Archive(arguments.archive, arguments.generation)
     if arguments.html is not None:
         return _write_page(archive, arguments)
+    if arguments.source is not None or arguments.no_originals:
+        raise UsageError("--source and --no-originals are for the page: say --html FILE")
     if arguments.csv and arguments.sql is None:
         raise UsageError('--csv is for the rows of a query: give SQL, such as "SELECT * FROM manifest"')
     if arguments.sql is not None and not arguments.sql.strip():
@@ -96,18 +103,23 @@ def _write_page(archive: Archive, arguments: argparse.Namespace) -> int:
     from pipeline.read.page import page
     from pipeline.run.report import reporter_for
 
-    if arguments.sql is not None or arguments.json:
-        raise UsageError("--html is a report of its own: without SQL and --json")
+    if arguments.sql is not None or arguments.json or arguments.csv:
+        raise UsageError("--html is a report of its own: without SQL, --json and --csv")
     reporter = reporter_for(sys.stderr, quiet=arguments.quiet, verbose=arguments.verbose)
     try:
-        text = page(archive, reporter, limits_of(arguments))
+        made = page(archive, reporter, limits_of(arguments), source=arguments.source, originals=not arguments.no_originals)
     finally:
         reporter.close()
+    data = made.text.encode("utf-8")
     try:
-        Path(arguments.html).write_text(text, encoding="utf-8")
+        Path(arguments.html).write_bytes(data)
     except OSError as error:
         raise StorageError(f"cannot write {arguments.html}: {error.strerror}") from error
-    print(f"{arguments.html}: {len(text):,} bytes")
+    print(f"{arguments.html}: {len(data):,} bytes")
+    if made.problems:
+        more = f"; and {len(made.problems) - 1:,} more, see the top of the page" if len(made.problems) > 1 else ""
+        print(f"the archive is damaged: {shown(made.problems[0])[:600]}{more}", file=sys.stderr)
+        return EXIT_VERIFY
     return 0
 
 
@@ -122,7 +134,7 @@ def _cell(value: Any) -> str:
 def print_summary(facts: Summary, sealed: dict[str, Any] | None) -> None:
     """Totals, percentiles, worst images and reasons, as text."""
     totals, marks = facts.totals, facts.percentiles
-    print(f"images      {totals.images:,}: {totals.coded:,} coded, {totals.kept:,} kept as they are, {totals.failed:,} failed")
+    print(f"images      {totals.images:,}: {totals.coded:,} coded, {totals.kept:,} kept to the byte, {totals.failed:,} failed")
     if sealed is None:
         print("            the archive is unfinished, these are the committed images only: run the same msinn compress to finish it")
     # What the budget bounds, ends of shards included; before the seal only the members are known.
@@ -133,7 +145,9 @@ def print_summary(facts: Summary, sealed: dict[str, Any] | None) -> None:
     if sealed and sealed.get("budget_bytes"):
         counted, budget = sealed["counted_bytes"], sealed["budget_bytes"]
         print(f"budget      {counted:,} of {budget:,.0f} bytes ({100 * counted / budget - 100:+.3f} %)")
-    if totals.coded:
+    for of in facts.forms:
+        print(f"{'form':<12}{shown(of.form)}, exact: {shown(of.exact)}: {of.images:,} images, {of.source_bytes:,} -> {of.stored_bytes:,} bytes")
+    if any(of.exact == "no" for of in facts.forms):
         if totals.mean_psnr_db is not None:
             pooled = f", pooled {totals.pooled_psnr_db:.2f} dB" if totals.pooled_psnr_db is not None else ""
             print(f"PSNR        mean {totals.mean_psnr_db:.2f} dB{pooled}, every image decoded and measured (kept files, which lose nothing, aside)")

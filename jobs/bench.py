@@ -33,6 +33,13 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     action.add_argument("--model", default="msinn-lite", metavar="M")
     action.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     action.set_defaults(command=_predict)
+    action = actions.add_parser("peers", help="bytes, PSNR and speed beside JPEG, WebP, AVIF and JPEG XL at one quality, on one thread, in turns")
+    action.add_argument("images", nargs="+", metavar="IMAGE")
+    action.add_argument("--model", default="msinn-lite", metavar="M")
+    action.add_argument("--q", type=float, default=5.0)
+    action.add_argument("--peers", nargs="+", default=["jpeg", "webp", "avif-6", "jxl"], metavar="P", help="also avif, at speed 4")
+    action.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each; the best counts")
+    action.set_defaults(command=_peers)
     action = actions.add_parser("plan", help="plan simulated images by histograms, and compare with the exact solver on the first 100000")
     action.add_argument("--images", type=int, default=10_000_000, metavar="N")
     action.add_argument("--objective", choices=("mse", "psnr", "minimum"), default="mse")
@@ -75,6 +82,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     from pipeline.lab.bench_predict import bench_predict
 
     bench_predict(arguments.images, model=arguments.model, limit=arguments.limit)
+    return 0
+
+
+def _peers(arguments: argparse.Namespace) -> int:
+    from pipeline.lab.bench_peers import bench_peers
+
+    bench_peers(arguments.images, model=arguments.model, q=arguments.q, peers=arguments.peers, rounds=arguments.rounds)
     return 0
 
 

@@ -22,7 +22,7 @@ _EPILOG = """exit codes: 0 done; 2 usage; 3 done, some images failed; 4 budget i
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from jobs import audit, bench, compress, eval, gc, get, inspect, models, restore, status, submit, train, tune, verify
+    from jobs import audit, bench, compress, diff, eval, gc, get, inspect, ls, models, restore, status, submit, train, tune, verify
 
     top = argparse.ArgumentParser(prog="msinn", description="Archive an image dataset to a byte budget with a learned codec.", epilog=_EPILOG)
     top.add_argument("--debug", action="store_true", help="show tracebacks (exit codes stay the same)")
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("-v", "--verbose", action="store_true", help="on a terminal: a line for each shard")
     top.add_argument("--version", action="version", version=f"msinn {VERSION}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for module in (compress, submit, status, verify, audit, restore, get, gc, inspect, models, tune, train, eval, bench):
+    for module in (compress, submit, status, verify, audit, restore, get, ls, diff, gc, inspect, models, tune, train, eval, bench):
         module.add_verbs(verbs)
     p = verbs.add_parser("completion", help="print a completion script: msinn completion bash > ~/.local/share/bash-completion/completions/msinn")
     p.add_argument("shell", choices=("bash", "zsh", "tcsh"))

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from jobs.arguments import add_limits, limits_of
-from jobs.output import print_problems
+from jobs.arguments import add_generation, add_limits, limits_of
+from jobs.output import finish, print_problems
 from pipeline.text import shown
 
 _SAME_FORMAT = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
@@ -15,13 +15,17 @@ _SAME_FORMAT = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the verb."""
-    p = verbs.add_parser("get", help="one image by key or name, reading only its bytes")
+    p = verbs.add_parser("get", help="one image, or several, by key, name or glob, reading only their bytes")
     p.add_argument("archive", metavar="DST")
-    p.add_argument("key", metavar="KEY")
-    p.add_argument("-o", "--output", metavar="FILE", help="where to write (default: its name, here; - for standard output)")
+    p.add_argument("keys", metavar="KEY", nargs="+", help="key, original or restored name, or a glob such as 'photos/*.png' or '**/*.png'")
+    p.add_argument(
+        "-o", "--output", metavar="FILE", help="where to write (default: its name, here; - for standard output); for several a folder or URL"
+    )
+    p.add_argument("--overwrite", action="store_true", help="with several: replace files of other content that are there")
     what = p.add_mutually_exclusive_group()
     what.add_argument("--original", action="store_true", help="the stored payload itself")
     what.add_argument("--metadata", action="store_true", help="list what the image carries beside its pixels; with -o FOLDER write it there")
+    add_generation(p)
     add_limits(p)
     p.set_defaults(command=_get)
 
@@ -31,9 +35,17 @@ def _get(arguments: argparse.Namespace) -> int:
     from pipeline.formats.images import IMAGE_SUFFIXES
     from pipeline.read.get import get
 
+    several = len(arguments.keys) > 1 or any(sign in arguments.keys[0] for sign in "*?")
+    if several and (arguments.metadata or arguments.original):
+        raise UsageError("--metadata and --original are of one image: give one key")
+    if several:
+        return _get_several(arguments)
+    (arguments.key,) = arguments.keys
     if arguments.metadata:
         return _get_metadata(arguments)
-    name, data, problems = get(arguments.archive, arguments.key, original=arguments.original, limits=limits_of(arguments))
+    name, data, problems = get(
+        arguments.archive, arguments.key, original=arguments.original, generation=arguments.generation, limits=limits_of(arguments)
+    )
     output = arguments.output or Path(name).name
     if output == "-":
         sys.stdout.buffer.write(data)
@@ -52,12 +64,32 @@ def _get(arguments: argparse.Namespace) -> int:
     return print_problems(problems)
 
 
+def _get_several(arguments: argparse.Namespace) -> int:
+    from pipeline.errors import UsageError
+    from pipeline.read.get import get_many
+
+    if arguments.output in (None, "-"):
+        raise UsageError("several images go into a folder: name it with -o")
+    result = get_many(
+        arguments.archive,
+        arguments.keys,
+        arguments.output,
+        overwrite=arguments.overwrite,
+        generation=arguments.generation,
+        limits=limits_of(arguments),
+    )
+    if result.skipped:
+        print(f"{result.skipped} images were there already, whole and equal", file=sys.stderr)
+    done = f"{result.images} images and {result.sidecars} sidecars written to {shown(arguments.output)}"
+    return finish(result.problems, done, "not everything came back exactly")
+
+
 def _get_metadata(arguments: argparse.Namespace) -> int:
     from pipeline.errors import UsageError
     from pipeline.formats.segments import jpeg_segments, png_chunks, segment_name
     from pipeline.read.get import metadata_of
 
-    found = metadata_of(arguments.archive, arguments.key, limits=limits_of(arguments))
+    found = metadata_of(arguments.archive, arguments.key, generation=arguments.generation, limits=limits_of(arguments))
     for name, data in found.items():
         print(f"{len(data):>10,}  {name}")
         if name == "jpeg-segments.bin":

@@ -67,3 +67,8 @@ def finish(problems: list[str], done: str, verdict: str) -> int:
     if problems:
         print(f"msinn: {verdict}: see above", file=sys.stderr)
     return code
+
+
+def print_devices(what: str, devices: set[str]) -> None:
+    """What `--device auto` found, in one line of the summary."""
+    print(f"{what}  {'; '.join(map(shown, sorted(devices))) or 'nothing: there was nothing to do'}")

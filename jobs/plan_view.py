@@ -24,7 +24,8 @@ def print_plan(plan: Plan, *, price_per_hour: float | None, curve: str | None, a
     """
     from pipeline.plan.outlook import outlook
 
-    facts = {**_sizes(plan), **_pace(plan, price_per_hour), **_qualities(plan)}
+    forms = _forms(plan)
+    facts = {**_sizes(plan, forms), "forms": forms, "restored": _restored(plan), **_pace(plan, price_per_hour), **_qualities(plan)}
     points = outlook(plan.planner.findings)
     if curve:
         _draw(points, plan.planner.predicted_total(), plan.planner.findings.total_pixels, curve)
@@ -33,7 +34,14 @@ def print_plan(plan: Plan, *, price_per_hour: float | None, curve: str | None, a
         return
     print("plan (predicted; nothing is encoded yet)")
     for name, value in facts.items():
-        if name == "worst":
+        if name == "forms":
+            for form, (images, taken) in value.items():
+                print(f"  {'form ' + form:<20}{images:,} images, {taken:,} bytes")
+        elif name == "restored":
+            for wanted, (taken, left_out) in value.items():
+                without = f"; {left_out:,} images are left out" if left_out else ""
+                print(f"  {wanted:<24}{taken:,} bytes on disk, sidecars aside{without}")
+        elif name == "worst":
             print("  worst images        " + ", ".join(f"{shown(image)} {value} dB" for image, value in value))
         else:
             print(f"  {name:<20}{value:,}" if isinstance(value, int | float) else f"  {name:<20}{value}")
@@ -45,13 +53,11 @@ def print_plan(plan: Plan, *, price_per_hour: float | None, curve: str | None, a
             print(f"{point.counted_bytes:>16,.0f} {point.bpp:>9.4f} {quality}")
 
 
-def _sizes(plan: Plan) -> dict[str, Any]:
-    import numpy as np
-
+def _sizes(plan: Plan, forms: dict[str, tuple[int, int]]) -> dict[str, Any]:
     allocation, planner, findings = plan.forecast.allocation, plan.planner, plan.planner.findings
     return {
         "images": findings.num_images,
-        "kept_as_they_are": findings.num_images - findings.num_coded + int(np.isinf(allocation.q).sum()),
+        "kept_as_they_are": forms.get("kept", (0, 0))[0],
         "pixels": findings.total_pixels,
         "source_bytes": findings.total_source_bytes,
         "predicted_bytes": round(planner.predicted_total()),
@@ -59,6 +65,24 @@ def _sizes(plan: Plan) -> dict[str, Any]:
         "on_floor": int((allocation.clamped == "floor").sum()),
         "on_cap": int((allocation.clamped == "cap").sum()),
     }
+
+
+def _forms(plan: Plan) -> dict[str, tuple[int, int]]:
+    """Images and predicted stored bytes of each form."""
+    forecast = plan.forecast
+    forms = {name: (share.images, share.stored_bytes) for name, share in plan.planner.findings.fixed_forms.items()}
+    for name in sorted(set(forecast.form.tolist())):
+        chosen = forecast.form == name
+        images, taken = forms.get(name, (0, 0))
+        forms[name] = images + int(chosen.sum()), taken + round(float(forecast.allocation.stored[chosen].sum()))
+    return forms
+
+
+def _restored(plan: Plan) -> dict[str, tuple[int, int]]:
+    """Bytes that a restore of everything takes, and images that it leaves out, by how it is asked for."""
+    from pipeline.encode.preview import AS_STORED
+
+    return {f"restore{'' if name == AS_STORED else f' --as {name}'}": (one.file_bytes, one.left_out) for name, one in plan.restored.items()}
 
 
 def _pace(plan: Plan, price_per_hour: float | None) -> dict[str, Any]:

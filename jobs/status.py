@@ -40,26 +40,79 @@ def _status(arguments: argparse.Namespace) -> int:
     records = archive.commits()
     run = archive.run
     pace = {} if archive.sealed else _pace(archive, records)
-    facts = {
+    generations = _generations(archive)
+    sealed = archive.seal() if archive.newest > 1 else None
+    shards = f"{len(records)} of {run.shards}" if sealed is None else f"{len(records)}"
+    images = f"{sum(r.images for r in records)} of {run.images}" if sealed is None else f"{sealed['images']}"
+    facts: dict[str, Any] = {
         "state": "sealed" if archive.sealed else "unfinished",
         "source": redacted(run.source),
         "budget": run.budget,
-        "model": f"{run.model_name} {run.model_sha256[:12]}",
-        "shards": f"{len(records)} of {run.shards}",
-        "images": f"{sum(r.images for r in records)} of {run.images}",
+        "model": run.model,
+        "shards": shards,
+        "images": images,
         "kept": sum(r.kept for r in records),
         "failed": sum(r.failed for r in records),
+        "jpeg_exact": sum(r.jpeg_exact for r in records),
+        "pixels_exact": sum(r.pixels_exact for r in records),
         "counted_bytes": sum(r.counted_bytes for r in records),
         **pace,
     }
+    if sealed is not None:
+        facts |= {name: sealed[name] for name in ("kept", "failed", "jpeg_exact", "pixels_exact", "counted_bytes")}
     if arguments.json:
-        print(json.dumps(facts))
+        print(json.dumps(facts | {"generations": generations}))
         return 0
     for name, value in facts.items():
         print(f"{name:<15}{value:,}" if isinstance(value, int) else f"{name:<15}{shown(value)}")
+    if len(generations) > 1:
+        _print_generations(generations)
     if not archive.sealed:
         print("to finish it, run the same `msinn compress` again")
     return 0
+
+
+def _generations(archive: Archive) -> list[dict[str, Any]]:
+    """What each generation is, those that are begun and not sealed too; one that is the first and unfinished is said by the rest."""
+    from pipeline.archive.layer import Layer
+    from pipeline.archive.layout import GENERATIONS, RUN
+
+    facts: list[dict[str, Any]] = []
+    for number, sealed in archive.seals():
+        first = number == 1
+        facts.append(
+            {
+                "generation": number,
+                "state": "dropped" if number < archive.oldest else "sealed",
+                "images": sealed.get("images"),
+                "added": sealed.get("images") if first else sealed["added"],
+                "changed": 0 if first else sealed["changed"],
+                "vanished": 0 if first else sealed["vanished"],
+                "counted_bytes": sealed["counted_bytes"],
+                "own_bytes": sealed["counted_bytes"] if first else sealed.get("own", {}).get("counted_bytes"),
+                "budget": archive.layers[number - 1].run.budget if number <= len(archive.layers) else "?",
+                "sealed_at": sealed.get("sealed_at"),
+            }
+        )
+    for name in archive.store.list(GENERATIONS):
+        if name.startswith(f"{GENERATIONS}/{archive.newest + 1:05d}-") and name.endswith(f"/{RUN}"):
+            layer = Layer.read(archive.store, name.removesuffix(f"/{RUN}"))
+            done = len(layer.books(None).commits)
+            facts.append({"generation": layer.generation, "state": f"unfinished, {done} of {layer.run.shards} shards", "images": layer.run.images})
+    return facts
+
+
+def _print_generations(generations: list[dict[str, Any]]) -> None:
+    print("generation   images    added  changed vanished      counted bytes   of its own  sealed")
+    for found in generations:
+        if found["state"].startswith("unfinished"):
+            print(f"{found['generation']:>10} {found['images']:>8,} to add: {found['state']}; the same compress --grow finishes it")
+            continue
+        numbers = [found[name] or 0 for name in ("images", "added", "changed", "vanished", "counted_bytes", "own_bytes")]
+        widths = (8, 8, 8, 8, 18, 12)
+        line = " ".join(f"{number:>{width},}" for number, width in zip(numbers, widths, strict=True))
+        note = " (dropped)" if found["state"] == "dropped" else ""
+        print(f"{found['generation']:>10} {line}  {shown(found['sealed_at'])}{note}")
 
 
 def _pace(archive: Archive, records: list[Commit]) -> dict[str, Any]:

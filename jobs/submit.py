@@ -43,7 +43,7 @@ def _submit(arguments: argparse.Namespace) -> int:
             raise UsageError(f"{place} is a path of this machine: the cluster needs a URL, or an absolute path that all its machines share")
         if redacted(place) != place:
             raise UsageError(f"{place} holds a secret, which Ray would show with the job: let the cluster's machines read it by their roles")
-    if not inner.model.startswith("/") and (os.sep in inner.model or inner.model.endswith(".safetensors")):
+    if not inner.model.startswith("/") and (os.sep in inner.model or inner.model.endswith((".safetensors", ".compact"))):
         raise UsageError(
             f"--model {inner.model} is a path of this machine: the cluster needs a shipped model, or an absolute path that its machines share"
         )

@@ -7,8 +7,8 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from jobs.arguments import add_executor, add_limits, limits_of, placement_of
-from jobs.output import finish
+from jobs.arguments import add_device, add_executor, add_generation, add_limits, limits_of, placement_of
+from jobs.output import finish, print_devices
 
 if TYPE_CHECKING:
     from pipeline.run.report import Reporter
@@ -22,6 +22,8 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     how.add_argument("--fixity", action="store_true", help="hash every object and compare (the default)")
     how.add_argument("--decode", action="store_true", help="decode every image and compare its pixels' hash")
     add_executor(p)
+    add_device(p)
+    add_generation(p)
     p.add_argument("--sample", type=_share, default=1.0, metavar="1%", help="with --decode: a random share of the images")
     p.add_argument("--workers", type=int, metavar="N")
     add_limits(p)
@@ -53,14 +55,20 @@ def _verified(arguments: argparse.Namespace, verify: Any, reporter: Reporter) ->
         with contextlib.redirect_stdout(sys.stderr):  # Ray speaks of lost workers there
             result = verify.decode(
                 arguments.archive,
+                generation=arguments.generation,
                 sample=arguments.sample,
                 placement=placement_of(arguments),
                 reporter=reporter,
                 limits=limits_of(arguments),
+                device=arguments.device,
             )
+        if arguments.device == "auto":
+            print_devices("decoded on", result.computed_on)
         done = f"{result.images} images and {result.sidecars} sidecars decoded and compared"
     else:
-        reporter.phase("verify", Archive(arguments.archive).run.images)
-        result = verify.fixity(arguments.archive, on_shard=lambda record: reporter.advance(images=record.images))
+        reporter.phase("verify", sum(layer.run.images for layer in Archive(arguments.archive, arguments.generation).layers))
+        result = verify.fixity(arguments.archive, generation=arguments.generation, on_shard=lambda record: reporter.advance(images=record.images))
         done = f"{result.images} images checked byte for byte"
-    return finish(result.problems, done, "verification failed")
+    # Where the sources are, what is lost can be made again; where they are not, what is there comes back.
+    advice = "the same `msinn compress` makes lost shards again, `msinn restore` gives all that is there"
+    return finish(result.problems, done, f"verification failed ({advice})")

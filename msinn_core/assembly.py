@@ -12,9 +12,9 @@ from msinn_core import calibration
 from msinn_core.checkpoint import load_parameters, model_bytes
 from msinn_core.codec import Codec
 from msinn_core.config import SIZE_MULTIPLE, MsinnConfig
-from msinn_core.engines import golden_digest
 from msinn_core.errors import CheckpointError
 from msinn_core.float.model import Msinn
+from msinn_core.integer.engine import golden_digest
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.packing import pack
 from msinn_core.integer.portable import Portable
@@ -96,9 +96,9 @@ def float_model(
 
 def _measured(make: Callable[..., bytes], pictures: Sequence[Picture], table_pictures: Sequence[Picture], threads: int) -> bytes:
     # The constants of rate prediction are those of the tables, so tables come first.
-    tables = calibration.fit_tables(parse_model(make()), table_pictures or pictures, threads=threads)
-    codec = Codec(parse_model(make(tables=tables)), threads=threads)
-    return make(tables=tables, calibration=calibration.fit(codec, pictures))
+    tables, weights = calibration.fit_tables(parse_model(make()), table_pictures or pictures, threads=threads)
+    make = partial(make, tables=tables) if weights is None else partial(make, tables=tables, weights=weights)
+    return make(calibration=calibration.fit(Codec(parse_model(make()), threads=threads), pictures))
 
 
 def _crop(picture: Picture) -> Tensor | None:

@@ -97,6 +97,13 @@ class Bitstream:
         return header + struct.pack("<I", google_crc32c.value(header)) + payload
 
 
+def model_named(data: bytes) -> str | None:
+    """The first half of the SHA-256 of the model that bytes name, in hexadecimal; None if they do not begin as a bitstream does. Checks nothing."""
+    if len(data) < _FIXED.size or data[: len(MAGIC)] != MAGIC:
+        return None
+    return bytes(_FIXED.unpack_from(data)[5]).hex()
+
+
 def _need(data: memoryview, size: int) -> None:
     if len(data) < size:
         raise TruncatedError(f"the bitstream ends after {len(data)} bytes; at least {size} are needed")

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from msinn_core.codec import Codec
-from msinn_core.config import LATENT_CHANNELS
+from msinn_core.config import LATENT_CHANNELS, SIZE_MULTIPLE
 from msinn_core.entropy import fitting
+from msinn_core.entropy.first_stream import StreamCoder
 from msinn_core.entropy.tables import Tables, gaussian_tables
 from msinn_core.metrics import mse
 from msinn_core.model_file import Calibration, LoadedModel
@@ -28,29 +29,46 @@ _GOLDEN_RATIO = 0.6180339887
 """Multiples of it, modulo 1, are spread evenly however many there are."""
 
 
-def fit_tables(model: LoadedModel, pictures: Iterable[Picture], *, threads: int = 1) -> Tables:
-    """CDF tables of the symbols that the model makes of these pictures, the Gaussian ones where there are few symbols.
+@dataclass(frozen=True)
+class _Seen:
+    """Of one picture at some rates: how often each interval of the tables is used by all streams but the first, and the symbols of that one."""
+
+    counts: fitting.Counts
+    first: list[fitting.FirstStream]
+
+
+def fit_tables(model: LoadedModel, pictures: Iterable[Picture], *, threads: int = 1) -> tuple[Tables, NDArray[np.int16] | None]:
+    """CDF tables of the symbols that the model makes of these pictures, the Gaussian ones where there are few symbols; and the weights of its first
+    stream's prediction, which models of the integer profile have.
 
     Args:
-        model: Whose tables and calibration are ignored.
+        model: Whose tables, weights and calibration are ignored.
         pictures: A few dozen, trained on or not: 1,000 parameters see ten million symbols.
         threads: Of the codec.
     """
     prior = gaussian_tables()
-    codec = Codec(replace(model, tables=prior), threads=threads)
+    codec = Codec(replace(model, tables=prior, weights=None), threads=threads)
     # The encoder rounds by what the tables say that symbols cost, so it makes others with these. Fitted again they gain 0.02 % more: too little.
-    return fitting.fitted(prior, [_histogram(codec, picture, i * _GOLDEN_RATIO % 1) for i, picture in enumerate(pictures)])
+    seen = [_seen(codec, picture, i * _GOLDEN_RATIO % 1) for i, picture in enumerate(pictures)]
+    weights = fitting.first_weights([first for one in seen for first in one.first]) if model.profile == "int" else None
+    coder = StreamCoder(prior, weights)
+    counts = []
+    for one in seen:
+        pairs = [coder.coded(0, symbols, indexes, columns) for symbols, indexes, columns in one.first]
+        counts.append(one.counts + np.sum([fitting.histogram(prior, *pair) for pair in pairs], axis=0))
+    return fitting.fitted(prior, counts), weights
 
 
-def _histogram(codec: Codec, picture: Picture, share: float) -> fitting.Counts:
-    """Of the symbols at evenly spaced rates; `share` of a step, from 0 to 1, is where they begin."""
+def _seen(codec: Codec, picture: Picture, share: float) -> _Seen:
+    """At evenly spaced rates; `share` of a step, from 0 to 1, is where they begin."""
     latents, tables = codec.transform(picture), codec.model.tables
-    counts = np.zeros(len(tables.cdf) - 1, np.int64)
+    counts, first = np.zeros(len(tables.cdf) - 1, np.int64), []
     for i in range(_TABLE_RATES):
         coded = codec.compress(latents, codec.q_max * (i + share) / _TABLE_RATES)
-        for symbols, indexes in zip(coded.symbols, coded.indexes, strict=True):
+        first.append(fitting.FirstStream(coded.symbols[0], coded.indexes[0], -(-picture.pixels.shape[1] // SIZE_MULTIPLE)))
+        for symbols, indexes in zip(coded.symbols[1:], coded.indexes[1:], strict=True):
             counts += fitting.histogram(tables, symbols, indexes)
-    return counts
+    return _Seen(counts, first)
 
 
 def fit(codec: Codec, pictures: Iterable[Picture]) -> Calibration:

@@ -25,6 +25,9 @@ NUM_LATENT_CHANNELS = sum(LATENT_CHANNELS)
 SIZE_MULTIPLE = 32
 """Sides given to the network are multiples of this: the coarsest latents then have even sides, so that both checkerboard halves have one size."""
 
+DEFAULT_MAX_PIXELS = 100_000_000
+"""Pictures above this are refused. The integer profile needs up to 40 bytes of memory per pixel, 4 GB for such a picture; the float one 230."""
+
 PAPER_LAMBDAS = (0.0018, 0.0035, 0.0067, 0.013, 0.025, 0.0483, 0.0932, 0.18, 0.32, 0.569, 1.012, 1.8)
 
 MAX_DEPTH, MAX_WIDTH = 32, 2048

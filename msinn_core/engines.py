@@ -1,248 +1,17 @@
-"""What turns pixels into symbols and symbols into pixels: the float network, or the integer one. One interface, used by `codec.Codec`."""
+"""The engine of a model: the float network, or the integer one on the CPU or on a GPU, once it has proved that it computes rightly."""
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
-from msinn_core.entropy import rans
-from msinn_core.entropy.tables import Tables
+from msinn_core.engine import Engine
+from msinn_core.entropy.first_stream import StreamCoder
 from msinn_core.errors import CheckpointError
-from msinn_core.integer.arrays import I16, I32
-from msinn_core.integer.network import Backend, IntegerNetwork
+from msinn_core.integer.backend import Backend
+from msinn_core.integer.engine import IntegerEngine, golden_digest
+from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.ops import Compiled, best_backend
 from msinn_core.model_file import LoadedModel
-from msinn_core.quantiser import widened_zone
-from msinn_core.walk import NUM_STEPS, Walked, walk
-
-Flat32 = NDArray[np.int32]
-Flat8 = NDArray[np.uint8]
-
-GOLDEN_Q = 5.5
-GOLDEN_SHAPE = (2, 4)
-
-
-class Compressed(NamedTuple):
-    """What an encoder's walk gives.
-
-    Attributes:
-        symbols: Of the ten streams, int32, flat; `indexes`: their table indexes, uint8.
-        walked: The walk itself, whose picture is a decoder's to the bit; None where nothing promises that, or nothing holds it.
-    """
-
-    symbols: list[Flat32]
-    indexes: list[Flat8]
-    walked: Walked[Any] | None = None
-
-
-class Engine(Protocol):
-    """A network with its tables. Pictures are uint8 `[H, W, 3]`, sides multiples of 32; latents are whatever `transform` makes."""
-
-    name: str
-    """What computes, for people: an instruction set, a library's version, a device."""
-
-    device: str
-    """`cpu`, `cuda`, ..."""
-
-    @property
-    def backend(self) -> Backend | None:
-        """Of an integer network; the float network has none."""
-
-    def transform(self, pixels: NDArray[np.uint8]) -> list[Any]:
-        """Latents of a picture, y5..y1."""
-
-    def compress(self, latents: list[Any], q: float, shape: tuple[int, int]) -> Compressed:
-        """Symbols and table indexes of the ten streams; `shape` is `(h, w)` of y5."""
-
-    def decode(self, streams: Sequence[bytes], q: float, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], list[Flat32]]:
-        """The picture `[16h, 16w, 3]` and the symbols of the ten streams. Raises `BitstreamError` for streams that do not fit."""
-
-    def tally(self, latents: list[Any], rates: list[float], shape: tuple[int, int]) -> Tally:
-        """What the rates would cost and lose, from one context pass at the last of them."""
-
-
-@runtime_checkable
-class BatchEngine(Engine, Protocol):
-    """An engine that is quick with many pictures of one padded size at once: a GPU's.
-
-    All raise `DeviceMemoryError` where the device has too little memory for so many.
-    """
-
-    threads: ThreadPoolExecutor
-    """Of the host, for entropy coding."""
-
-    def transform_many(self, pixels: NDArray[np.uint8]) -> list[Any]:
-        """Latents y5..y1 of uint8 `[N, H, W, 3]`."""
-
-    def compress_many(self, latents: list[Any], rates: Sequence[float], shape: tuple[int, int]) -> list[Compressed]:
-        """Per picture the symbols and table indexes of the ten streams; `rates` has a q for each."""
-
-    def decode_many(
-        self, streams: Sequence[Sequence[bytes]], rates: Sequence[float], shape: tuple[int, int]
-    ) -> tuple[NDArray[np.uint8], list[list[Flat32]]]:
-        """Pictures uint8 `[N, 16h, 16w, 3]`, and per picture its ten arrays of symbols. Raises `BitstreamError` if any streams do not fit."""
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Sums over a picture at R rates.
-
-    Attributes:
-        bits: `[R]`, bits of the symbols by their tables.
-        squares: `[R, 5]`, squared error of y5..y1.
-    """
-
-    bits: NDArray[np.float64]
-    squares: NDArray[np.float64]
-
-    @classmethod
-    def of_samples(cls, exact: NDArray[np.float64], sampled: NDArray[np.float64]) -> Tally:
-        """Sums over all positions at the last rate, `exact` `[5, 2]` (bits, squares), stretched to the others by `sampled` `[R, 5, 2]`."""
-        whole = exact * sampled / np.maximum(sampled[-1], 1e-9)
-        return cls(whole[..., 0].sum(axis=1), whole[..., 1])
-
-
-def stride(k: int, h: int, w: int) -> int:
-    """A sixteenth of the positions of the two finest latents says as much: they are nine tenths of all symbols."""
-    return min(4 if k >= 3 else 2 if k == 2 else 1, max(1, min(h, w) // 16))
-
-
-# Integer -------------------------------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _IntegerCollector:
-    y: list[I32]
-    engine: IntegerEngine
-    gain: list[NDArray[np.float32]]
-    symbols_out: list[Flat32] = field(default_factory=list)
-    indexes_out: list[Flat8] = field(default_factory=list)
-    probes: list[tuple[int, I32, I16]] | None = None
-
-    def symbols(self, k: int, parity: int, parameters: I16, indexes: Flat8) -> I32:
-        net = self.engine.network
-        y = net.backend.half(self.y[k], parity)
-        symbols: I32 = net.backend.quantise(y, parameters, indexes, self.gain[k], self.engine.zone, net.model.mean_shifts[k])
-        if self.probes is None:
-            self.symbols_out.append(symbols.reshape(-1))
-            self.indexes_out.append(indexes.reshape(-1))
-        else:
-            self.probes.append((k, y, parameters))
-        return symbols
-
-
-@dataclass
-class _IntegerReader:
-    streams: Sequence[bytes]
-    tables: Tables
-    symbols_out: list[Flat32] = field(default_factory=list)
-
-    def symbols(self, k: int, parity: int, parameters: I16, indexes: Flat8) -> I32:
-        decoded = rans.decode(self.streams[len(self.symbols_out)], indexes.reshape(-1), self.tables)
-        self.symbols_out.append(decoded)
-        return decoded.reshape(indexes.shape)
-
-
-@dataclass
-class _GoldenCoder:
-    """Symbols of a fixed pattern; digests the table indexes, so that every integer of the decoder is covered."""
-
-    backend: Backend
-    digest: Any = field(default_factory=hashlib.sha256)
-
-    def symbols(self, k: int, parity: int, parameters: Any, indexes: Any) -> Any:
-        seen = self.backend.to_host(indexes)
-        self.digest.update(seen.tobytes())
-        self.digest.update(self.backend.to_host(parameters).tobytes())
-        position = np.arange(seen.size, dtype=np.int64).reshape(seen.shape)
-        symbols: I32 = ((position * 7919 + 31 * k + parity) % 13 - 6).astype(np.int32) // (1 + 2 * (position % 3 > 0)).astype(np.int32)
-        return self.backend.to_device(symbols)
-
-
-def golden_digest(network: IntegerNetwork) -> bytes:
-    """SHA-256 of the indexes, parameters and pixels that a fixed pattern of symbols gives: the golden vector of a model file."""
-    coder = _GoldenCoder(network.backend)
-    gains = network.gains(GOLDEN_Q if network.config.q_max >= GOLDEN_Q else network.config.q_max / 2)
-    pixels = walk(network, coder, gains, (*network.backend.lead, *GOLDEN_SHAPE)).picture()
-    coder.digest.update(network.backend.to_host(pixels).tobytes())
-    result: bytes = coder.digest.digest()
-    return result
-
-
-class IntegerEngine:
-    """The integer network: the same symbols decode to the same bytes on every machine, thread count and backend.
-
-    Args:
-        network: With its backend.
-        tables: CDF tables.
-    """
-
-    def __init__(self, network: IntegerNetwork, tables: Tables) -> None:
-        self.network = network
-        self.backend: Backend = network.backend
-        self.name = network.backend.name
-        self.device = "cpu"
-        self.tables = tables
-        self.zone = np.zeros((256, 16), np.float32)
-        self.zone[: len(tables.offsets)] = widened_zone(tables)
-        bits, base, size = tables.symbol_bits()
-        self._costs = bits, base.astype(np.int32), size.astype(np.int32), tables.offsets
-
-    def transform(self, pixels: NDArray[np.uint8]) -> list[Any]:
-        return self.network.analysis(pixels)
-
-    def _walk(
-        self, latents: list[Any], q: float, shape: tuple[int, int], probes: list[tuple[int, I32, I16]] | None
-    ) -> tuple[_IntegerCollector, Walked[Any]]:
-        gains = self.network.gains(q)
-        collector = _IntegerCollector(latents, self, [gains.level(k)[2] for k in range(NUM_STEPS)], probes=probes)
-        return collector, walk(self.network, collector, gains, (*self.network.backend.lead, *shape))
-
-    def compress(self, latents: list[Any], q: float, shape: tuple[int, int]) -> Compressed:
-        collector, walked = self._walk(latents, q, shape, None)
-        return Compressed(collector.symbols_out, collector.indexes_out, walked)
-
-    def decode(self, streams: Sequence[bytes], q: float, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], list[Flat32]]:
-        reader = _IntegerReader(streams, self.tables)
-        pixels = walk(self.network, reader, self.network.gains(q), shape).picture()
-        return pixels, reader.symbols_out
-
-    def tally(self, latents: list[Any], rates: list[float], shape: tuple[int, int]) -> Tally:
-        net = self.network
-        probes = self._walk(latents, rates[-1], shape, [])[0].probes or []
-        at_rates = [net.gains(q) for q in rates]
-        exact, sampled = np.zeros((NUM_STEPS, 2)), np.zeros((len(rates), NUM_STEPS, 2))
-        for k, y, parameters in probes:
-            levels = [at.level(k) for at in at_rates]
-            log_gain = np.stack([scale_log2 for _, scale_log2, _ in levels]) - np.int32(net.model.scale_exponents[k] << 16)
-            gain = np.stack([gain for _, _, gain in levels])
-            inv_gain = np.stack([(inv / 2.0**24 * 2**16).astype(np.float32) for inv, _, _ in levels])
-
-            def sums(
-                rates: slice,
-                step: int,
-                k: int = k,
-                y: I32 = y,
-                parameters: I16 = parameters,
-                log_gain: I32 = log_gain,
-                gain: NDArray[np.float32] = gain,
-                inv_gain: NDArray[np.float32] = inv_gain,
-            ) -> NDArray[np.float64]:
-                at = log_gain[rates], gain[rates], inv_gain[rates]
-                position = net.model.mean_shifts[k], net.model.tables["log2"], net.model.first, net.model.step
-                return net.backend.tally(y, parameters, *position, *at, self.zone, self._costs, step)
-
-            exact[k] += sums(slice(-1, None), 1)[0]
-            sampled[:, k] += sums(slice(None), stride(k, *y.shape[-3:-1]))
-        exact[:, 1] /= 2.0**32
-        return Tally.of_samples(exact, sampled)
 
 
 def engine_for(model: LoadedModel, *, device: str = "cpu", threads: int = 1, backend: Backend | None = None) -> Engine:
@@ -253,13 +22,16 @@ def engine_for(model: LoadedModel, *, device: str = "cpu", threads: int = 1, bac
 
     Args:
         model: From `model_file.load_model`.
-        device: `cpu`, or a GPU.
+        device: `cpu`, a GPU, or `auto`: a GPU if there is one that passes the self-test.
         threads: CPU threads: of the compiled backend, or of the entropy coder beside a GPU.
         backend: A backend of the caller's choice instead, for tests and benchmarks.
 
     Raises:
         CheckpointError: No backend of this machine, or not the one that was asked for, gives the golden vector.
     """
+    if device == "auto":
+        # The float profile's pixels are those of like machines only: nobody gets a GPU's who did not ask for it.
+        device = "cuda" if backend is None and model.network is None and _has_gpu() else "cpu"
     if model.network is not None:
         from msinn_core.float.engine import FloatEngine
 
@@ -274,8 +46,8 @@ def engine_for(model: LoadedModel, *, device: str = "cpu", threads: int = 1, bac
         if network.backend.lead:
             from msinn_core.integer.gpu.engine import DeviceEngine
 
-            return DeviceEngine(network, model.tables, threads)
-        return IntegerEngine(network, model.tables)
+            return DeviceEngine(network, StreamCoder(model.tables, model.weights), threads)
+        return IntegerEngine(network, StreamCoder(model.tables, model.weights))
     if backend is not None or not isinstance(chosen, Compiled):
         raise CheckpointError(
             f"model {model.name} does not give its golden vector here ({chosen.name}), so nothing can be decoded without risk: "
@@ -294,6 +66,12 @@ def _checked(model: LoadedModel, backend: Backend) -> IntegerNetwork | None:
         return network if golden_digest(network) == model.golden else None
     except (ValueError, IndexError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"the parts of integer model {model.name} contradict each other: {error}") from error
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _on_gpu(model: LoadedModel, device: str, threads: int) -> Engine | None:
@@ -317,7 +95,7 @@ def _on_gpu(model: LoadedModel, device: str, threads: int) -> Engine | None:
         if network is not None:
             if any("not installed" not in reason for reason in reasons):
                 warnings.warn(f"{device} computes in {name} ({'; '.join(reasons)})", stacklevel=3)
-            return DeviceEngine(network, model.tables, threads)
+            return DeviceEngine(network, StreamCoder(model.tables, model.weights), threads)
         reasons.append(f"{name}: " + ("not installed" if layers is None else "its results differ from the model's golden vector"))
     warnings.warn(f"{device} is not used, the CPU is ({'; '.join(reasons)})", stacklevel=3)
     return None

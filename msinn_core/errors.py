@@ -49,5 +49,13 @@ class ModelMismatchError(BitstreamError):
     """The bitstream was written with another model than the one at hand."""
 
 
-class DeviceMemoryError(CodecError):
+class DeviceError(CodecError):
+    """A device cannot do what was asked of it; another, the CPU, can. It says nothing of the picture."""
+
+
+class DeviceMemoryError(DeviceError):
     """The device has too little memory for what was asked of it at once."""
+
+
+class DeviceLostError(DeviceError):
+    """The device, its driver or its compiler failed: it is not to be used any more."""

@@ -19,6 +19,12 @@ def padded_side(side: int) -> int:
     return -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE
 
 
+def padded_size(picture: Picture) -> tuple[int, int]:
+    """Height and width with their padding."""
+    height, width = picture.pixels.shape[:2]
+    return padded_side(height), padded_side(width)
+
+
 def colour_of(picture: Picture) -> str:
     """As the header says it."""
     return "rgb" if picture.pixels.ndim == 3 else "grey"

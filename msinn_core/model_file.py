@@ -1,14 +1,15 @@
 """Model files: safetensors only, identified by the SHA-256 of their bytes.
 
-A model file holds the network (`net.*` of the float profile, `int.*` of the integer profile), the CDF tables (`tables.*`), the constants of rate
-prediction (`calibration.*`) and, as metadata, format version, name, profile and configuration. Nothing in it is executed and nothing in it is
-recomputed by a decoder. Integer models are read and run without torch.
+A model file holds the network (`net.*` of the float profile, `int.*` of the integer profile), the CDF tables (`tables.*`), the weights of the first
+stream's prediction (`first.weights`, of format 2), the constants of rate prediction (`calibration.*`) and, as metadata, format version, name,
+profile and configuration. Nothing in it is executed and nothing in it is recomputed by a decoder. Integer models are read and run without torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from msinn_core.config import LATENT_CHANNELS, MsinnConfig
+from msinn_core.entropy.first_stream import StreamCoder
 from msinn_core.entropy.tables import Tables, gaussian_tables
 from msinn_core.errors import CheckpointError, ConfigError
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from msinn_core.float.model import Msinn
 
 FORMAT = "msinn-model-1"
+PREDICTING_FORMAT = "msinn-model-2"
+"""Of models that have weights for the first stream: who does not know them cannot read what is coded with these."""
+
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT_MODEL = "msinn-lite"
 
@@ -64,6 +69,7 @@ class LoadedModel:
         integer: Packed tensors of an integer model; empty for a float one.
         golden: Digest that an integer backend must reproduce (`engines.golden_digest`).
         tables: CDF tables.
+        weights: Of the prediction of the first stream (`entropy.first_stream`); None if the model does without.
         calibration: Constants of rate prediction.
         data: The file's bytes, to be archived beside what is coded with it.
         card: Where it comes from, as JSON; empty if the file does not say.
@@ -77,6 +83,7 @@ class LoadedModel:
     integer: dict[str, NDArray[Any]]
     golden: bytes
     tables: Tables
+    weights: NDArray[np.int16] | None
     calibration: Calibration
     data: bytes
     card: str = ""
@@ -96,6 +103,7 @@ def integer_model_bytes(
     *,
     name: str,
     tables: Tables | None = None,
+    weights: NDArray[np.int16] | None = None,
     calibration: Calibration | None = None,
 ) -> bytes:
     """A model file of the integer profile.
@@ -106,10 +114,13 @@ def integer_model_bytes(
         golden: Their golden vector.
         name: What people call it.
         tables: CDF tables; built here once if not given.
+        weights: Of the prediction of the first stream.
         calibration: Constants of rate prediction; neutral ones if not given.
     """
     tensors: dict[str, NDArray[Any]] = {f"int.{key}": np.array(value, order="C") for key, value in packed.items()}
     tensors["golden.sha256"] = np.frombuffer(golden, np.uint8)
+    if weights is not None:
+        tensors["first.weights"] = weights
     return write_model(tensors, config, name=name, profile="int", tables=tables, calibration=calibration)
 
 
@@ -125,7 +136,7 @@ def write_model(
     """A model file of the network's tensors.
 
     Args:
-        tensors: `net.*` or `int.*`, and the golden vector.
+        tensors: `net.*` or `int.*`, the golden vector, and `first.weights` if there are any.
         config: The network's shape.
         name: What people call it.
         profile: `float` or `int`.
@@ -144,7 +155,8 @@ def write_model(
         "calibration.log_rate_bias": calibration.log_rate_bias,
     }
     contiguous = {key: np.ascontiguousarray(value) if value.ndim else value for key, value in everything.items()}
-    return save(contiguous, metadata={"format": FORMAT, "name": name, "profile": profile, "config": config.to_json()})
+    form = PREDICTING_FORMAT if "first.weights" in contiguous else FORMAT
+    return save(contiguous, metadata={"format": form, "name": name, "profile": profile, "config": config.to_json()})
 
 
 def with_card(data: bytes, card: Mapping[str, Any]) -> bytes:
@@ -161,6 +173,15 @@ def with_card(data: bytes, card: Mapping[str, Any]) -> bytes:
     return save(tensors, metadata={**metadata, "card": json.dumps(card, sort_keys=True)})
 
 
+def card_of(model: LoadedModel) -> dict[str, Any]:
+    """What its card says; nothing if it has none that can be read."""
+    try:
+        said = json.loads(model.card or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
 def parse_model(data: bytes) -> LoadedModel:
     """The model of a file's bytes.
 
@@ -168,11 +189,14 @@ def parse_model(data: bytes) -> LoadedModel:
         CheckpointError: Not a model file, damaged, incomplete, or of an unknown format or profile.
     """
     metadata, tensors = _read(data)
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"this file is of format {metadata.get('format')!r}, not {FORMAT}: make one with `msinn models import`")
+    form = metadata.get("format")
+    if form not in (FORMAT, PREDICTING_FORMAT):
+        raise CheckpointError(f"this file is of format {form!r}, not {FORMAT} or {PREDICTING_FORMAT}: make one with `msinn models import`")
     profile = metadata.get("profile", "")
     if profile not in ("float", "int"):
         raise CheckpointError(f"the model is of profile {profile!r}; this version runs float and int models")
+    if form == PREDICTING_FORMAT and profile != "int":
+        raise CheckpointError(f"a model of profile {profile!r} is of format {FORMAT}, not {form}")
     try:
         config = MsinnConfig.from_json(metadata["config"])
         tables = Tables(
@@ -184,6 +208,8 @@ def parse_model(data: bytes) -> LoadedModel:
         calibration = Calibration(*(tensors[f"calibration.{key}"].astype(np.float64) for key in ("level_weights", "log_mse_bias", "log_rate_bias")))
         golden = tensors["golden.sha256"].tobytes() if profile == "int" else b""
         integer = {key.removeprefix("int."): value for key, value in tensors.items() if key.startswith("int.")}
+        weights = tensors["first.weights"] if form == PREDICTING_FORMAT else None
+        StreamCoder(tables, weights)
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"the model file is incomplete: {error}") from error
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -207,6 +233,7 @@ def parse_model(data: bytes) -> LoadedModel:
         integer=integer,
         golden=golden,
         tables=tables,
+        weights=weights,
         calibration=calibration,
         data=data,
         card=metadata.get("card", ""),
@@ -236,6 +263,8 @@ def read_metadata(data: bytes) -> dict[str, str]:
 def _read(data: bytes) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
     try:
         arrays = {name: np.require(value, requirements=["A", "C"]) for name, value in load(data).items()}
+        if sys.byteorder == "big":  # the file is little-endian, and safetensors' arrays are its bytes; the golden vector tells if that changes
+            arrays = {name: value.byteswap() for name, value in arrays.items()}
     except KeyError as error:
         raise CheckpointError(f"a tensor of the file holds numbers of type {error}, which no model file of ours does") from error
     except UNREADABLE as error:
@@ -255,21 +284,37 @@ def retired_models() -> dict[str, str]:
     return retired
 
 
+def shipped_model_bytes(digest: str) -> bytes | None:
+    """The file of a model that comes with the package, by its SHA-256; None if none has it."""
+    name = next((name for name, theirs in shipped_models().items() if theirs == digest), None)
+    return None if name is None else _shipped_bytes(name)
+
+
 def load_model(which: str = DEFAULT_MODEL) -> LoadedModel:
-    """A model by shipped name, by the beginning of its SHA-256 (8 digits or more), or by path.
+    """A model by shipped name, by the beginning of its SHA-256 (8 digits or more), or by path, in the compact form too.
 
     Raises:
         CheckpointError: No such model, or a shipped file differs from its recorded hash.
     """
+    from msinn_core.model_folder import model_file_bytes
+
     shipped = shipped_models()
     name = next((n for n, digest in shipped.items() if which == n or (len(which) >= 8 and digest.startswith(which))), None)
-    path = WEIGHTS / f"{name}.safetensors" if name else Path(which)
+    if name is not None:
+        return parse_model(_shipped_bytes(name))
     try:
-        data = path.read_bytes()
+        return parse_model(model_file_bytes(Path(which)))
     except OSError as error:
         raise CheckpointError(
             f"no model {which!r}: give one of {', '.join(shipped)}, a SHA-256, or the path of a .safetensors file ({error.strerror})"
         ) from error
-    if name and hashlib.sha256(data).hexdigest() != shipped[name]:
+
+
+def _shipped_bytes(name: str) -> bytes:
+    try:
+        data = (WEIGHTS / f"{name}.safetensors").read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"the shipped model {name} cannot be read ({error.strerror}); install msinn again") from error
+    if hashlib.sha256(data).hexdigest() != shipped_models()[name]:
         raise CheckpointError(f"the shipped model {name} is damaged: its SHA-256 differs from the recorded one; install msinn again")
-    return parse_model(data)
+    return data

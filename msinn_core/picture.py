@@ -10,9 +10,6 @@ from numpy.typing import NDArray
 from msinn_core import bitstream
 from msinn_core.errors import ConfigError
 
-DEFAULT_MAX_PIXELS = 32_000_000
-"""Pictures above this are refused: the integer profile needs about 90 bytes of memory per pixel, the float one 230."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
@@ -51,6 +48,12 @@ class Picture:
             bitstream.PNG_CHUNKS: self.png_chunks,
         }
         return {kind: data for kind, data in boxes.items() if data is not None}
+
+    def interleaved(self) -> NDArray[np.uint8]:
+        """Colour and alpha together: `[H, W]` grey, or `[H, W, C]` with C of 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha)."""
+        if self.alpha is None:
+            return np.ascontiguousarray(self.pixels)
+        return np.ascontiguousarray(np.dstack([self.pixels, self.alpha]))
 
     def content(self) -> bytes:
         """Bytes whose SHA-256 names the decoded picture: pixels row by row, then alpha if there is any."""

@@ -62,6 +62,22 @@ class Network(Protocol[A]):
     def picture(self, support: A) -> Any:
         """The decoded picture."""
 
+    def finish(self, halves: tuple[A, A], support: A | None, gains: Any) -> Any:
+        """The decoded picture of the last step's latents (anchors, then the rest) and their support: `finished`, or the same in another order."""
+
+
+def finished(net: Network[A], halves: tuple[A, A], support: A | None, gains: Any) -> Any:
+    """What follows the last step's symbols: join, refine, rise, picture."""
+    k = NUM_STEPS - 1
+    return net.picture(net.rise(k, net.refine(k, net.join(halves[0], anchor_parity(k), halves[1]), support, gains), support))
+
+
+class HasPicture(Protocol):
+    """What has a decoder's picture for whoever asks: a walk, or one picture's share of a batch's."""
+
+    def picture(self) -> Any:
+        """The padded picture, uint8 `[H, W, 3]`; the same again for whoever asks again."""
+
 
 class Walked(Generic[A]):
     """A walk whose latents are all coded. Its picture, one level of the transform and the post-filter away, is computed when it is asked for.
@@ -72,13 +88,12 @@ class Walked(Generic[A]):
     Args:
         net: The network.
         gains: Gains at the q in force.
-        parity: Of the last step's anchors.
         halves: Last step's latents: anchors, then the rest.
         support: Last step's.
     """
 
-    def __init__(self, net: Network[A], gains: Any, parity: int, halves: tuple[A, A], support: A | None) -> None:
-        self._net, self._gains, self._parity = net, gains, parity
+    def __init__(self, net: Network[A], gains: Any, halves: tuple[A, A], support: A | None) -> None:
+        self._net, self._gains = net, gains
         self._latents: list[tuple[tuple[A, A], A | None]] = [(halves, support)]
         self._picture: Any = None
 
@@ -86,15 +101,10 @@ class Walked(Generic[A]):
         """`Network.picture`; the same again for whoever asks again. Raises what the network raises; `CodecError` if it did so before."""
         if self._latents:
             # Taken out first: what the last level no longer needs is to be free while the post-filter runs.
-            self._picture = self._net.picture(self._risen(*self._latents.pop()))
+            self._picture = self._net.finish(*self._latents.pop(), self._gains)
         if self._picture is None:
             raise CodecError("the picture of this walk was asked for before, and could not be computed")
         return self._picture
-
-    def _risen(self, halves: tuple[A, A], support: A | None) -> A:
-        k = NUM_STEPS - 1
-        y = self._net.refine(k, self._net.join(halves[0], self._parity, halves[1]), support, self._gains)
-        return self._net.rise(k, y, support)
 
 
 def walk(net: Network[A], coder: Any, gains: Any, shape: tuple[int, ...]) -> Walked[A]:
@@ -110,13 +120,24 @@ def walk(net: Network[A], coder: Any, gains: Any, shape: tuple[int, ...]) -> Wal
         The walk, which has the picture for whoever asks.
     """
     support: A | None = None
-    for k in range(NUM_STEPS):
-        parity = anchor_parity(k)
-        cc = net.cross_scale(k, support, shape)
-        anchors = net.code(coder, k, parity, net.predict(k, net.halve(cc, parity), None), gains)
-        sc = net.spatial(k, anchors, 1 - parity)
-        rest = net.code(coder, k, 1 - parity, net.predict(k, net.halve(cc, 1 - parity), sc), gains)
-        if k == NUM_STEPS - 1:
-            break
-        support = net.rise(k, net.refine(k, net.join(anchors, parity, rest), support, gains), support)
-    return Walked(net, gains, parity, (anchors, rest), support)
+    for k in range(NUM_STEPS - 1):
+        anchors, rest = _coded(net, coder, k, support, shape, gains)
+        # What is no longer needed is let go of, here and below: of a large picture each of these is hundreds of megabytes.
+        y = net.join(anchors, anchor_parity(k), rest)
+        del anchors, rest
+        support = net.rise(k, net.refine(k, y, support, gains), support)
+        del y
+    return Walked(net, gains, _coded(net, coder, NUM_STEPS - 1, support, shape, gains), support)
+
+
+def _coded(net: Network[A], coder: Any, k: int, support: A | None, shape: tuple[int, ...], gains: Any) -> tuple[A, A]:
+    """Latents of step k: anchors, then the rest."""
+    parity = anchor_parity(k)
+    features = net.cross_scale(k, support, shape)
+    parameters = net.predict(k, net.halve(features, parity), None)
+    features = net.halve(features, 1 - parity)
+    anchors = net.code(coder, k, parity, parameters, gains)
+    del parameters
+    parameters = net.predict(k, features, net.spatial(k, anchors, 1 - parity))
+    del features
+    return anchors, net.code(coder, k, 1 - parity, parameters, gains)

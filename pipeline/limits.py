@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from msinn_core.picture import DEFAULT_MAX_PIXELS
+from msinn_core.config import DEFAULT_MAX_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +12,7 @@ class Limits:
     """Bounds that the user may move, by `--max-pixels` and `--max-file-bytes`.
 
     Attributes:
-        max_pixels: Of a picture that is decoded: some 90 bytes of memory each.
+        max_pixels: Of a picture that is decoded: up to 40 bytes of memory each.
         max_file_bytes: Of a payload or sidecar that is read into memory.
     """
 

@@ -4,8 +4,9 @@ import io
 import struct
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +18,17 @@ from PIL import Image
 from infra.local.proxy import FaultProxy
 from infra.local.s3 import BUCKET, LocalS3
 from msinn_core.codec import Codec
-from msinn_core.model_file import LoadedModel, load_model
+from msinn_core.integer.gpu import backend as gpu_backend
+from msinn_core.integer.gpu import layers as gpu_layers
+from msinn_core.integer.gpu.backend import OnDevice
+from msinn_core.model_file import LoadedModel, load_model, parse_model
 from msinn_core.picture import Picture
 from tests.matrix import MATRIX, Matrix
 
 PHOTOS = Path(__file__).parents[1] / "infra" / "demo" / "photos"
 
 
-LONGEST = ("test_cluster.py", "test_faults.py", "test_ill_will.py", "test_archive.py", "test_s3.py", "test_train_command.py")
+LONGEST = ("test_cluster.py", "test_faults.py", "test_ill_will.py", "test_archive.py", "test_s3.py", "test_tune_faults.py", "test_train_command.py")
 """Files that take minutes begin first, so that the processes of a parallel run end together."""
 
 
@@ -58,6 +62,43 @@ def photo() -> NDArray[np.uint8]:
 @pytest.fixture(scope="session")
 def tile(photo: NDArray[np.uint8]) -> Picture:
     return Picture(pixels=photo[100:196, 40:168].copy())
+
+
+@pytest.fixture(scope="session")
+def tiny() -> LoadedModel:
+    """The golden model: every kind of layer, in a few channels."""
+    return parse_model((Path(__file__).parent / "golden" / "integer" / "model.safetensors").read_bytes())
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What asks for CUDA gets a GPU's engine, in float64 on the CPU."""
+    monkeypatch.setattr(gpu_layers, "triton_layers", lambda where: None)
+    monkeypatch.setattr(gpu_backend, "OnDevice", lambda where, layers: OnDevice(torch.device("cpu"), layers))
+
+
+def fails_at(number: int, right: Callable[..., Any], error: Exception) -> Callable[..., Any]:
+    """A function that raises from its `number`-th call on, as a driver does whose device is gone."""
+    calls = iter(range(10**9))
+
+    def called(*arguments: Any) -> Any:
+        if next(calls) >= number:
+            raise error
+        return right(*arguments)
+
+    return called
+
+
+@pytest.fixture
+def small_photos(tmp_path: Path, photo: NDArray[np.uint8]) -> Path:
+    """Twelve files: ten that the tiny model makes smaller, of two sizes, and two that are kept."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(10):
+        Image.fromarray(photo[9 * i : 9 * i + 64, : 64 + 32 * (i % 2)]).save(folder / f"photo{i:03d}.bmp")
+    Image.new("CMYK", (20, 20)).save(folder / "photo005.tif")
+    (folder / "photo006.png").write_bytes(b"no picture")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # From the top down: each uses what stands after it. Modules that lie in `pipeline` itself are the ground.
-WINGS = ["lab", "read", "run", "execute", "encode", "plan", "archive", "sources", "formats", "store"]
+WINGS = ["lab", "read", "run", "execute", "encode", "plan", "archive", "sources", "forms", "formats", "store"]
 GROUND = {"errors", "limits", "text"}
 
 
@@ -104,9 +104,9 @@ def test_only_the_executors_use_ray() -> None:
     assert users == {f"pipeline/execute/{name}.py" for name in ("connection", "kernels", "ray", "submission")}
 
 
-def test_only_object_stores_and_sources_use_fsspec() -> None:
+def test_only_object_stores_sources_and_the_file_system_use_fsspec() -> None:
     users = {str(path.relative_to(ROOT)) for package in ("pipeline", "jobs") for path in sources(package) if touches(path, "fsspec")}
-    assert users == {"pipeline/store/objects.py", "pipeline/sources/listing.py", "pipeline/sources/fetch.py"}
+    assert users == {"pipeline/store/objects.py", "pipeline/sources/listing.py", "pipeline/sources/fetch.py", "pipeline/read/filesystem.py"}
 
 
 def test_only_the_store_knows_where_it_is() -> None:

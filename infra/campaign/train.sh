@@ -19,7 +19,7 @@ start)
     # glibc gives a step's memory back to the kernel, which clears it anew for the next: keep it.
     export MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TOP_PAD_=100000000
     cd "$here"
-    setsid nice -n 19 "$python" -m jobs.cli train lite-continue --start infra/campaign/msinn-lite.safetensors --out "$out" "$@" >>"$out/log.txt" 2>&1 </dev/null &
+    setsid nice -n 19 "$python" -m jobs.cli train lite-continue --start msinn_core/weights/msinn-lite-float.safetensors --out "$out" "$@" >>"$out/log.txt" 2>&1 </dev/null &
     echo $! >"$out/pid"
     # Where the kernel groups processes by session, `nice` weighs only within a session: the group itself must give way.
     sleep 1

@@ -21,7 +21,7 @@ def main(originals: Path, restored: Path, archive: Path) -> int:
         for side in row["sidecars"]:
             if (originals / side["name"]).read_bytes() != (restored / side["restore_name"]).read_bytes():
                 wrong.append(f"{side['name']} differs")
-        if row["codec"] == "kept":
+        if row["exact"] == "bytes":
             if source.read_bytes() != result.read_bytes():
                 wrong.append(f"{row['name']} differs")
             continue

@@ -15,7 +15,6 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from infra.gpu import tiles
+from infra.gpu.end_to_end import end_to_end
 from msinn_core.codec import Codec
-from msinn_core.engines import golden_digest
-from msinn_core.entropy import rans
+from msinn_core.coding import Symbols
+from msinn_core.entropy.first_stream import StreamCoder
+from msinn_core.flight import IN_FLIGHT
+from msinn_core.integer.engine import golden_digest
 from msinn_core.integer.gpu import layers as gpu_layers
 from msinn_core.integer.gpu.backend import OnDevice
 from msinn_core.integer.gpu.engine import DeviceEngine
 from msinn_core.integer.network import IntegerNetwork
-from msinn_core.integer.ops import NUM_TAPS, Compiled, Layer
+from msinn_core.integer.ops import Compiled
 from msinn_core.integer.portable import Float64Layers
 from msinn_core.model_file import load_model
 from msinn_core.picture import Picture
@@ -50,28 +53,20 @@ def main() -> None:
     p.add_argument("--device", default="cuda")
     p.add_argument("--model", default="msinn-lite")
     p.add_argument("--threads", type=int, default=16, help="of the host")
-    p.add_argument("--seconds", type=float, default=240, help="no stage begins after this")
-    p.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 96])
+    p.add_argument("--seconds", type=float, default=100, help="no stage begins after this")
+    p.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
+    p.add_argument("--files", type=int, default=300, help="of the runs end to end")
+    p.add_argument("--tiles", action="store_true", help="try other sizes of blocks too: a minute more")
     p.add_argument("--limit", type=int, default=1000, help="images")
     arguments = p.parse_args()
     bench = Bench(arguments)
-    for stage in (
-        bench.machine,
-        bench.compile,
-        bench.layers,
-        bench.golden,
-        bench.kodak,
-        bench.network,
-        bench.profile,
-        bench.tiles,
-        bench.tuned,
-        bench.end_to_end,
-    ):
+    stages = [bench.machine, bench.compile, bench.layers, bench.golden, bench.kodak, bench.network, bench.end_to_end, bench.profile]
+    for stage in stages + ([bench.tiles, bench.tuned] if arguments.tiles else []):
         bench.run(stage)
-    arguments.out.write_text(json.dumps(bench.found, indent=1))
-    print(json.dumps(bench.found))
+        arguments.out.write_text(json.dumps(bench.found, indent=1))  # after each: what a time limit cuts off costs no other stage
+    print(table_of(bench.found), flush=True)
     differs = []
-    for name in ("layers", "kodak"):
+    for name in ("layers", "kodak", "end_to_end"):
         found = bench.found[name] if isinstance(bench.found[name], dict) else {}
         differs += [f"{name}: {key}" for key, count in found.items() if "different" in key and count]
     if bench.found["golden"] is False:
@@ -93,9 +88,8 @@ class Bench:
         self.model = load_model(arguments.model)
         self.pictures = [np.asarray(Image.open(path).convert("RGB"), np.uint8) for path in sorted(arguments.images.glob("*.png"))[: arguments.limit]]
         layers = gpu_layers.triton_layers(self.device) or Float64Layers()
-        self.engine = DeviceEngine(
-            IntegerNetwork(self.model.config, self.model.integer, OnDevice(self.device, layers)), self.model.tables, arguments.threads
-        )
+        network = IntegerNetwork(self.model.config, self.model.integer, OnDevice(self.device, layers))
+        self.engine = DeviceEngine(network, StreamCoder(self.model.tables, self.model.weights), arguments.threads)
         self.codec = Codec(self.model, threads=1)
         self.on_gpu = Codec(self.model, threads=1)
         self.on_gpu.engine = self.engine
@@ -152,7 +146,7 @@ class Bench:
         if self.device.type != "cuda":
             return {}
         jobs: dict[Any, tuple[int, int, int, bool, gpu_layers.Tile]] = {}
-        for layer, adds in model_layers(self.engine.network):
+        for layer, adds in tiles.model_layers(self.engine.network):
             cout, _, cin = layer.weight.shape
             tile = gpu_layers.tile_for(layer.kind, cin, cout)
             jobs[layer.kind, adds, tile, cin % 16 == 0, cout % 16 == 0] = (layer.kind, cin, cout, adds, tile)
@@ -160,12 +154,12 @@ class Bench:
             tile = gpu_layers.tile_for(kind, cin, cout)
             jobs[kind, adds, tile, cin % 16 == 0, cout % 16 == 0] = (kind, cin, cout, adds, tile)
         own = len(jobs)
-        for kind, cin, cout, _ in SHAPES:
-            for tile in candidates(cin, cout):
+        for kind, cin, cout, _ in tiles.SHAPES if self.arguments.tiles else ():
+            for tile in tiles.candidates(cin, cout):
                 jobs[kind, False, tile, cin % 16 == 0, cout % 16 == 0] = (kind, cin, cout, False, tile)
         shares = [list(jobs.values())[i :: self.arguments.threads] for i in range(self.arguments.threads)]
         with ProcessPoolExecutor(self.arguments.threads, multiprocessing.get_context("spawn")) as processes:
-            list(processes.map(compile_some, shares))
+            list(processes.map(tiles.compile_some, shares))
         return {"without_those_of_tiles": own, "kernels": len(jobs)}
 
     def layers(self) -> dict[str, Any]:
@@ -176,7 +170,7 @@ class Bench:
         for kind in range(4):
             for cin, cout, h, w in SIZES:
                 for large in (False, True):
-                    layer = random_layer(rng, kind, cin, cout, large=large)
+                    layer = tiles.random_layer(rng, kind, cin, cout, large=large)
                     x = rng.integers(-32768, 32768, (2, h, w, cin)).astype(np.int16)
                     add = rng.integers(-32768, 32768, (2, h, w, cout)).astype(np.int16) if large else None
                     for parity in (0, 1):
@@ -231,8 +225,8 @@ class Bench:
         latents = engine.transform_many(pixels)
 
         def entropy_encode(coded: Any) -> list[bytes]:
-            pairs = [pair for symbols, indexes in coded for pair in zip(symbols, indexes, strict=True)]
-            return list(engine.threads.map(lambda pair: rans.encode(pair[0], pair[1], self.model.tables), pairs))
+            streams = [(n, *pair) for symbols, indexes, _ in coded for n, pair in enumerate(zip(symbols, indexes, strict=True))]
+            return list(engine.threads.map(lambda stream: engine.coder.encode(*stream, shape[1] // 2), streams))
 
         coded = engine.compress_many(latents, rates, shape)
         flat = entropy_encode(coded)
@@ -244,12 +238,15 @@ class Bench:
         def decode() -> None:
             engine.decode_many(streams, rates, shape)
 
-        def in_flight(run: Callable[[], None], number: int = 3, each: int = 2) -> float:
-            with ThreadPoolExecutor(number) as threads:
-                list(threads.map(lambda _: run(), range(number)))
-                since = time.perf_counter()
-                list(threads.map(lambda _: run(), range(number * each)))
-                return (time.perf_counter() - since) / (number * each)
+        pictures = [Picture(pixels=one) for one in pixels]
+        data = [self.on_gpu.pack(Symbols(pictures[i], rates[i], *coded[i][:2])) for i in range(n)]
+
+        def in_flight(run: Callable[[int], Any], batches: int = 2 * IN_FLIGHT) -> float:
+            """Seconds a batch, of several that follow each other as a worker's do: `Codec`'s own way of many pictures."""
+            run(IN_FLIGHT)
+            since = time.perf_counter()
+            run(batches)
+            return (time.perf_counter() - since) / batches
 
         row = {
             "batch": n,
@@ -258,8 +255,8 @@ class Bench:
             "entropy_encode": round(megapixels / self._time(lambda: entropy_encode(coded), 3), 1),
             "encode": round(megapixels / self._time(encode, 3), 1),
             "decode": round(megapixels / self._time(decode, 3), 1),
-            "encode_3_in_flight": round(megapixels / in_flight(encode), 1),
-            "decode_3_in_flight": round(megapixels / in_flight(decode), 1),
+            "encode_3_in_flight": round(megapixels / in_flight(lambda k: self.on_gpu.encode_many(pictures * k, rates * k, batch=n)), 1),
+            "decode_3_in_flight": round(megapixels / in_flight(lambda k: self.on_gpu.decode_many(data * k, batch=n)), 1),
         }
         if self.device.type == "cuda":
             row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
@@ -274,8 +271,9 @@ class Bench:
         pixels = self._batch(n)
         shape = (pixels.shape[1] // 16, pixels.shape[2] // 16)
         streams = []
-        for symbols, indexes in self.engine.compress_many(self.engine.transform_many(pixels), [6.0] * n, shape):
-            streams.append([rans.encode(s, i, self.model.tables) for s, i in zip(symbols, indexes, strict=True)])
+        for symbols, indexes, _ in self.engine.compress_many(self.engine.transform_many(pixels), [6.0] * n, shape):
+            coded = enumerate(zip(symbols, indexes, strict=True))
+            streams.append([self.engine.coder.encode(number, *pair, shape[1] // 2) for number, pair in coded])
         self.engine.decode_many(streams, [6.0] * n, shape)
         self._wait()
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
@@ -293,125 +291,46 @@ class Bench:
 
     def tiles(self) -> list[Any]:
         """Layer shapes that cost most, by size of block: microseconds of each choice."""
-        if self.device.type != "cuda":
-            return []
-        return [self._tiles_of(*shape) for shape in SHAPES if time.perf_counter() - self.started < self.arguments.seconds]
-
-    def _tiles_of(self, kind: int, cin: int, cout: int, share: int) -> dict[str, Any]:
-        layer = random_layer(np.random.default_rng(2), kind, cin, cout, large=False)
-        side = int(share**0.5)
-        x = torch.randint(-3000, 3000, (16, 256 // side, 384 // side, cin), dtype=torch.int16, device=self.device)
-        row: dict[str, Any] = {"layer": (kind, cin, cout), "positions": x.numel() // cin}
-        best = None
-        for tile in candidates(cin, cout):
-            convolution = with_tile(tile)
-            name = f"{tile.positions}x{tile.out}x{tile.inner}w{tile.warps}"
-            try:
-                seconds = self._time(partial(convolution, x, layer, 0, None), 5, warm=2)
-            except Exception as error:  # too much shared memory, say
-                row[name] = str(error)[:80]
-                continue
-            row[name] = round(1e6 * seconds)
-            if best is None or seconds < best[0]:
-                best = seconds, tile
-        if best is not None:
-            self.best[kind, cin, cout] = best[1]
-        print(row, flush=True)
-        return row
+        rows = []
+        for shape in tiles.SHAPES if self.device.type == "cuda" else ():
+            if time.perf_counter() - self.started < self.arguments.seconds:
+                row, best = tiles.timed(shape, self.device, self._time)
+                if best is not None:
+                    self.best[shape[:3]] = best
+                print(row, flush=True)
+                rows.append(row)
+        return rows
 
     def tuned(self) -> dict[str, Any]:
         """The same as `network` for one batch, with the best blocks found."""
         if self.device.type != "cuda":
             return {}
         convolution = gpu_layers.TritonLayers()
-        convolution.tile_for = self._best_tile
+        convolution.tile_for = lambda kind, cin, cout: self.best.get((kind, cin, cout)) or gpu_layers.tile_for(kind, cin, cout)
+        before = self.engine.network.backend._convolution  # type: ignore[attr-defined]
         self.engine.network.backend._convolution = convolution  # type: ignore[attr-defined]
-        return self._measured(32)
-
-    def _best_tile(self, kind: int, cin: int, cout: int) -> gpu_layers.Tile:
-        return self.best.get((kind, cin, cout)) or gpu_layers.tile_for(kind, cin, cout)
+        try:
+            return self._measured(32)
+        finally:
+            self.engine.network.backend._convolution = before  # type: ignore[attr-defined]
 
     def end_to_end(self) -> dict[str, Any]:
-        """PNG bytes in memory to bitstreams and back, host decoding of PNG included: what a worker does without the store."""
-        import io
-
-        files = []
-        for pixels in self.pictures:
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-            files.append(buffer.getvalue())
-        repeat = max(1, 300 // len(files)) if self.device.type == "cuda" else 1
-        files = files * repeat
-        with ThreadPoolExecutor(self.arguments.threads) as threads:
-            since = time.perf_counter()
-            pictures = [Picture(pixels=x) for x in threads.map(lambda f: np.asarray(Image.open(io.BytesIO(f)).convert("RGB")), files)]
-            opened = time.perf_counter()
-            streams = self.on_gpu.encode_many(pictures, [6.0] * len(pictures))
-            encoded = time.perf_counter()
-            back = self.on_gpu.decode_many(streams)
-            decoded = time.perf_counter()
-        megapixels = sum(x.pixels.shape[0] * x.pixels.shape[1] for x in pictures) / 1e6
-        return {
-            "images": len(files),
-            "errors": sum(not isinstance(x, tuple) for x in back),
-            "open_png_mpx_s": round(megapixels / (opened - since), 1),
-            "encode_mpx_s": round(megapixels / (encoded - opened), 1),
-            "decode_mpx_s": round(megapixels / (decoded - encoded), 1),
-        }
+        """The pipeline's workers, files to archive and back."""
+        return end_to_end(self.pictures, self.arguments.device, self.arguments.model, self.arguments.files)
 
 
-SHAPES = ((0, 32, 32, 1), (0, 6, 32, 1), (3, 32, 12, 1), (3, 6, 32, 1), (0, 16, 16, 1), (0, 12, 16, 1), (0, 48, 48, 4), (0, 64, 64, 16))
-"""Kind, inputs, outputs, and share of the finest positions, of the layers that cost most."""
-
-
-def compile_some(jobs: list[tuple[int, int, int, bool, gpu_layers.Tile]]) -> None:
-    """Run layers of some shapes once, so that Triton's cache on disk has them. In a process of its own: compiling is what takes time, on one core."""
-    rng = np.random.default_rng(0)
-    for kind, cin, cout, adds, tile in jobs:
-        convolution = with_tile(tile)
-        x = torch.zeros((1, 8, 8, cin), dtype=torch.int16, device="cuda")
-        add = torch.zeros((1, 8, 8, cout), dtype=torch.int16, device="cuda") if adds else None
-        try:
-            convolution(x, random_layer(rng, kind, cin, cout, large=False), 0, add)
-        except Exception as error:  # shown where it is timed
-            print(tile, str(error)[:80])
-
-
-def with_tile(tile: gpu_layers.Tile) -> gpu_layers.TritonLayers:
-    """Layers that all use one size of block."""
-    convolution = gpu_layers.TritonLayers()
-    convolution.tile_for = lambda kind, cin, cout: tile
-    return convolution
-
-
-def candidates(cin: int, cout: int) -> list[gpu_layers.Tile]:
-    """Block sizes worth a look."""
-    tiles = []
-    for positions, out, inner, warps in itertools.product((64, 128, 256), (16, 32, 64), (32, 64), (4, 8)):
-        if out < cout + 16 and (inner == 32 or cin > 32) and positions * out >= 1024 * (warps // 4):
-            tiles.append(gpu_layers.Tile(positions, out, inner, warps))
-    return tiles
-
-
-def model_layers(network: IntegerNetwork) -> list[tuple[Layer, bool]]:
-    """The layers of a model, and whether something is added to their output."""
-    model = network.model
-    found = [(layer, i == 2) for units in model.units for unit in units for i, layer in enumerate(unit.layers)]
-    for stack in (*model.cc, *model.sc, *(model.lrp or []), *model.parameters, *model.first_parameters):
-        found += [(layer, False) for layer in (stack.layers if stack else ())]
-    return found + [(layer, name.endswith(".2")) for name, layer in model.post.items()]
-
-
-def random_layer(rng: np.random.Generator, kind: int, cin: int, cout: int, *, large: bool) -> Layer:
-    """A layer within the packer's bound: many small weights, or two of the largest."""
-    weight = rng.integers(-32767, 32768, (cout, NUM_TAPS[kind], cin)).astype(np.int64)
-    if large:
-        weight[:] = 0
-        weight[:, 0, 0], weight[:, -1, -1] = 32639, -32639
-    else:
-        weight = (weight * (((1 << 31) - (1 << 20)) / 32768 / np.abs(weight).sum(axis=(1, 2), keepdims=True))).astype(np.int64)
-    shift = rng.integers(1, 17, cout).astype(np.int32)
-    return Layer(weight.astype(np.int16), rng.integers(-1000, 1000, cout).astype(np.int32), shift, kind, large)
+def table_of(found: dict[str, Any]) -> str:
+    """What was found, for people."""
+    lines = []
+    if isinstance(found.get("network"), list):
+        names = [name for name in found["network"][0] if name != "batch"]
+        lines += ["Mpx/s by batch".ljust(26) + "".join(f"{row['batch']:>9}" for row in found["network"])]
+        lines += [name.ljust(26) + "".join(f"{row[name]:>9}" for row in found["network"]) for name in names]
+    if isinstance(found.get("end_to_end"), dict):
+        lines += ["", f"{found['end_to_end']['files']} files".ljust(28) + "  seconds    Mpx/s"]
+        lines += [row["what"].ljust(28) + f"{row['seconds']:>9.2f}{row['mpx_s']:>9.1f}" for row in found["end_to_end"]["rows"]]
+    lines += ["", *(f"{name}: {found.get(name)}" for name in ("layers", "golden", "kodak"))]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -35,17 +35,12 @@ def main() -> None:
     folder = ROOT / ".gpu"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    _wheels(folder / "wheels", arguments.wheels, arguments.python)
+    wheels(folder / "wheels", arguments.wheels, arguments.python)
     if arguments.start:
         shutil.copyfile(arguments.start, folder / "start.safetensors")
     for name, sources in named_sources(arguments.valid).items():
         _tar(folder / f"valid{'-' if name else ''}{name}.tar", list(sources), 4 << 20)
-    listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=False)
-    if listed.returncode == 0:
-        files = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
-    else:  # a copy that is no checkout: all of it travels
-        files = [path for path in ROOT.rglob("*") if folder not in path.parents]
-    tree = sum(path.stat().st_size for path in files if path.is_file())
+    tree = sum(path.stat().st_size for path in tree_files() if path.is_file())
     carried = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     room = (arguments.limit_mib << 20) - MARGIN - tree - carried
     if room < 1 << 20:
@@ -55,7 +50,15 @@ def main() -> None:
     print(f"{folder}: {count} of {available} training images; {total / 2**20:.1f} MiB with the working tree (limit {arguments.limit_mib})")
 
 
-def _wheels(folder: Path, names: list[str], python: str) -> None:
+def tree_files() -> list[Path]:
+    """What travels without being carried: all that git does not ignore."""
+    listed = subprocess.run(["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode == 0:
+        return [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+    return [path for path in ROOT.rglob("*") if ROOT / ".gpu" not in path.parents]  # a copy that is no checkout: all of it travels
+
+
+def wheels(folder: Path, names: list[str], python: str) -> None:
     """Unpacked, so that PYTHONPATH is all it takes."""
     folder.mkdir()
     platforms = [f"--platform=manylinux{tag}_x86_64" for tag in ("_2_28", "_2_27", "_2_17", "2014")]

@@ -22,11 +22,11 @@ COMPILED = kernel is not None
 """Whether the fast kernel is there; the portable coder writes the same bytes at about 1/100 of the speed."""
 
 
-def encode(symbols: NDArray[np.int32], indexes: NDArray[np.uint8], tables: Tables) -> bytes:
+def encode(symbols: NDArray[np.signedinteger[Any]], indexes: NDArray[np.uint8], tables: Tables) -> bytes:
     """One symbol stream.
 
     Args:
-        symbols: Whole numbers, contiguous, any int32.
+        symbols: Whole numbers, any int32, of this type or a smaller one.
         indexes: Table of each symbol, same length.
         tables: The model's tables.
 

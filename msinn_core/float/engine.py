@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from msinn_core.engines import Compressed, Flat8, Flat32, Tally, stride
+from msinn_core.engine import Compressed, Flat8, FlatSymbols, Tally, stride
 from msinn_core.entropy import rans
 from msinn_core.entropy.tables import Tables
 from msinn_core.float.layers import pack
@@ -44,7 +44,7 @@ class _Collector:
     y: list[Tensor]
     thresholds: Tensor
     zone: Tensor
-    symbols_out: list[Flat32] = field(default_factory=list)
+    symbols_out: list[FlatSymbols] = field(default_factory=list)
     indexes_out: list[Flat8] = field(default_factory=list)
 
     def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class _Reader:
     streams: Sequence[bytes]
     tables: Tables
     thresholds: Tensor
-    symbols_out: list[Flat32] = field(default_factory=list)
+    symbols_out: list[FlatSymbols] = field(default_factory=list)
 
     def symbols(self, k: int, parity: int, means: Tensor, scales: Tensor, gain: Tensor) -> Tensor:
         decoded = rans.decode(self.streams[len(self.symbols_out)], flat(table_indexes(scales, self.thresholds)), self.tables)
@@ -113,20 +113,20 @@ class FloatEngine:
         return self._net.analysis(x)
 
     @torch.inference_mode()
-    def compress(self, latents: list[Any], q: float, shape: tuple[int, int]) -> Compressed:
+    def compress(self, latents: list[Any], q: float, shape: tuple[int, int], *, last: bool = False) -> Compressed:
         collector = _Collector(latents, self._thresholds, self._zone)
         walk(self._net, collector, self._net.gains(q), (1, *shape))
         return Compressed(collector.symbols_out, collector.indexes_out)
 
     @torch.inference_mode()
-    def decode(self, streams: Sequence[bytes], q: float, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], list[Flat32]]:
+    def decode(self, streams: Sequence[bytes], q: float, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], list[FlatSymbols]]:
         reader = _Reader(streams, self._tables, self._thresholds)
         x_hat: Tensor = walk(self._net, reader, self._net.gains(q), (1, *shape)).picture()
         pixels = (x_hat[0].clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(1, 2, 0).contiguous().cpu().numpy(), reader.symbols_out
 
     @torch.inference_mode()
-    def tally(self, latents: list[Any], rates: list[float], shape: tuple[int, int]) -> Tally:
+    def tally(self, latents: list[Any], rates: list[float], shape: tuple[int, int], *, last: bool = False) -> Tally:
         gains = self._net.gains(rates[-1])
         prober = _Prober(latents, [gains.level(k)[2] for k in range(NUM_STEPS)], self._thresholds, self._zone)
         walk(self._net, prober, gains, (1, *shape))

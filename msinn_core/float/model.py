@@ -16,7 +16,7 @@ from msinn_core.float.likelihood import gaussian_bits
 from msinn_core.float.postfilter import post_filter
 from msinn_core.float.rounding import rate_aware_round_continuous
 from msinn_core.float.transform import InvertibleUnit, Level, analysis, synthesis
-from msinn_core.walk import walk
+from msinn_core.walk import finished, walk
 
 
 class SymbolCoder(Protocol):
@@ -173,6 +173,10 @@ class Msinn(nn.Module):
 
     def rise(self, k: int, y: Tensor, support: Tensor | None) -> Tensor:
         return y if support is None else unsqueeze(self.levels[4 - k].inverse(torch.cat((y, support), dim=1)))
+
+    def finish(self, halves: tuple[Tensor, Tensor], support: Tensor | None, gains: Gains) -> Tensor:
+        picture: Tensor = finished(self, halves, support, gains)
+        return picture
 
     def picture(self, support: Tensor) -> Tensor:
         return support if self.post_net is None else self.post_net(support)

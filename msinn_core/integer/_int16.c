@@ -13,8 +13,18 @@
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
-#if defined(__x86_64__)
+/* MSINN_PLAIN_C: no intrinsics, as on processors that are neither of these. */
+#if defined(__x86_64__) && !defined(MSINN_PLAIN_C)
+#define WITH_X86 1
 #include <immintrin.h>
+#if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define WITH_AMX 1
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#elif defined(__aarch64__) && !defined(__AARCH64EB__) && !defined(MSINN_PLAIN_C)
+#define WITH_NEON 1
+#include <arm_neon.h>
 #endif
 
 #define LANES 16 /* output channels of one packed block of weights: [block][tap][channel pair][16][2] */
@@ -23,11 +33,30 @@
 #define MAX_SIDE (1 << 20)
 
 enum { DENSE = 0, EDGES = 1, CORNERS = 2, POINT = 3 };
-enum { SCALAR = 0, SSE41 = 1, AVX2 = 2, AVX512 = 3 };
 
+/* One block of 16 output channels for as many neighbouring pixels as the instruction set has registers for. */
 typedef void (*Micro)(const int16_t *const *px, int taps, int pairs, int stride, const int16_t *w, int32_t *out, int out_stride);
+typedef void (*Epilogue)(const int32_t *, const int32_t *, const int32_t *, int, const int16_t *, int16_t *, int);
+typedef void (*Unit)(const int32_t *, const int16_t *, const int32_t *, double, const double *, const double *, int32_t *, Py_ssize_t, int, int);
+typedef void (*Narrow)(const int32_t *, const int32_t *, int16_t *, Py_ssize_t, int);
+typedef void (*Mix)(const int32_t *, const double *, const double *, int32_t *, Py_ssize_t, int);
 
-/* One block of 16 output channels for `pixels` neighbouring pixels. */
+/* What differs between instruction sets; the table of those of this processor, from the worst to the best, is ISAS below. */
+typedef struct {
+    const char *name;
+    int pixels;      /* that `micro` does at once */
+    Micro micro;
+    Micro micro_two; /* two blocks at once; may be NULL */
+    Epilogue epilogue;
+    Unit unit;
+    Mix mix;
+    Narrow narrow;
+    int tiles;       /* whether layers are done by `conv_tiles` instead */
+} Isa;
+
+static int best_isa(void);
+static const Isa *isa_of(int level); /* the best one if there is no such level here */
+
 static void micro_scalar(const int16_t *const *px, int taps, int pairs, int stride, const int16_t *w, int32_t *out, int out_stride) {
     (void)stride; (void)out_stride;
     int32_t acc[LANES] = {0};
@@ -39,9 +68,11 @@ static void micro_scalar(const int16_t *const *px, int taps, int pairs, int stri
     memcpy(out, acc, sizeof acc);
 }
 
-#if defined(__x86_64__)
+#if WITH_X86 || WITH_NEON
 static inline int32_t pair(const int16_t *p) { int32_t v; memcpy(&v, p, 4); return v; }
+#endif
 
+#if WITH_X86
 __attribute__((target("sse4.1")))
 static void micro_sse41(const int16_t *const *px, int taps, int pairs, int stride, const int16_t *w, int32_t *out, int out_stride) {
     __m128i acc[3][4];
@@ -122,6 +153,37 @@ static void micro_avx512_two(const int16_t *const *px, int taps, int pairs, int 
 }
 #endif
 
+#if WITH_NEON
+/* Part of every 64-bit ARM. `smlal` does 4 products of int16; `sdot` is of no use: it takes int8, and the four limb products of an int16 one give
+ * back what it gains. `vld2q` parts the pairs of the packed weights. */
+static void micro_neon(const int16_t *const *px, int taps, int pairs, int stride, const int16_t *w, int32_t *out, int out_stride) {
+    int32x4_t acc[4][4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = vdupq_n_s32(0);
+    for (int t = 0; t < taps; t++) {
+        const int16_t *x = px[t];
+        for (int p = 0; p < pairs; p++, w += 2 * LANES, x += 2) {
+            int16x8x2_t v0 = vld2q_s16(w), v1 = vld2q_s16(w + LANES);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) {
+                int16x4_t b = vreinterpret_s16_s32(vdup_n_s32(pair(x + j * stride)));
+                acc[j][0] = vmlal_lane_s16(acc[j][0], vget_low_s16(v0.val[0]), b, 0);
+                acc[j][1] = vmlal_high_lane_s16(acc[j][1], v0.val[0], b, 0);
+                acc[j][2] = vmlal_lane_s16(acc[j][2], vget_low_s16(v1.val[0]), b, 0);
+                acc[j][3] = vmlal_high_lane_s16(acc[j][3], v1.val[0], b, 0);
+                acc[j][0] = vmlal_lane_s16(acc[j][0], vget_low_s16(v0.val[1]), b, 1);
+                acc[j][1] = vmlal_high_lane_s16(acc[j][1], v0.val[1], b, 1);
+                acc[j][2] = vmlal_lane_s16(acc[j][2], vget_low_s16(v1.val[1]), b, 1);
+                acc[j][3] = vmlal_high_lane_s16(acc[j][3], v1.val[1], b, 1);
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++)
+        for (int b = 0; b < 4; b++) vst1q_s32(out + j * out_stride + 4 * b, acc[j][b]);
+}
+#endif
+
 static inline int32_t clamp16(int32_t v) { return v < -32768 ? -32768 : v > 32767 ? 32767 : v; }
 
 /* Requantise, activate, add: one pixel. `bias` holds the rounding constant. */
@@ -135,24 +197,34 @@ static inline int32_t clamp16(int32_t v) { return v < -32768 ? -32768 : v > 3276
             out[o] = (int16_t)v;                                                                                                               \
         }                                                                                                                                      \
     }
-typedef void (*Epilogue)(const int32_t *, const int32_t *, const int32_t *, int, const int16_t *, int16_t *, int);
 EPILOGUE(epilogue_plain, )
-#if defined(__x86_64__)
+#if WITH_X86
 EPILOGUE(epilogue_avx2, __attribute__((target("avx2"))))
-EPILOGUE(epilogue_avx512, __attribute__((target("avx512f,avx512bw,avx512vl,prefer-vector-width=512"))))
-#endif
 
-static int best_isa(void) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return AVX512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
-    if (__builtin_cpu_supports("sse4.1")) return SSE41;
-#endif
-    return SCALAR;
+#define AVX512_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
+
+/* What EPILOGUE does, of 16 channels or of those in `mask`; `v` holds their sums with the bias. */
+AVX512_TARGET static inline void finish_avx512(__m512i v, __m512i shift, int leaky, const int16_t *add, int16_t *out, __mmask16 mask) {
+    const __m512i least = _mm512_set1_epi32(-32768), most = _mm512_set1_epi32(32767);
+    v = _mm512_max_epi32(least, _mm512_min_epi32(most, _mm512_srav_epi32(v, shift)));
+    if (leaky)
+        v = _mm512_mask_srai_epi32(v, _mm512_movepi32_mask(v), _mm512_add_epi32(_mm512_mullo_epi32(v, _mm512_set1_epi32(164)), _mm512_set1_epi32(8192)), 14);
+    if (add) {
+        v = _mm512_add_epi32(v, _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, add)));
+        v = _mm512_max_epi32(least, _mm512_min_epi32(most, v));
+    }
+    _mm256_mask_storeu_epi16(out, mask, _mm512_cvtepi32_epi16(v));
 }
+
+AVX512_TARGET static inline __mmask16 first_channels(int n) { return n < LANES ? (__mmask16)((1u << n) - 1) : 0xffff; }
+
+AVX512_TARGET static void epilogue_avx512(const int32_t *restrict acc, const int32_t *restrict bias, const int32_t *restrict shift, int leaky,
+                                          const int16_t *restrict add, int16_t *restrict out, int channels) {
+    for (int o = 0; o < channels; o += LANES)
+        finish_avx512(_mm512_add_epi32(_mm512_loadu_si512(acc + o), _mm512_loadu_si512(bias + o)), _mm512_loadu_si512(shift + o), leaky,
+                      add ? add + o : NULL, out + o, first_channels(channels - o));
+}
+#endif
 
 /* Taps as (row, column) offsets. In a checkerboard half, column j of row r is column 2j + offset of the picture, so neighbours to the left and
  * right lie at j - 1 and j, or at j and j + 1. */
@@ -172,6 +244,173 @@ static int taps_of(int mode, int offset, int (*taps)[2]) {
     memcpy(taps, corners, sizeof corners);
     return 5;
 }
+
+/* A layer's operands, of the sizes that `conv` has checked. */
+typedef struct {
+    const int16_t *x, *weights, *add;
+    const int32_t *bias, *shift;
+    int16_t *out;
+    int h, width, cin, cout, mode, parity, leaky, row0, row1;
+} Operands;
+
+#if WITH_AMX
+/* AMX multiplies bytes: 16 pixels x 64 inputs by 64 inputs x 16 output channels in 16 cycles. An int16 is two of them, x = 256 h + l with h signed and
+ * l unsigned, and a product of two is four: 2^16 h h' + 2^8 (h l' + l h') + l l'. Each of the three sums wraps, and so does what they add up to,
+ * but it is the layer's sum modulo 2^32, which the packer has proved to lie in 32 bits: so it is that sum.
+ *
+ * Taps of one row that stand side by side are one run of inputs, for the channels of neighbouring pixels lie one after the other: a tile's rows may
+ * overlap, and a 3x3 layer is three runs. What a tile reads beyond its run meets weights of zero. */
+#define TILE_PIXELS 16
+#define TILE_BYTES 64
+#define TILE (TILE_PIXELS * TILE_BYTES)
+#define AMX_TARGET __attribute__((target("amx-tile,amx-int8,avx512f,avx512bw,avx512vl,avx512dq")))
+
+typedef struct { int row, column, taps, first; } Run;
+
+static int runs_of(int mode, int offset, Run *runs) {
+    int taps[MAX_TAPS][2], n = taps_of(mode, offset, taps), count = 0;
+    for (int t = 0; t < n; t++)
+        if (t && taps[t][0] == taps[t - 1][0] && taps[t][1] == taps[t - 1][1] + 1) runs[count - 1].taps++;
+        else runs[count++] = (Run){taps[t][0], taps[t][1], 1, t};
+    return count;
+}
+
+/* Limbs of `n` activations. */
+AMX_TARGET static void split(const int16_t *x, uint8_t *low, uint8_t *high, size_t n) {
+    for (size_t i = 0; i < n; i += 32) {
+        __mmask32 mask = n - i < 32 ? (1u << (n - i)) - 1 : 0xffffffffu;
+        __m512i v = _mm512_maskz_loadu_epi16(mask, x + i);
+        _mm256_mask_storeu_epi8(low + i, mask, _mm512_cvtepi16_epi8(v));
+        _mm256_mask_storeu_epi8(high + i, mask, _mm512_cvtepi16_epi8(_mm512_srli_epi16(v, 8)));
+    }
+}
+
+/* Limbs of one run's weights for one block, from [pair][16][2] to tiles of [16 quadruples][16][4], a low one and a high one by turns. */
+AMX_TARGET static uint8_t *split_weights(const int16_t *w, int pairs, uint8_t *to) {
+    const __m512i bytes = _mm512_set1_epi32(0xff), second = _mm512_set1_epi32(0xff00);
+    for (int p = 0; p < pairs; to += 2 * TILE)
+        for (int row = 0; row < TILE_PIXELS; row++, p += 2) {
+            __m512i a = p < pairs ? _mm512_loadu_si512(w + (size_t)p * 2 * LANES) : _mm512_setzero_si512();
+            __m512i b = p + 1 < pairs ? _mm512_loadu_si512(w + (size_t)(p + 1) * 2 * LANES) : _mm512_setzero_si512();
+            __m512i low[2], high[2], v[2] = {a, b};
+            for (int i = 0; i < 2; i++) {
+                low[i] = _mm512_or_si512(_mm512_and_si512(v[i], bytes), _mm512_and_si512(_mm512_srli_epi32(v[i], 8), second));
+                high[i] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi32(v[i], 8), bytes), _mm512_and_si512(_mm512_srli_epi32(v[i], 16), second));
+            }
+            _mm512_storeu_si512(to + row * TILE_BYTES, _mm512_or_si512(low[0], _mm512_slli_epi32(low[1], 16)));
+            _mm512_storeu_si512(to + TILE + row * TILE_BYTES, _mm512_or_si512(high[0], _mm512_slli_epi32(high[1], 16)));
+        }
+    return to;
+}
+
+/* What became of one tile's sums: 16 pixels of at most 16 channels. */
+typedef struct {
+    const int32_t *bias, *shift;
+    size_t at; /* of the first value among the layer's outputs */
+    int count, channels;
+} Summed;
+
+/* A tile's four sums put together, requantised, activated, added to. */
+AMX_TARGET static void epilogue_tiles(const Operands *o, const int32_t *sums, const Summed *t) {
+    const __m512i bias = _mm512_loadu_si512(t->bias), shift = _mm512_loadu_si512(t->shift);
+    const __mmask16 mask = first_channels(t->channels);
+    for (int j = 0; j < t->count; j++) {
+        const int32_t *from = sums + j * LANES;
+        __m512i high = _mm512_slli_epi32(_mm512_load_si512(from), 16), low = _mm512_add_epi32(_mm512_load_si512(from + 768), bias);
+        __m512i middle = _mm512_slli_epi32(_mm512_add_epi32(_mm512_load_si512(from + 256), _mm512_load_si512(from + 512)), 8);
+        size_t at = t->at + (size_t)j * o->cout;
+        finish_avx512(_mm512_add_epi32(_mm512_add_epi32(high, middle), low), shift, o->leaky, o->add ? o->add + at : NULL, o->out + at, mask);
+    }
+}
+
+static const struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } TILES = {
+    1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+/* Runs so short leave most of a tile empty. */
+#define SHORT_RUN 24
+
+/* Rows [row0, row1); returns 0, or -1 without memory. */
+AMX_TARGET static int conv_tiles(const Operands *o) {
+    int cin = o->cin, blocks = (o->cout + LANES - 1) / LANES, border = o->mode == POINT ? 0 : 1, width = o->width, rows = o->row1 - o->row0;
+    /* A 1x1 layer knows no rows: its pixels are cut into pieces of any length. */
+    Py_ssize_t line = width;
+    if (o->mode == POINT) { line = 1024; rows = (int)(((Py_ssize_t)rows * width + line - 1) / line); }
+    size_t padded = (size_t)(line + 2 * border + TILE_PIXELS);
+    int chunk = (int)(65536 / (padded * cin)), num_taps = o->mode == POINT ? 1 : o->mode == DENSE ? 9 : o->mode == EDGES ? 4 : 5;
+    if (chunk < 4) chunk = 4;
+    if (chunk > rows) chunk = rows;
+    Run runs[MAX_TAPS];
+    int num_runs = runs_of(o->mode, 0, runs), steps = 0;
+    for (int i = 0; i < num_runs; i++) steps += (runs[i].taps * cin + TILE_BYTES - 1) / TILE_BYTES;
+    /* Weights and the two planes of limbs, each from the start of a line of the cache. */
+    size_t plane = ((size_t)(chunk + 2 * border) * padded * cin + 2 * TILE_BYTES - 1) / TILE_BYTES * TILE_BYTES, packed = (size_t)blocks * steps * 2 * TILE;
+    uint8_t *memory = calloc(1, packed + 2 * plane + TILE_BYTES);
+    if (!memory) return -1;
+    uint8_t *first = memory + (-(uintptr_t)memory & (TILE_BYTES - 1)), *low = first + packed, *high = low + plane, *to = first;
+    for (int b = 0; b < blocks; b++)
+        for (int i = 0; i < num_runs; i++)
+            to = split_weights(o->weights + ((size_t)b * num_taps + runs[i].first) * cin * LANES, runs[i].taps * cin / 2, to);
+    int32_t sums[4 * 256] __attribute__((aligned(64)));
+    Summed last = {o->bias, o->shift, 0, 0, 0};
+    /* Weights that stay in the first cache are run through for each tile of pixels, others for each row. */
+    int inner = (size_t)blocks * steps * 2 * TILE <= 28 << 10 ? blocks : 1;
+    _tile_loadconfig(&TILES);
+    for (int r = 0, start = 0; r < rows; r++) {
+        Py_ssize_t length = line, at = (Py_ssize_t)(o->row0 + r) * width;
+        if (o->mode == POINT) {
+            at = (Py_ssize_t)o->row0 * width + r * line;
+            if (at + length > (Py_ssize_t)o->row1 * width) length = (Py_ssize_t)o->row1 * width - at;
+        }
+        if (o->mode == POINT) {
+            start = r;
+            split(o->x + at * cin, low, high, (size_t)length * cin);
+        } else if (r % chunk == 0) {
+            start = r;
+            for (int i = 0; i < chunk + 2; i++) {
+                size_t place = ((size_t)i * padded + border) * cin;
+                int from = o->row0 + start + i - 1;
+                if (from < 0 || from >= o->h) { memset(low + place, 0, (size_t)width * cin); memset(high + place, 0, (size_t)width * cin); }
+                else split(o->x + (size_t)from * width * cin, low + place, high + place, (size_t)width * cin);
+            }
+        }
+        runs_of(o->mode, (o->row0 + r + o->parity) & 1, runs);
+        for (int group = 0; group < blocks; group += inner)
+            for (Py_ssize_t c = 0; c < length; c += TILE_PIXELS)
+                for (int b = group; b < group + inner; b++) {
+                    const uint8_t *w = first + (size_t)b * steps * 2 * TILE;
+                    _tile_zero(0);
+                    _tile_zero(1);
+                    _tile_zero(2);
+                    _tile_zero(3);
+                    for (int i = 0; i < num_runs; i++) {
+                        size_t place = ((size_t)(r - start + border + runs[i].row) * padded + border + c + runs[i].column) * cin;
+                        for (int done = 0; done < runs[i].taps * cin; done += TILE_BYTES, w += 2 * TILE) {
+                            _tile_loadd(4, low + place + done, cin);
+                            _tile_loadd(6, w, TILE_BYTES);
+                            _tile_dpbuud(3, 4, 6);
+                            _tile_loadd(5, high + place + done, cin);
+                            _tile_dpbsud(1, 5, 6);
+                            _tile_loadd(7, w + TILE, TILE_BYTES);
+                            _tile_dpbusd(2, 4, 7);
+                            _tile_dpbssd(0, 5, 7);
+                        }
+                    }
+                    /* The tile before is finished meanwhile. */
+                    epilogue_tiles(o, sums, &last);
+                    _tile_stored(0, sums, LANES * 4);
+                    _tile_stored(1, sums + 256, LANES * 4);
+                    _tile_stored(2, sums + 512, LANES * 4);
+                    _tile_stored(3, sums + 768, LANES * 4);
+                    last = (Summed){o->bias + b * LANES, o->shift + b * LANES, (size_t)(at + c) * o->cout + b * LANES,
+                                    length - c < TILE_PIXELS ? (int)(length - c) : TILE_PIXELS, o->cout - b * LANES};
+                }
+    }
+    epilogue_tiles(o, sums, &last);
+    _tile_release();
+    free(memory);
+    return 0;
+}
+#endif
 
 static PyObject *conv(PyObject *self, PyObject *args) {
     Py_buffer x, w, bias, shift, add, out;
@@ -194,8 +433,21 @@ static PyObject *conv(PyObject *self, PyObject *args) {
                      shift.len != blocks * LANES * 4 || w.len != (Py_ssize_t)blocks * num_taps * cin * LANES * 2 ||
                      (has_add && add.len != out.len)))
         problem = "sizes of the layer's operands contradict each other";
-    if (isa < 0 || isa > best_isa()) isa = best_isa();
-    int step = isa == AVX512 ? 12 : isa == AVX2 ? 6 : isa == SSE41 ? 3 : 1;
+    const Isa *set = isa_of(isa);
+    int16_t *pad = NULL;
+    int32_t *acc = NULL;
+#if WITH_AMX
+    if (!problem && set->tiles && cin * (mode == DENSE ? 3 : 1) >= SHORT_RUN) {
+        Operands operands = {x.buf, w.buf, has_add ? add.buf : NULL, bias.buf, shift.buf, out.buf, h, width, cin, cout, mode, parity, leaky, row0, row1};
+        int failed;
+        Py_BEGIN_ALLOW_THREADS
+        failed = conv_tiles(&operands);
+        Py_END_ALLOW_THREADS
+        if (failed) problem = "";
+        else goto done;
+    }
+#endif
+    int step = set->pixels;
     /* A 1x1 layer knows no rows: its pixels are one long row, read in place but for the last few. */
     int rows = row1 - row0, border = mode == POINT ? 0 : 1;
     Py_ssize_t pad_width = mode == POINT ? MAX_PIXELS : width + 2 * border + MAX_PIXELS, line = mode == POINT ? (Py_ssize_t)rows * width : width;
@@ -203,8 +455,6 @@ static PyObject *conv(PyObject *self, PyObject *args) {
     int chunk = pad_width * cin > 0 ? (int)(131072 / (pad_width * cin)) : 1;
     if (chunk < 4) chunk = 4;
     if (chunk > rows) chunk = rows > 0 ? rows : 1;
-    int16_t *pad = NULL;
-    int32_t *acc = NULL;
     if (!problem) {
         pad = calloc((size_t)(mode == POINT ? 1 : chunk + 2) * pad_width * cin, 2);
         acc = malloc(sizeof(int32_t) * MAX_PIXELS * blocks * LANES);
@@ -213,13 +463,6 @@ static PyObject *conv(PyObject *self, PyObject *args) {
     if (!problem) {
         Py_BEGIN_ALLOW_THREADS
         const int16_t *src = x.buf, *weights = w.buf;
-        Epilogue epilogue = epilogue_plain;
-        Micro micro = micro_scalar;
-#if defined(__x86_64__)
-        if (isa == SSE41) micro = micro_sse41;
-        if (isa == AVX2) { micro = micro_avx2; epilogue = epilogue_avx2; }
-        if (isa == AVX512) { micro = micro_avx512; epilogue = epilogue_avx512; }
-#endif
         size_t block_size = (size_t)num_taps * cin * LANES;
         int out_stride = blocks * LANES;
         for (int r = row0, start = row0; r < (mode == POINT ? row0 + 1 : row1); r++) {
@@ -243,21 +486,22 @@ static PyObject *conv(PyObject *self, PyObject *args) {
                     px[0] = pad;
                 }
                 int b = 0;
-#if defined(__x86_64__)
-                if (isa == AVX512)
+                if (set->micro_two)
                     for (; b + 1 < blocks; b += 2)
-                        micro_avx512_two(px, num_taps, cin / 2, cin, weights + b * block_size, acc + b * LANES, out_stride);
-#endif
-                for (; b < blocks; b++) micro(px, num_taps, cin / 2, cin, weights + b * block_size, acc + b * LANES, out_stride);
+                        set->micro_two(px, num_taps, cin / 2, cin, weights + b * block_size, acc + b * LANES, out_stride);
+                for (; b < blocks; b++) set->micro(px, num_taps, cin / 2, cin, weights + b * block_size, acc + b * LANES, out_stride);
                 int count = line - c < step ? (int)(line - c) : step;
                 size_t first = ((size_t)r * width + c) * cout;
                 for (int j = 0; j < count; j++)
-                    epilogue(acc + j * out_stride, bias.buf, shift.buf, leaky, has_add ? (const int16_t *)add.buf + first + (size_t)j * cout : NULL,
+                    set->epilogue(acc + j * out_stride, bias.buf, shift.buf, leaky, has_add ? (const int16_t *)add.buf + first + (size_t)j * cout : NULL,
                              (int16_t *)out.buf + first + (size_t)j * cout, cout);
             }
         }
         Py_END_ALLOW_THREADS
     }
+#if WITH_AMX
+done:
+#endif
     free(pad);
     free(acc);
     PyBuffer_Release(&x); PyBuffer_Release(&w); PyBuffer_Release(&bias); PyBuffer_Release(&shift); PyBuffer_Release(&out);
@@ -312,9 +556,73 @@ static PyObject *conv(PyObject *self, PyObject *args) {
         else NAME##_body(z, st, table, t_factor, matrix, bias, out, n, channels, affine);                                                      \
     }
 UNIT(unit_plain, )
-#if defined(__x86_64__)
+#if WITH_X86
 UNIT(unit_avx2, __attribute__((target("avx2,fma"))))
-UNIT(unit_avx512, __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512"))))
+
+#define UNIT_PIXELS 4
+
+AVX512_TARGET static inline __m512d cut_state(__m512d v) { return _mm512_max_pd(_mm512_set1_pd(-STATE_LIMIT), _mm512_min_pd(_mm512_set1_pd(STATE_LIMIT), v)); }
+
+AVX512_TARGET static inline __m512d floor_pd(__m512d v) { return _mm512_roundscale_pd(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+
+/* v / 2^20, rounded: a power of two, so that the product loses nothing and the sum rounds once, as without FMA. */
+AVX512_TARGET static inline __m512d rounded(__m512d v) { return floor_pd(_mm512_fmadd_pd(v, _mm512_set1_pd(0x1p-20), _mm512_set1_pd(0.5))); }
+
+/* Sums 16 or fewer of the matrix's columns over the values of four pixels, so that a row of it is loaded once for all of them. `sum` comes with what
+ * they begin with. */
+AVX512_TARGET static inline void products_avx512(double (*v)[512], const double *row, int channels, __mmask8 mask0, __mmask8 mask1, __m512d (*sum)[2]) {
+    for (int c = 0; c < channels; c++, row += channels) {
+        __m512d row0 = _mm512_maskz_loadu_pd(mask0, row), row1 = _mm512_maskz_loadu_pd(mask1, row + 8);
+#pragma GCC unroll 4
+        for (int p = 0; p < UNIT_PIXELS; p++) {
+            __m512d value = _mm512_set1_pd(v[p][c]);
+            sum[p][0] = _mm512_fmadd_pd(row0, value, sum[p][0]);
+            sum[p][1] = _mm512_fmadd_pd(row1, value, sum[p][1]);
+        }
+    }
+}
+
+AVX512_TARGET static inline __mmask8 first_eight(int n) { return n >= 8 ? 0xff : n > 0 ? (__mmask8)((1u << n) - 1) : 0; }
+
+AVX512_TARGET static void unit_avx512(const int32_t *z, const int16_t *st, const int32_t *table, double t_factor, const double *matrix, const double *bias,
+                                      int32_t *out, Py_ssize_t n, int channels, int affine) {
+    double v[UNIT_PIXELS][512] __attribute__((aligned(64))) = {{0}};
+    int half = channels / 2;
+    const __m512d factor = _mm512_set1_pd(t_factor);
+    for (Py_ssize_t i = 0; i < n; i += UNIT_PIXELS) {
+        int count = n - i < UNIT_PIXELS ? (int)(n - i) : UNIT_PIXELS;
+        for (int p = 0; p < count; p++) {
+            const int32_t *from = z + (i + p) * channels;
+            const int16_t *s = st + (i + p) * (affine ? channels : half), *t = affine ? s + half : s;
+            for (int c = 0; c < half; c += 8) {
+                __mmask8 mask = first_eight(half - c);
+                _mm512_mask_storeu_pd(v[p] + c, mask, cut_state(_mm512_cvtepi32_pd(_mm256_maskz_loadu_epi32(mask, from + c))));
+                __m512d second = _mm512_cvtepi32_pd(_mm256_maskz_loadu_epi32(mask, from + half + c));
+                if (affine) {
+                    __m256i index = _mm256_add_epi32(_mm256_cvtepi16_epi32(_mm_maskz_loadu_epi16(mask, s + c)), _mm256_set1_epi32(32768));
+                    __m256i scale = _mm256_mmask_i32gather_epi32(_mm256_setzero_si256(), mask, index, table, 4);
+                    second = rounded(_mm512_mul_pd(second, _mm512_cvtepi32_pd(scale)));
+                }
+                __m512d shift = _mm512_mul_pd(_mm512_cvtepi32_pd(_mm256_cvtepi16_epi32(_mm_maskz_loadu_epi16(mask, t + c))), factor);
+                _mm512_mask_storeu_pd(v[p] + half + c, mask, cut_state(_mm512_sub_pd(second, shift)));
+            }
+        }
+        for (int o = 0; o < channels; o += 16) {
+            __mmask8 mask0 = first_eight(channels - o), mask1 = first_eight(channels - o - 8);
+            __m512d sum[UNIT_PIXELS][2];
+            for (int p = 0; p < UNIT_PIXELS; p++) sum[p][0] = sum[p][1] = _mm512_setzero_pd();
+            products_avx512(v, matrix + o, channels, mask0, mask1, sum);
+            __m512d bias0 = _mm512_maskz_loadu_pd(mask0, bias + o), bias1 = _mm512_maskz_loadu_pd(mask1, bias + o + 8);
+#pragma GCC unroll 4
+            for (int p = 0; p < UNIT_PIXELS; p++) {
+                if (p >= count) break;
+                int32_t *to = out + (i + p) * channels + o;
+                _mm256_mask_storeu_epi32(to, mask0, _mm512_cvttpd_epi32(cut_state(_mm512_sub_pd(rounded(sum[p][0]), bias0))));
+                _mm256_mask_storeu_epi32(to + 8, mask1, _mm512_cvttpd_epi32(cut_state(_mm512_sub_pd(rounded(sum[p][1]), bias1))));
+            }
+        }
+    }
+}
 #endif
 
 static PyObject *unit(PyObject *self, PyObject *args) {
@@ -329,13 +637,7 @@ static PyObject *unit(PyObject *self, PyObject *args) {
                matrix.len == (Py_ssize_t)channels * channels * 8;
     if (good) {
         Py_BEGIN_ALLOW_THREADS
-        if (isa < 0 || isa > best_isa()) isa = best_isa();
-        void (*run)(const int32_t *, const int16_t *, const int32_t *, double, const double *, const double *, int32_t *, Py_ssize_t, int, int) = unit_plain;
-#if defined(__x86_64__)
-        if (isa == AVX2) run = unit_avx2;
-        if (isa == AVX512) run = unit_avx512;
-#endif
-        run(z.buf, st.buf, table.buf, t_factor, matrix.buf, bias.buf, out.buf, n, channels, affine);
+        isa_of(isa)->unit(z.buf, st.buf, table.buf, t_factor, matrix.buf, bias.buf, out.buf, n, channels, affine);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&z); PyBuffer_Release(&st); PyBuffer_Release(&table); PyBuffer_Release(&matrix); PyBuffer_Release(&bias); PyBuffer_Release(&out);
@@ -344,19 +646,38 @@ static PyObject *unit(PyObject *self, PyObject *args) {
 }
 
 /* out = clamp16((x + 2^(s-1)) >> s) per channel; s = 0 leaves x as it is. */
+static void narrow_plain(const int32_t *in, const int32_t *shift, int16_t *out, Py_ssize_t n, int channels) {
+    for (Py_ssize_t i = 0; i < n; i++, in += channels, out += channels)
+        for (int c = 0; c < channels; c++) out[c] = (int16_t)clamp16((in[c] + ((1 << shift[c]) >> 1)) >> shift[c]);
+}
+
+#if WITH_X86
+/* Channels go by in vectors of 16, whatever their number: of C channels 16 pixels are C vectors. */
+AVX512_TARGET static void narrow_avx512(const int32_t *in, const int32_t *shift, int16_t *out, Py_ssize_t n, int channels) {
+    enum { MOST = 256 };
+    int32_t shifts[16 * MOST], half[16 * MOST];
+    if (channels > MOST) { narrow_plain(in, shift, out, n, channels); return; }
+    for (int i = 0; i < 16 * channels; i++) { shifts[i] = shift[i % channels]; half[i] = (1 << shifts[i]) >> 1; }
+    Py_ssize_t i = 0;
+    for (; i + 16 <= n; i += 16, in += 16 * channels, out += 16 * channels)
+        for (int c = 0; c < 16 * channels; c += 16) {
+            __m512i v = _mm512_srav_epi32(_mm512_add_epi32(_mm512_loadu_si512(in + c), _mm512_loadu_si512(half + c)), _mm512_loadu_si512(shifts + c));
+            _mm256_storeu_si256((__m256i *)(out + c), _mm512_cvtsepi32_epi16(v));
+        }
+    narrow_plain(in, shift, out, n - i, channels);
+}
+#endif
+
 static PyObject *narrow(PyObject *self, PyObject *args) {
     Py_buffer x, shift, out;
-    int channels;
+    int channels, isa;
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*w*i", &x, &shift, &out, &channels)) return NULL;
+    if (!PyArg_ParseTuple(args, "y*y*w*ii", &x, &shift, &out, &channels, &isa)) return NULL;
     Py_ssize_t n = channels > 0 ? x.len / 4 / channels : 0;
     int good = channels > 0 && channels <= 8192 && x.len == n * channels * 4 && out.len * 2 == x.len && shift.len == (Py_ssize_t)channels * 4;
     if (good) {
         Py_BEGIN_ALLOW_THREADS
-        const int32_t *in = x.buf, *s = shift.buf;
-        int16_t *to = out.buf;
-        for (Py_ssize_t i = 0; i < n; i++, in += channels, to += channels)
-            for (int c = 0; c < channels; c++) to[c] = (int16_t)clamp16((in[c] + ((1 << s[c]) >> 1)) >> s[c]);
+        isa_of(isa)->narrow(x.buf, shift.buf, out.buf, n, channels);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&x); PyBuffer_Release(&shift); PyBuffer_Release(&out);
@@ -390,10 +711,83 @@ static PyObject *narrow(PyObject *self, PyObject *args) {
         else NAME##_body(x, matrix, bias, out, n, channels);                                                                                   \
     }
 MIX(mix_plain, )
-#if defined(__x86_64__)
+#if WITH_X86
 MIX(mix_avx2, __attribute__((target("avx2,fma"))))
-MIX(mix_avx512, __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512"))))
+
+AVX512_TARGET static void mix_avx512(const int32_t *x, const double *matrix, const double *bias, int32_t *out, Py_ssize_t n, int channels) {
+    double v[UNIT_PIXELS][512] __attribute__((aligned(64))) = {{0}};
+    for (Py_ssize_t i = 0; i < n; i += UNIT_PIXELS) {
+        int count = n - i < UNIT_PIXELS ? (int)(n - i) : UNIT_PIXELS;
+        for (int p = 0; p < count; p++)
+            for (int c = 0; c < channels; c += 8) {
+                __mmask8 mask = first_eight(channels - c);
+                _mm512_mask_storeu_pd(v[p] + c, mask, _mm512_cvtepi32_pd(_mm256_maskz_loadu_epi32(mask, x + (i + p) * channels + c)));
+            }
+        for (int o = 0; o < channels; o += 16) {
+            __mmask8 mask0 = first_eight(channels - o), mask1 = first_eight(channels - o - 8);
+            __m512d sum[UNIT_PIXELS][2], bias0 = _mm512_maskz_loadu_pd(mask0, bias + o), bias1 = _mm512_maskz_loadu_pd(mask1, bias + o + 8);
+            for (int p = 0; p < UNIT_PIXELS; p++) { sum[p][0] = bias0; sum[p][1] = bias1; }
+            products_avx512(v, matrix + o, channels, mask0, mask1, sum);
+            for (int p = 0; p < count; p++) {
+                int32_t *to = out + (i + p) * channels + o;
+                for (int k = 0; k < 2; k++)
+                    _mm256_mask_storeu_epi32(to + 8 * k, k ? mask1 : mask0, _mm512_cvttpd_epi32(cut_state(floor_pd(_mm512_add_pd(sum[p][k], _mm512_set1_pd(0.5))))));
+            }
+        }
+    }
+}
 #endif
+
+static const Isa ISAS[] = {
+    {"scalar", 1, micro_scalar, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, 0},
+#if WITH_X86
+    {"SSE4.1", 3, micro_sse41, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, 0},
+    {"AVX2", 6, micro_avx2, NULL, epilogue_avx2, unit_avx2, mix_avx2, narrow_plain, 0},
+    {"AVX-512 VNNI", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, 0},
+#if WITH_AMX
+    {"AMX", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, 1},
+#endif
+#elif WITH_NEON
+    {"NEON", 4, micro_neon, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, 0},
+#endif
+};
+
+#if WITH_AMX
+/* Whether there are tiles, and the system lets this process use them: Linux keeps their 8 KiB a thread for those alone who ask. */
+static int tiles_granted(void) {
+    static int granted = -1;
+    if (granted < 0) {
+        uint32_t a, b, c, d;
+        __asm__ volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
+        granted = (d >> 24 & 3) == 3 && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */) == 0;
+    }
+    return granted;
+}
+#endif
+
+/* The last of ISAS that this processor has; it has all before it too. */
+static int best_isa(void) {
+#if WITH_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+#if WITH_AMX
+        if (tiles_granted()) return 4;
+#endif
+        return 3;
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 2;
+    if (__builtin_cpu_supports("sse4.1")) return 1;
+#elif WITH_NEON
+    return 1;
+#endif
+    return 0;
+}
+
+static const Isa *isa_of(int level) {
+    int best = best_isa();
+    return &ISAS[level < 0 || level > best ? best : level];
+}
 
 static PyObject *mix(PyObject *self, PyObject *args) {
     Py_buffer x, matrix, bias, out;
@@ -405,13 +799,7 @@ static PyObject *mix(PyObject *self, PyObject *args) {
                matrix.len == (Py_ssize_t)channels * channels * 8;
     if (good) {
         Py_BEGIN_ALLOW_THREADS
-        if (isa < 0 || isa > best_isa()) isa = best_isa();
-        void (*run)(const int32_t *, const double *, const double *, int32_t *, Py_ssize_t, int) = mix_plain;
-#if defined(__x86_64__)
-        if (isa == AVX2) run = mix_avx2;
-        if (isa == AVX512) run = mix_avx512;
-#endif
-        run(x.buf, matrix.buf, bias.buf, out.buf, n, channels);
+        isa_of(isa)->mix(x.buf, matrix.buf, bias.buf, out.buf, n, channels);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&x); PyBuffer_Release(&matrix); PyBuffer_Release(&bias); PyBuffer_Release(&out);
@@ -612,17 +1000,36 @@ static PyObject *tally(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* Activations come and go by the megabyte; given back to the kernel each time, their page faults cost a quarter of the speed. */
+/* Activations come and go by the megabyte; given back to the kernel each time, their page faults cost a quarter of the speed. What is larger than the
+ * threshold are the few arrays of a whole large picture: between small ones on the heap they would leave holes that nothing fits. */
 static PyObject *keep_memory(PyObject *self, PyObject *args) {
     (void)self; (void)args;
 #if defined(__GLIBC__)
-    mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    mallopt(M_MMAP_THRESHOLD, 16 << 20);
     mallopt(M_TRIM_THRESHOLD, 1 << 30);
 #endif
     Py_RETURN_NONE;
 }
 
+/* Holes of the heap and its end back to the system: between the steps of a large picture they are as large as what the next one takes. */
+static PyObject *give_back(PyObject *self, PyObject *args) {
+    (void)self; (void)args;
+#if defined(__GLIBC__)
+    Py_BEGIN_ALLOW_THREADS
+    malloc_trim(0);
+    Py_END_ALLOW_THREADS
+#endif
+    Py_RETURN_NONE;
+}
+
 static PyObject *isa_py(PyObject *self, PyObject *args) { (void)self; (void)args; return PyLong_FromLong(best_isa()); }
+
+static PyObject *isa_name(PyObject *self, PyObject *args) {
+    int level;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "i", &level)) return NULL;
+    return PyUnicode_FromString(isa_of(level)->name);
+}
 
 static PyMethodDef methods[] = {
     {"conv", conv, METH_VARARGS, "One layer over rows [row0, row1)."},
@@ -636,7 +1043,9 @@ static PyMethodDef methods[] = {
     {"quantise", quantise, METH_VARARGS, "Latents to symbols (encoder)."},
     {"tally", tally, METH_VARARGS, "Bits and squared error of a stream at several rates (analysis)."},
     {"keep_memory", keep_memory, METH_NOARGS, "Let this process keep freed memory for its next layers."},
-    {"isa", isa_py, METH_NOARGS, "Best instruction set here: 0 scalar, 1 SSE4.1, 2 AVX2, 3 AVX-512 VNNI."},
+    {"give_back", give_back, METH_NOARGS, "Give freed memory back to the system."},
+    {"isa", isa_py, METH_NOARGS, "Best instruction set here: 0 scalar; on x86 1 SSE4.1, 2 AVX2, 3 AVX-512 VNNI, 4 AMX; on 64-bit ARM 1 NEON."},
+    {"isa_name", isa_name, METH_VARARGS, "Name of an instruction set of this processor."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_int16", NULL, -1, methods, NULL, NULL, NULL, NULL};

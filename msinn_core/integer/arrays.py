@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from msinn_core.integer.bands import PictureBands, in_bands
 
 I16 = NDArray[np.int16]
 I32 = NDArray[np.int32]
 
 STATE_BITS = 16
 """Fractional bits of pixels and latents on the flow's main path."""
-
-BAND_BYTES = 4 << 20
-"""Activations of one layer that are held at a time, about."""
 
 
 def squeeze(x: NDArray[Any]) -> NDArray[Any]:
@@ -64,35 +62,6 @@ def unshuffled(x: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(x.reshape(h // 2, 2, w // 2, 2, c).transpose(0, 2, 4, 1, 3)).reshape(h // 2, w // 2, 4 * c)
 
 
-def in_bands(x: NDArray[Any], radius: int, width: int, run: Callable[[Any, int], I16]) -> I16:
-    """`run(x, 0)`, a band of rows at a time where `x` is large, so that what lies between the layers stays small; of columns where `x` is wide.
-
-    Each band is computed with `radius` more rows on both sides, as far as its layers see; what the cut spoils is dropped, so that the result is the
-    same to the bit.
-
-    Args:
-        x: `[H, W, C]`.
-        radius: Rows (or columns) that an output row depends on, each way.
-        width: Most channels between the layers.
-        run: Called with some rows and the number of the first; with some columns and 0.
-    """
-    axis = 0 if x.shape[1] <= 2 * x.shape[0] else 1
-    length, across = x.shape[axis], x.shape[1 - axis]
-    # A multiple of 16: every band begins where the coarsest grid of the post-filter does.
-    band = max(8 * radius, 16, BAND_BYTES // (2 * width * across)) // 16 * 16
-    if length < 2 * band:
-        return run(x, 0)
-    parts = []
-    for start in range(0, length, band):
-        end = min(length, start + band)
-        first, last = max(0, start - radius), min(length, end + radius)
-        if axis == 0:
-            parts.append(run(x[first:last], first)[start - first : end - first])
-        else:
-            parts.append(run(np.ascontiguousarray(x[:, first:last]), 0)[:, start - first : end - first])
-    return np.concatenate(parts, axis=axis)
-
-
 class NumpyArrays:
     """The part of a backend that moves values about; see `network.Backend`."""
 
@@ -105,6 +74,10 @@ class NumpyArrays:
     shuffled = staticmethod(shuffled)
     unshuffled = staticmethod(unshuffled)
     in_bands = staticmethod(in_bands)
+    pictured = staticmethod(PictureBands.of)
+
+    def settle(self, x: NDArray[Any]) -> None:
+        """Nothing: the allocator decides."""
 
     @staticmethod
     def to_host(x: NDArray[Any]) -> NDArray[Any]:

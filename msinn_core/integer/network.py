@@ -2,129 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from msinn_core.config import MsinnConfig
-from msinn_core.integer.ops import POINT, Layer
+from msinn_core.integer.backend import Array, Backend
+from msinn_core.integer.ops import POINT
 from msinn_core.integer.packed import IntegerGains, PackedModel, Stack, Unit
+from msinn_core.walk import NUM_STEPS, anchor_parity, finished
 
 _POST_RADIUS = 32
 """Half-size rows that a row of the post-filter depends on, 1 + 2 + 2 * 2 + 4 * 4 + 2 * 2 + 2 + 1 = 30, rounded up to its coarsest grid."""
-
-Array = Any
-"""Of the backend's kind. Activations are int16, state and symbols int32, table indexes uint8; `[..., H, W, C]`."""
-
-
-class Backend(Protocol):
-    """What the network needs. NumPy backends work on one picture, `[H, W, C]`; the GPU's on a batch, `[N, H, W, C]`.
-
-    Vectors (shifts, gains, tables) come as NumPy arrays; gains may be `[N, C]` for a batch.
-    """
-
-    def conv(self, x: Array, layer: Layer, *, parity: int = 0, add: Array | None = None) -> Array:
-        """One layer; `parity` of the output positions for `EDGES` and `CORNERS`; `add` is added at the end, saturating."""
-
-    def unit(self, z: Array, st: Array, table: Any, t_shift: int, matrix: Any, bias: Any, affine: bool) -> Array:
-        """Inverse coupling and inverse matrix; `matrix` `[in, out]` in Q20, `bias` in Q16, both whole numbers."""
-
-    def narrow(self, x: Array, shift: Any) -> Array:
-        """`clamp16((x + 2^(s-1)) >> s)` with `shift` `[C]`."""
-
-    def levels(self, parameters: Array, log2: Any, log_gain: Any, first: int, step: int, tables: int) -> Array:
-        """Table index `[..., C]` of the scales in `parameters` `[..., 2C]` (scales, then means)."""
-
-    def dequantise(self, symbols: Array, parameters: Array, inv_gain: Any, mean_shift: int) -> Array:
-        """Latents in Q16 of symbols and the means in `parameters`; `inv_gain` in Q24."""
-
-    def refine(self, y: Array, prediction: Array, table: Any, inv_gain: Any) -> None:
-        """Add the latent residual prediction in place."""
-
-    def mix(self, x: Array, matrix: Any, bias: Any) -> Array:
-        """`M x + bias`; of the encoder."""
-
-    def couple(self, z: Array, st: Array, reciprocal: Any, t_shift: int, affine: bool) -> None:
-        """Forward coupling in place; of the encoder."""
-
-    def quantise(self, y: Array, parameters: Array, indexes: Array, gain: Any, zone: Any, mean_shift: int) -> Array:
-        """Rate-aware symbols of `(y - mean) * gain`, `gain` per Q16 unit, `zone` `[256, 16]`; of the encoder."""
-
-    def tally(
-        self, y: Array, parameters: Array, mean_shift: int, log2: Any, first: int, step: int, log_gain: Any, gain: Any, inv_gain: Any, zone: Any,
-        costs: Any, stride: int,
-    ) -> NDArray[np.float64]:  # fmt: skip
-        """Table bits and squared error (Q16 steps) `[R, 2]` of latents at R rates, over every `stride`-th row and column; of the encoder."""
-
-    def squeeze(self, x: Array) -> Array:
-        """Space to depth by 2: `[H, W, C]` -> `[H/2, W/2, 4C]`, channel `(2i + j) C + c`."""
-
-    def unsqueeze(self, x: Array) -> Array:
-        """Inverse of `squeeze`."""
-
-    def half(self, x: Array, parity: int) -> Array:
-        """Checkerboard half: column j of row r is column `2j + (r + parity) % 2`."""
-
-    def whole(self, half: Array, parity: int, other: Array) -> Array:
-        """Inverse of `half` for a half of `parity` and the other one."""
-
-    def halved(self, x: Array) -> Array:
-        """2x2 maximum."""
-
-    def shuffled(self, x: Array) -> Array:
-        """PyTorch's pixel shuffle by 2: channel `4c + 2i + j` to row phase i, column phase j."""
-
-    def unshuffled(self, x: Array) -> Array:
-        """Inverse of `shuffled`."""
-
-    def joined(self, *parts: Array) -> Array:
-        """Channels one after the other."""
-
-    def channels(self, x: Array, start: int, stop: int) -> Array:
-        """Some channels, contiguous."""
-
-    def constant(self, values: Any, shape: tuple[int, ...]) -> Array:
-        """`values` `[C]` at every position."""
-
-    def looked_up(self, table: Any, x: Array) -> Array:
-        """`table[x + 32768]`."""
-
-    def positive(self, x: Array) -> Array:
-        """`max(x, 0)`."""
-
-    def even(self, x: Array) -> Array:
-        """An odd number of channels with one of zeros after them: products come in pairs."""
-
-    def mean(self, x: Array) -> Array:
-        """Rounded mean over the positions of each picture, `[..., 1, 1, C]`."""
-
-    def gated(self, x: Array, table: Any, index: Array, add: Array) -> Array:
-        """`clamp16(rnd(x * table[(index + 32768) >> 4], 15) + add)`, `index` one per picture and channel."""
-
-    def corrected(self, x: Array, correction: Array | None, shift: int) -> Array:
-        """Pixels uint8 of state plus `correction * 2^shift`."""
-
-    def state_of(self, pixels: Any) -> Array:
-        """Q16 of full scale, rounded, of uint8 pixels."""
-
-    @property
-    def name(self) -> str:
-        """What computes, for people."""
-
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """What stands before `(H, W, C)` in the shape of one picture: nothing, or `(1,)`."""
-
-    def to_host(self, x: Array) -> NDArray[Any]:
-        """As a NumPy array."""
-
-    def to_device(self, array: NDArray[Any]) -> Array:
-        """Of the backend's kind."""
-
-    def in_bands(self, x: Array, radius: int, width: int, run: Callable[[Array, int], Array]) -> Array:
-        """`run(x, 0)`, or the same in bands of rows or columns; see `arrays.in_bands`."""
 
 
 class IntegerNetwork:
@@ -148,8 +38,13 @@ class IntegerNetwork:
         """Gains at q, a multiple of 1 / 1024. Raises `ConfigError` outside [0, A - 1]."""
         return self.model.gains(q)
 
-    def _run(self, stack: Stack, x: Array, parity: int = 0) -> Array:
-        def run(rows: Array, first: int) -> Array:
+    def _run(self, stack: Stack, *parts: Array, shift: Any = None, parity: int = 0) -> Array:
+        """A stack of parts, which are joined and, by `shift`, narrowed; `parity` of the output positions in checkerboard layers."""
+
+        def run(first: int, *cut: Array) -> Array:
+            rows = cut[0] if len(cut) == 1 else self.backend.joined(*cut)
+            if shift is not None:
+                rows = self.backend.narrow(rows, shift)
             for layer, table in zip(stack.layers, stack.activations, strict=True):
                 rows = self.backend.conv(rows, layer, parity=parity + first)
                 if table is not None:
@@ -157,7 +52,7 @@ class IntegerNetwork:
             return rows
 
         radius = sum(layer.kind != POINT for layer in stack.layers)
-        return self.backend.in_bands(x, radius, max(len(layer.weight) for layer in stack.layers), run)
+        return self.backend.in_bands(parts[0], radius, max(len(layer.weight) for layer in stack.layers), run, *parts[1:])
 
     # The transform ---------------------------------------------------------------------------------------------------------------------------------
 
@@ -165,7 +60,7 @@ class IntegerNetwork:
         conv1, skip, conv2, zero = unit.layers
         backend = self.backend
 
-        def run(rows: Array, first: int) -> Array:
+        def run(first: int, rows: Array) -> Array:
             z1 = backend.narrow(backend.channels(rows, 0, rows.shape[-1] // 2), unit.z_shift)
             hidden = backend.conv(backend.conv(z1, conv1), conv2, add=backend.conv(z1, skip))
             return backend.conv(hidden, zero)
@@ -174,31 +69,52 @@ class IntegerNetwork:
 
     def analysis(self, pixels: Any) -> list[Array]:
         """Latents y5..y1 in Q16 of uint8 pixels `[..., H, W, 3]`, sides multiples of 32."""
-        model, backend = self.model, self.backend
-        x = backend.state_of(pixels)
-        latents = []
-        for units in model.units:
-            x = backend.squeeze(x)
-            for unit in units:
-                x = backend.mix(x, unit.forward_matrix, unit.forward_bias)
-                backend.couple(x, self._block(unit, x), model.reciprocal, unit.t_shift, model.affine)
-            half = x.shape[-1] // 2
-            latents.append(backend.channels(x, 0, half))
-            x = backend.channels(x, half, 2 * half)
-        latents.append(x)
+        latents = [*self._finest(pixels)]
+        for units in self.model.units[1:]:
+            self.backend.settle(latents[-1])
+            # Taken off the list: of a large picture it is not to be kept beside what becomes of it.
+            latents += self._parted(self._forward(units, self.backend.squeeze(latents.pop())))
+        self.backend.settle(latents[0])
         return latents[::-1]
 
-    def _inverse_level(self, level: int, z: Array) -> Array:
-        model = self.model
-        for unit in reversed(model.units[level]):
-            z = self.backend.unit(z, self._block(unit, z), model.tables["couple"], unit.t_shift, unit.matrix, unit.bias, model.affine)
-        return self.backend.unsqueeze(z)
+    def _finest(self, pixels: Any) -> tuple[Array, Array]:
+        backend, units = self.backend, self.model.units[0]
+
+        def forward(rows: Any) -> Array:
+            return self._forward(units, backend.squeeze(backend.state_of(rows)))
+
+        bands = backend.pictured(pixels.shape[-3] // 2, pixels.shape[-2] // 2)
+        return self._parted(forward(pixels)) if bands is None else bands.forward(pixels, _even(2 * len(units)), forward)
+
+    def _parted(self, x: Array) -> tuple[Array, Array]:
+        """Latents of a level, and what goes on to the next."""
+        half = x.shape[-1] // 2
+        return self.backend.channels(x, 0, half), self.backend.channels(x, half, 2 * half)
+
+    def _forward(self, units: list[Unit], x: Array) -> Array:
+        """The units of a level of the analysis."""
+        for unit in units:
+            x = self.backend.mix(x, unit.forward_matrix, unit.forward_bias)
+            self.backend.couple(x, self._block(unit, x), self.model.reciprocal, unit.t_shift, self.model.affine)
+        return x
+
+    def _inverse_level(self, level: int, y: Array, below: Array) -> Array:
+        model, backend = self.model, self.backend
+        units = model.units[level]
+
+        def run(first: int, *cut: Array) -> Array:
+            z = backend.joined(*cut)
+            for unit in reversed(units):
+                z = backend.unit(z, self._block(unit, z), model.tables["couple"], unit.t_shift, unit.matrix, unit.bias, model.affine)
+            return z
+
+        return backend.unsqueeze(backend.in_bands(y, 2 * len(units), 2 * y.shape[-1], run, below))
 
     def synthesis(self, latents: list[Array]) -> Array:
         """`g_s`, the inverse of `analysis`: pixels in Q16 of full scale; no post-filter."""
         x = latents[0]
         for level, y in zip(range(len(self.model.units) - 1, -1, -1), latents[1:], strict=True):
-            x = self._inverse_level(level, self.backend.joined(y, x))
+            x = self._inverse_level(level, y, x)
         return x
 
     # The walk --------------------------------------------------------------------------------------------------------------------------------------
@@ -207,7 +123,9 @@ class IntegerNetwork:
         stack = self.model.cc[k]
         if support is None or stack is None:
             return self.backend.constant(self.model.initial, shape)
-        return self._run(stack, self.backend.narrow(support, self.model.in_shifts["cc", k]))
+        features = self._run(stack, support, shift=self.model.in_shifts["cc", k])
+        self.backend.settle(support)
+        return features
 
     def halve(self, x: Array, parity: int) -> Array:
         return self.backend.half(x, parity)
@@ -215,7 +133,7 @@ class IntegerNetwork:
     def predict(self, k: int, cc: Array, sc: Array | None) -> Array:
         if sc is None:
             return self._run(self.model.first_parameters[k], cc)
-        return self._run(self.model.parameters[k], self.backend.joined(cc, sc))
+        return self._run(self.model.parameters[k], cc, sc)
 
     def code(self, coder: Any, k: int, parity: int, parameters: Array, gains: IntegerGains) -> Array:
         model = self.model
@@ -226,20 +144,40 @@ class IntegerNetwork:
         return self.backend.dequantise(symbols, parameters, inv_gain, model.mean_shifts[k])
 
     def spatial(self, k: int, anchors: Array, parity: int) -> Array:
-        return self._run(self.model.sc[k], self.backend.narrow(anchors, self.model.in_shifts["sc", k]), parity)
+        return self._run(self.model.sc[k], anchors, shift=self.model.in_shifts["sc", k], parity=parity)
 
     def join(self, anchors: Array, parity: int, rest: Array) -> Array:
         return self.backend.whole(anchors, parity, rest)
 
     def refine(self, k: int, y: Array, support: Array | None, gains: IntegerGains) -> Array:
         if self.model.lrp is not None:
-            inputs = y if support is None else self.backend.joined(y, support)
-            prediction = self._run(self.model.lrp[k], self.backend.narrow(inputs, self.model.in_shifts["lrp", k]))
+            inputs = (y,) if support is None else (y, support)
+            prediction = self._run(self.model.lrp[k], *inputs, shift=self.model.in_shifts["lrp", k])
             self.backend.refine(y, prediction, self.model.tables["half_tanh"], gains.level(k)[0])
         return y
 
     def rise(self, k: int, y: Array, support: Array | None) -> Array:
-        return y if support is None else self._inverse_level(4 - k, self.backend.joined(y, support))
+        if support is None:
+            return y
+        self.backend.settle(support)
+        return self._inverse_level(4 - k, y, support)
+
+    def finish(self, halves: tuple[Array, Array], support: Array | None, gains: IntegerGains) -> Array:
+        """uint8 `[..., H, W, 3]`, in bands where it is large: what lies between latents and pixels is some 60 bytes per pixel."""
+        height, width = halves[0].shape[-3:-1]
+        bands = self.backend.pictured(height, 2 * width)
+        # The gates of the paper's post-filter see the whole picture.
+        if bands is None or support is None or self.config.post_filter == "paper":
+            return finished(self, halves, support, gains)
+        self.backend.settle(support)
+        k = NUM_STEPS - 1
+        parity = anchor_parity(k)
+        radius = _even((self.config.lrp_layers if self.config.lrp else 0) + 2 * len(self.model.units[0]))
+
+        def risen(anchors: Array, rest: Array, below: Array) -> Array:
+            return self.rise(k, self.refine(k, self.join(anchors, parity, rest), below, gains), below)
+
+        return bands.inverse(halves, support, radius, risen, _POST_RADIUS if self.model.post else 0, self.picture)
 
     def picture(self, support: Array) -> Array:
         """uint8 `[..., H, W, 3]`."""
@@ -257,7 +195,7 @@ class IntegerNetwork:
         def block(name: str, inputs: Array) -> Array:
             return conv(conv(inputs, post[f"{name}.0"]), post[f"{name}.2"], add=conv(inputs, post[f"{name}.up_dim"]))
 
-        def filtered(inputs: Array, first: int) -> Array:
+        def filtered(first: int, inputs: Array) -> Array:
             a = block("c1", conv(inputs, post["conv1"]))
             b = block("c2", backend.halved(a))
             out = block("c4", block("c3", backend.halved(b)))
@@ -289,3 +227,8 @@ class IntegerNetwork:
         out = block("up_conv3", backend.joined(down2, backend.shuffled(conv(out, post["up3"]))))
         out = block("up_conv2", backend.joined(down1, backend.shuffled(conv(out, post["up2"]))))
         return conv(out, post["conv2"])
+
+
+def _even(rows: int) -> int:
+    """The least even number from `rows` up: bands of the half-size grid begin where rows of the checkerboard have the parity of the first."""
+    return rows + rows % 2

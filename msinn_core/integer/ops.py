@@ -1,4 +1,5 @@
-"""The integer operations of INTEGER.md on arrays of one picture, `[H, W, C]`, compiled: C, with SSE4.1, AVX2 or AVX-512 VNNI chosen at run time.
+"""The integer operations of INTEGER.md on arrays of one picture, `[H, W, C]`, compiled: C, with SSE4.1, AVX2, AVX-512 VNNI or AMX chosen at run time,
+and NEON on 64-bit ARM.
 
 Sums of int16 products are int32, which the packer has proved cannot overflow: every order of summation gives the same bits.
 """
@@ -25,8 +26,10 @@ DENSE, EDGES, CORNERS, POINT = 0, 1, 2, 3
 
 NUM_TAPS = (9, 4, 5, 1)
 STATE_LIMIT = 1 << 26
+_SETTLED_BYTES = 4 << 20
 LANES = 16
-SCALAR, SSE41, AVX2, AVX512 = 0, 1, 2, 3
+SCALAR, SSE41, AVX2, AVX512, AMX = 0, 1, 2, 3, 4
+"""Instruction sets of x86, from the worst to the best; 64-bit ARM has `SCALAR` and, as 1, NEON. `kernel.isa_name` names those of this machine."""
 
 kernel: Any
 try:
@@ -81,8 +84,8 @@ class Compiled(NumpyArrays):
         kernel.keep_memory()
         self.isa = isa
         self.level: int = kernel.isa() if isa < 0 else min(isa, kernel.isa())
-        """The instruction set in use: `SCALAR`, `SSE41`, `AVX2` or `AVX512`."""
-        self.name = ("scalar", "SSE4.1", "AVX2", "AVX-512 VNNI")[self.level]
+        """The instruction set in use: `SCALAR`, or the number of a better one that this machine has."""
+        self.name: str = kernel.isa_name(self.level)
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
@@ -93,6 +96,11 @@ class Compiled(NumpyArrays):
         edges = [rows * i // self._threads for i in range(self._threads + 1)]
         for future in [self._pool.submit(run, a, b) for a, b in pairwise(edges)]:
             future.result()
+
+    def settle(self, x: NDArray[Any]) -> None:
+        """Give memory back, where `x` is large: what `keep_memory` keeps is as much again otherwise."""
+        if x.nbytes > _SETTLED_BYTES:
+            kernel.give_back()
 
     def conv(self, x: I16, layer: Layer, *, parity: int = 0, add: I16 | None = None) -> I16:
         h, w, cin = x.shape
@@ -120,7 +128,7 @@ class Compiled(NumpyArrays):
 
     def narrow(self, x: I32, shift: I32) -> I16:
         out = np.empty(x.shape, np.int16)
-        self._rows(x.shape[0], x.size * 4, lambda r: kernel.narrow(x[r], shift, out[r], x.shape[2]))
+        self._rows(x.shape[0], x.size * 4, lambda r: kernel.narrow(x[r], shift, out[r], x.shape[2], self.isa))
         return out
 
     def levels(self, parameters: I16, log2: I32, log_gain: I32, first: int, step: int, tables: int) -> NDArray[np.uint8]:
@@ -215,13 +223,13 @@ def best_backend(threads: int = 1) -> Any:
 def other_backends(backend: Any, threads: int = 1) -> Iterator[Any]:
     """Backends of this machine that compute in another way than `backend`, the quickest first.
 
-    Below an instruction set come the lower ones; what is no instruction set of the compiled kernel has all of them below it. The portable form is
-    the last. Layers and units differ between instruction sets; narrowing, table indexes and dequantisation are one code in all of them, another in
-    the portable form.
+    Below an instruction set come the lower ones; what is no instruction set of the compiled kernel has all of them below it. AMX has no code of its
+    own for units, so that the next below it is AVX2. The portable form is the last. Layers and units differ between instruction sets; table indexes
+    and dequantisation are one code in all of them, narrowing in those below AVX-512, another in the portable form.
     """
     if kernel is not None:
         level = backend.level if isinstance(backend, Compiled) else kernel.isa() + 1
-        yield from (Compiled(threads, isa) for isa in range(level - 1, -1, -1))
+        yield from (Compiled(threads, isa) for isa in range((AVX512 if level == AMX else level) - 1, -1, -1))
     from msinn_core.integer.portable import Portable
 
     if not isinstance(backend, Portable):

@@ -31,6 +31,10 @@ from msinn_core.walk import walk
 MARGIN = 2.0
 """Values may grow to this many times the measured range before they are cut."""
 
+CUSHIONED = 0.5
+"""Of that, where a LeakyReLU follows and the value is negative: a hundredth of what is cut off there is all that is lost. Before the LeakyReLU such
+values reach ten times as far as the positive ones, and cost the others two or three bits."""
+
 QUIET = 0.25
 """Channels whose range is below this share of the loudest's are given this share."""
 
@@ -51,13 +55,14 @@ _SELECTED = {
 
 
 class _Ranges:
-    """Largest magnitudes seen at the output of modules, and per channel at their input."""
+    """Largest magnitudes seen at the output of modules, per channel at their input, and per channel and sign at their output."""
 
     def __init__(self, model: Msinn) -> None:
         self.out: dict[str, float] = defaultdict(float)
         self.out_halves: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
         self.inputs: dict[str, Array] = {}
-        self.channels: dict[str, Array] = {}
+        self.above: dict[str, Array] = {}
+        self.below: dict[str, Array] = {}
         self._handles = [
             module.register_forward_hook(self._hook(name))
             for name, module in model.named_modules()
@@ -72,8 +77,8 @@ class _Ranges:
             self.out_halves[name] = max(halves[0], first), max(halves[1], second)
             if inputs[0].ndim != 4:
                 return
-            for largest, values in ((self.inputs, inputs[0]), (self.channels, out)):
-                seen = values.abs().amax(dim=(0, 2, 3)).numpy()
+            for largest, values in ((self.inputs, inputs[0].abs()), (self.above, out), (self.below, -out)):
+                seen = values.amax(dim=(0, 2, 3)).clamp(min=0).numpy()
                 largest[name] = np.maximum(largest[name], seen) if name in largest else seen
 
         return record
@@ -130,7 +135,7 @@ class _Packer:
         for i in range(num_layers):
             source = f"{module}.{2 * i}"
             # A table of GELU belongs to one scale.
-            out = last if i == num_layers - 1 else _exponent(self.ranges.out[source]) if gelu else self.per_channel(source)
+            out = last if i == num_layers - 1 else _exponent(self.ranges.out[source]) if gelu else self.per_channel(leaky=source)
             in_exponent = self.conv(f"{name}.{i}", source, kinds[min(i, 1)], in_exponent, out)
             if gelu and i < num_layers - 1:
                 x = np.arange(-32768, 32768) / 2.0 ** int(np.asarray(out))
@@ -138,9 +143,14 @@ class _Packer:
                 self.put(f"{name}.{i}.gelu", np.rint(values * 2.0 ** int(np.asarray(out))).clip(-32768, 32767), np.int16)
         return in_exponent
 
-    def per_channel(self, *modules: str) -> Array:
-        """Exponents of channels that these modules share, each by its own range: a loud channel takes no precision from the others."""
-        largest = np.max([self.ranges.channels[module] for module in modules], axis=0)
+    def per_channel(self, *modules: str, leaky: str = "") -> Array:
+        """Exponents of channels that these modules share, each by its own range: a loud channel takes no precision from the others. A LeakyReLU
+        follows `leaky`, which is one more of them."""
+        above, below = self.ranges.above, self.ranges.below
+        ranges = [np.maximum(above[module], below[module]) for module in modules]
+        if leaky:
+            ranges.append(np.maximum(above[leaky], below[leaky] * CUSHIONED))
+        largest = np.max(ranges, axis=0)
         # Not without end: a channel that is quiet on photographs may be loud on what is none.
         return np.array([_exponent(float(value)) for value in np.maximum(largest, largest.max() * QUIET)])
 
@@ -195,8 +205,8 @@ def _units(packer: _Packer, model: Msinn) -> None:
             name, module = f"unit.{level}.{i}", f"g_a{level}.{i}.block"
             z = packer.state_inputs(f"{name}.z_shift", f"{module}.0.conv1")
             # skip, conv2 and their sum share their scales.
-            inner = packer.per_channel(f"{module}.0", f"{module}.0.conv2", f"{module}.0.skip")
-            hidden = packer.conv(f"{name}.conv1", f"{module}.0.conv1", DENSE, z, packer.per_channel(f"{module}.0.conv1"))
+            inner = packer.per_channel(f"{module}.0", f"{module}.0.skip", leaky=f"{module}.0.conv2")
+            hidden = packer.conv(f"{name}.conv1", f"{module}.0.conv1", DENSE, z, packer.per_channel(leaky=f"{module}.0.conv1"))
             packer.conv(f"{name}.skip", f"{module}.0.skip", POINT, z, inner)
             hidden = packer.conv(f"{name}.conv2", f"{module}.0.conv2", DENSE, hidden, inner)
             half = len(z)
@@ -291,7 +301,7 @@ def _post(packer: _Packer, model: Msinn) -> None:
     def block(name: str, inputs: Array) -> Array:
         parts = (f"post_net.{name}", f"post_net.{name}.conv.2", f"post_net.{name}.up_dim")
         out = packer.per_channel(*parts)
-        hidden = packer.conv(f"post.{name}.0", f"post_net.{name}.conv.0", DENSE, inputs, packer.per_channel(f"post_net.{name}.conv.0"))
+        hidden = packer.conv(f"post.{name}.0", f"post_net.{name}.conv.0", DENSE, inputs, packer.per_channel(leaky=f"post_net.{name}.conv.0"))
         packer.conv(f"post.{name}.up_dim", f"post_net.{name}.up_dim", POINT, inputs, out)
         return packer.conv(f"post.{name}.2", f"post_net.{name}.conv.2", DENSE, hidden, out)
 

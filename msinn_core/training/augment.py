@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -39,13 +40,26 @@ def recolour(x: Tensor, gamma: Tensor, gain: Tensor) -> Tensor:
     return rounded((x / PEAK) ** gamma[:, None, None, None] * gain[:, :, None, None] * PEAK)
 
 
+@cache
+def _constant(values: tuple[tuple[float, ...], ...] | tuple[float, ...], device: torch.device) -> Tensor:
+    """Sent once: sending waits for all that the device has yet to do."""
+    return torch.tensor(values, dtype=torch.float32).to(device)
+
+
+@cache
+def _inverse(device: torch.device) -> Tensor:
+    inverse: Tensor = torch.linalg.inv(torch.tensor(_YCBCR))
+    return inverse.to(device)
+
+
 def _tables(quality: Tensor, base: tuple[tuple[int, ...], ...]) -> Tensor:
     """Quantisation tables `[N, 1, 1, 64]` as libjpeg scales them."""
     scale = torch.where(quality < 50, (5000 / quality).floor(), 200 - 2 * quality)
-    table = torch.tensor(base, dtype=torch.float32, device=quality.device).flatten()
+    table = _constant(base, quality.device).flatten()
     return ((table * scale[:, None] + 50) / 100).floor().clamp(1, PEAK)[:, None, None]
 
 
+@cache
 def _basis(device: torch.device) -> Tensor:
     """The orthonormal DCT of 8 x 8 samples, `[64, 64]`: row k is the picture of coefficient k."""
     n = torch.arange(8, dtype=torch.float64)
@@ -74,8 +88,8 @@ def jpeg(x: Tensor, quality: Tensor, *, subsampled: bool) -> Tensor:
     Returns:
         Code values 0..255, whole numbers as float32.
     """
-    matrix = torch.tensor(_YCBCR, device=x.device)
-    offset = torch.tensor((0.0, 128.0, 128.0), device=x.device)[:, None, None]
+    matrix = _constant(_YCBCR, x.device)
+    offset = _constant((0.0, 128.0, 128.0), x.device)[:, None, None]
     ycbcr = rounded(torch.einsum("ij,njhw->nihw", matrix, x) + offset)
     luma, chroma = ycbcr[:, :1], ycbcr[:, 1:]
     if subsampled:
@@ -84,4 +98,4 @@ def jpeg(x: Tensor, quality: Tensor, *, subsampled: bool) -> Tensor:
     if subsampled:
         # Bilinear at half-pixel places is what libjpeg calls fancy upsampling.
         chroma = rounded(F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False))
-    return rounded(torch.einsum("ij,njhw->nihw", torch.linalg.inv(matrix), torch.cat((luma, chroma), 1) - offset))
+    return rounded(torch.einsum("ij,njhw->nihw", _inverse(x.device), torch.cat((luma, chroma), 1) - offset))

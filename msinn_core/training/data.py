@@ -118,7 +118,7 @@ class Tiles:
         gamma = torch.empty(len(x)).uniform_(*GAMMAS, generator=generator)
         gain = torch.empty(len(x), 3).uniform_(*COLOUR_GAINS, generator=generator)
         if chosen.any():
-            at, gamma, gain = (value.to(self.device) for value in (chosen.nonzero()[:, 0], gamma[chosen], gain[chosen]))
+            at, gamma, gain = (self._sent(value) for value in (chosen.nonzero()[:, 0], gamma[chosen], gain[chosen]))
             x[at] = recolour(x[at], gamma, gain)
 
     def _through_jpeg(self, x: Tensor, share: float, generator: torch.Generator) -> None:
@@ -128,5 +128,9 @@ class Tiles:
         for subsampled in (False, True):
             these = chosen & (halved == subsampled)
             if these.any():
-                at = these.nonzero()[:, 0].to(self.device)
-                x[at] = jpeg(x[at], quality[these].to(self.device), subsampled=subsampled)
+                at = self._sent(these.nonzero()[:, 0])
+                x[at] = jpeg(x[at], self._sent(quality[these]), subsampled=subsampled)
+
+    def _sent(self, value: Tensor) -> Tensor:
+        """On the device, without waiting for what the device has yet to do."""
+        return value.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else value

@@ -14,6 +14,9 @@ from pipeline.errors import CommitUnknownError, ManifestError, StorageError
 from pipeline.limits import MAX_COMMIT_BYTES
 from pipeline.store.base import Store
 
+Place = tuple[int, int]
+"""Of a shard in an archive: its generation, and its number there."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
@@ -25,9 +28,11 @@ class Commit:
         shard: Object name, with its SHA-256 and size; likewise `manifest`.
         counted_bytes: Bytes that count towards the budget.
         predicted_bytes: What the plan expected of the coded images; `coded_bytes` is what they took.
-        images: Rows; `coded`, `kept` and `failed` by status.
+        images: Rows; `coded`, `kept` and `failed` by status; `jpeg_exact` and `pixels_exact` those in these forms, not said where there are none.
         words: Archive version whose words its file has.
-        troubled: Kept files that somebody should look at: broken, over a limit, or what killed a worker.
+        generation: In which it lies. Not in its file: where that lies says it. Of a later one than the first, `shard` and `manifest` of a commit that
+            an `Archive` gives are names from the archive's root.
+        troubled: Files that lie exactly and that somebody should look at: broken, over a limit, or what killed a worker.
         pixels: Of images that decode.
         plan_rev: Plan revision in force.
     """
@@ -51,11 +56,21 @@ class Commit:
     squared_error: float
     plan_rev: int
     troubled: int = 0
+    jpeg_exact: int = 0
+    pixels_exact: int = 0
     words: int = ARCHIVE_VERSION
+    generation: int = 1
+
+    @property
+    def place(self) -> Place:
+        """Generation and number: no other shard of the archive has both."""
+        return self.generation, self.shard_id
 
     def to_bytes(self) -> bytes:
         """JSON with sorted keys; a commit that was read gives the bytes that were read."""
-        values = {key: value for key, value in dataclasses.asdict(self).items() if key != "words"}
+        values = {key: value for key, value in dataclasses.asdict(self).items() if key not in ("words", "generation")}
+        if not (self.jpeg_exact or self.pixels_exact):
+            del values["jpeg_exact"], values["pixels_exact"]
         if self.words == 1:
             values["passthrough"] = values.pop("kept")
             del values["troubled"]
@@ -68,6 +83,7 @@ class Commit:
         if "passthrough" in values:
             values = {**values, "kept": values["passthrough"], "words": 1}
             del values["passthrough"]
+        values.pop("generation", None)  # where it lies says it
         try:
             record = cls(**values)
         except TypeError as error:

@@ -1,7 +1,7 @@
 """Names of an archive's objects, and the rules of what its books may say.
 
-`run.json` says what was asked, `commits/<id>.json` what is there, `MANIFEST.json` that it is all. Anybody may have written them, so each value is
-checked.
+`run.json` says what was asked, `commits/<id>.json` what is there, `MANIFEST.json` that it is all. An archive that has grown has these again in a
+folder for each later generation, and `seals/<generation>.json` in place of `MANIFEST.json`. Anybody may have written them, so each value is checked.
 """
 
 from __future__ import annotations
@@ -15,24 +15,40 @@ from typing import Any
 
 from pipeline.errors import ManifestError
 
-ARCHIVE_VERSION = 2
-"""Version 1 called kept files `passthrough` and counted those that looked wrong as failed."""
+ARCHIVE_VERSION = 4
+"""Version 1 called kept files `passthrough` and counted those that looked wrong as failed; before version 3 every model was stored as its file, and
+before version 4 what was not coded by the network was kept as its file."""
+
+GROWN_VERSION = 5
+"""Of generations after the first, and of the seals of archives that have some: an archive that never grew says 4, and older readers read it."""
+
+NEAR_VERSION = 6
+"""Of archives that are made within a largest error: no reader of versions 1 to 5 knows their members."""
+
+READ_VERSIONS = range(1, NEAR_VERSION + 1)
 
 RUN, SEAL = "run.json", "MANIFEST.json"
+SEALS, GENERATIONS = "seals", "generations"
+MAX_GENERATION = 99_999
+SEAL_NAME = re.compile(r"seals/(\d{5})\.json")
+DROPPED_NAME = re.compile(r"seals/(\d{5})\.dropped\.json")
+GENERATION_FOLDER = re.compile(r"generations/(\d{5})-[0-9a-f]{12}")
 STILL = "`msinn restore` still gives back every image that is there"
 COMMIT_NAME = re.compile(r"commits/(\d{5}|[1-9]\d{5,8})\.json")
 _SHARD_NAME = re.compile(r"shards/\d{5,9}-[0-9a-f]{12}\.tar")
+_ANY_SHARD_NAME = re.compile(rf"(?:{GENERATION_FOLDER.pattern}/)?{_SHARD_NAME.pattern}")
 _NAMES = {
     "shard": _SHARD_NAME,
     "manifest": re.compile(r"manifest/\d{5,9}-[0-9a-f]{12}\.parquet"),
     "scan": re.compile(r"scan/\d{5,9}-[0-9a-f]{12}\.parquet"),
+    "removed": re.compile(r"removed/\d{5,9}-[0-9a-f]{12}\.parquet"),
 }
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def is_shard_name(name: Any) -> bool:
-    """Whether this names a shard of the archive, and nothing else anywhere."""
-    return isinstance(name, str) and _SHARD_NAME.fullmatch(name) is not None
+    """Whether this names a shard of the archive, of whichever generation, and nothing else anywhere."""
+    return isinstance(name, str) and _ANY_SHARD_NAME.fullmatch(name) is not None
 
 
 def json_object(data: bytes, place: str) -> dict[str, Any]:
@@ -79,3 +95,32 @@ def sha256(data: bytes) -> str:
 def commit_name(shard_id: int) -> str:
     """Object name of a shard's commit."""
     return f"commits/{shard_id:05d}.json"
+
+
+def seal_name(generation: int) -> str:
+    """Object name of a generation's seal, in an archive that has grown."""
+    return f"{SEALS}/{generation:05d}.json"
+
+
+def dropped_name(generation: int) -> str:
+    """Object name of the note that a generation's images may be gone: `gc --keep` removed what it alone used."""
+    return f"{SEALS}/{generation:05d}.dropped.json"
+
+
+def grown_version(content: Mapping[str, Any]) -> int:
+    """What the books of an archive's first generation say once it has grown: at least `GROWN_VERSION`, and never less than before.
+
+    Args:
+        content: Of its `run.json` or seal.
+    """
+    version = content.get("archive_version")
+    return max(GROWN_VERSION, version) if type(version) is int else GROWN_VERSION
+
+
+def generation_folder(generation: int, digest: str) -> str:
+    """Folder of a generation, named after a SHA-256 of what it adds to what.
+
+    >>> generation_folder(2, "0123456789abcdef")
+    'generations/00002-0123456789ab'
+    """
+    return f"{GENERATIONS}/{generation:05d}-{digest[:12]}"

@@ -7,16 +7,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.archive.row import Row
 from pipeline.errors import ManifestError
 from pipeline.formats.parquet import read_bounded
 from pipeline.formats.records import schema_of, to_table
+from pipeline.forms.family import promise_of
 
-SCHEMA_VERSION = "2"
-"""Version 1 had other words (`ok`, `passthrough`), 100 dB for untouched files, and no mtime, pixels, metadata; it is read as version 2."""
+SCHEMA_VERSION = "3"
+"""Version 1 had other words (`ok`, `passthrough`), 100 dB for untouched files, and no mtime, pixels, metadata; version 2 had no forms. Both are read
+as version 3."""
+
+_SINCE_3 = frozenset(("form", "exact", "writer"))
 
 
 SCHEMA = schema_of(Row, {"msinn.manifest": SCHEMA_VERSION})
@@ -69,12 +72,29 @@ def read(data: bytes, *, columns: list[str] | None = None) -> pa.Table:
         if version == "1":
             table = _of_version_1(_mended(read_bounded(data)))
             return table.select(columns) if columns is not None else table
+        if version == "2":
+            wanted = columns or SCHEMA.names
+            there = list(dict.fromkeys([*(name for name in wanted if name not in _SINCE_3), "codec"]))
+            return _with_forms(_mended(_cast(read_bounded(data, columns=there)))).select(wanted)
         if version == SCHEMA_VERSION:
-            table = read_bounded(data, columns=columns or SCHEMA.names)
-            return _mended(table.cast(pa.schema([READ_SCHEMA.field(name) for name in table.column_names], SCHEMA.metadata)))
+            return _mended(_cast(read_bounded(data, columns=columns or SCHEMA.names)))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ManifestError(f"not a readable Parquet file: {error}") from error
-    raise ManifestError(f"manifest schema version {version[:20]!r}; this msinn reads versions 1 and {SCHEMA_VERSION}: use another version")
+    raise ManifestError(f"manifest schema version {version[:20]!r}; this msinn reads versions 1 to {SCHEMA_VERSION}: use another version")
+
+
+def _cast(table: pa.Table) -> pa.Table:
+    """In the present types, which the same columns of older versions have too."""
+    return table.cast(pa.schema([READ_SCHEMA.field(name) for name in table.column_names], SCHEMA.metadata))
+
+
+def _with_forms(table: pa.Table) -> pa.Table:
+    """A table of version 2 with what version 3 says of forms: there were two."""
+    promises = [promise_of(codec) for codec in table.column("codec").to_pylist()]
+    columns = {"form": [form for form, _ in promises], "exact": [exact for _, exact in promises], "writer": [None] * len(promises)}
+    for name, values in columns.items():
+        table = table.append_column(READ_SCHEMA.field(name), pa.array(values, pa.string()))
+    return table
 
 
 _FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
@@ -83,6 +103,8 @@ _FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
 
 def _mended(table: pa.Table) -> pa.Table:
     """The table, of which every value can be had as Python's: files that others wrote may hold anything in the bytes of a text or a time."""
+    import pyarrow.compute as pc  # here: a tenth of a second, and not every command needs it
+
     try:
         table.validate(full=True)
         times = [array for column in table.columns for array in _times(column.combine_chunks())]
@@ -144,6 +166,7 @@ def _of_version_1(table: pa.Table) -> pa.Table:
             "lossless": kept,
             "pixels": row["width"] * row["height"] if decodes else None,
         }
+        row["form"], row["exact"] = promise_of(row["codec"])
     return pa.Table.from_pylist(rows, schema=READ_SCHEMA)
 
 
@@ -160,4 +183,27 @@ def page() -> str:
     for field in SCHEMA:
         kind = str(field.type).replace("|", "\\|")
         lines.append(f"| `{field.name}` | {kind} | {field.metadata[b'about'].decode()} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_GENERATIONS]) + "\n"
+
+
+_GENERATIONS = """
+# Generations: archive version 5
+An archive that never grew is of version 4, as before, and generation 1. What is new since then is in archives that have grown:
+
+- `seals/00001.json` is what `MANIFEST.json` was; `seals/0000N.json` is generation N's seal. A generation is there from the moment its seal is. A
+  seal says its `folder`, the `folders` of all later generations, its `run` (as `run.json` of the folder), the SHA-256 of the seal before it
+  (`parent_sha256`), totals over all that it has (`shards`, `shard_bytes` and `counted_bytes`: of shards of which it has an image), those of what it
+  added (`own`), how many images were `added`, `changed` and `vanished`, and the hash of every commit of its own.
+- `generations/0000N-<sha12>/` has the objects of an archive for what generation N added: `run.json`, `scan/`, `plan/`, `shards/`, `manifest/`,
+  `commits/`. Names in it are from there; models are the archive's. Its `run.json` is of version 5 and says `generation`, `first_key` (keys count on
+  from the images that there were), `parent_sha256` and `removed`.
+- `removed/00000-<sha12>.parquet` in that folder lists the images that generation N no longer has: `key`, `name`, `generation` and `shard_id` (where
+  it lies), `why` (`vanished`, or `changed`: it has the file anew). Rows of generation N are those of 1 to N less those that the lists of 2 to N
+  name. No older part of the manifest is written again.
+- `MANIFEST.json` stays generation 1's seal, for readers that know no other (they see that generation, whole), and `newest` in it names generation,
+  seal, its SHA-256 and all folders.
+- `seals/0000N.dropped.json` says that `gc --keep` gave generation N up: shards that it alone used may be gone. `run.json` then says version 5,
+  which an earlier msinn refuses.
+- Every `run.json` says `listed_us` now, when the source began to be listed (microseconds since 1970), and listings `container_us`, the time of the
+  tar or Parquet file that a member lies in. Earlier readers do not ask for them; where they are missing, growth looks at the content.
+""".splitlines()

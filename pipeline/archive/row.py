@@ -89,7 +89,17 @@ class Row:
     stored_bytes: Annotated[int, Column(pa.int64(), "bytes in the shard: tar header, payload, padding", nullable=False)]
     payload_sha256: Annotated[str | None, Column(pa.string(), "of the payload")] = None
     sidecars: Annotated[tuple[Sidecar, ...], Column(Sidecar, "files kept untouched beside the image")] = ()
-    codec: Annotated[str | None, Column(pa.string(), "msinn, kept (the file itself), or null if nothing is stored")] = None
+    codec: Annotated[
+        str | None,
+        Column(
+            pa.string(), "what decodes the payload: msinn, near, jxl-jpeg, lepton, jxl, zstd, or kept (the file itself); null if nothing is stored"
+        ),
+    ] = None
+    form: Annotated[str | None, Column(pa.string(), "msinn, near, jpeg-exact, pixels-exact or kept: see FORMS.md; null if nothing is stored")] = None
+    exact: Annotated[
+        str | None, Column(pa.string(), "what comes back exactly: bytes (the file), pixels (every sample and what is listed in metadata), or no")
+    ] = None
+    writer: Annotated[str | None, Column(pa.string(), "library and version that wrote the payload, where it is none of ours")] = None
     model_sha256: Annotated[str | None, Column(pa.string(), "model that decodes the payload")] = None
     bitstream_version: Annotated[int | None, Column(pa.int8(), "1 or 2: see FORMAT.md")] = None
     q: Annotated[float | None, Column(pa.float64(), "rate index")] = None
@@ -99,19 +109,22 @@ class Row:
     bpp: Annotated[float | None, Column(pa.float64(), "8 x payload bytes / pixels")] = None
     bpp_stored: Annotated[float | None, Column(pa.float64(), "8 x stored bytes / pixels")] = None
     predicted_bytes: Annotated[float | None, Column(pa.float64(), "stored bytes that the plan expected")] = None
-    mse: Annotated[float | None, Column(pa.float64(), "of the decoded pixels, in 8-bit code values; 0 for kept files")] = None
+    mse: Annotated[float | None, Column(pa.float64(), "of the decoded pixels, in 8-bit code values; 0 for exact forms")] = None
     psnr_db: Annotated[float | None, Column(pa.float64(), "peak 255; null where nothing was lost (lossless)")] = None
-    lossless: Annotated[bool, Column(pa.bool_(), "the file itself is stored", nullable=False)]
+    lossless: Annotated[
+        bool, Column(pa.bool_(), "no sample is other than in the file; exact says whether the file itself comes back", nullable=False)
+    ]
     ms_ssim: Annotated[float | None, Column(pa.float64(), "of the decoded pixels; null unless asked for")] = None
     decode_verified: Annotated[
         bool,
         Column(
             pa.bool_(),
-            "read back from its bytes and every symbol compared before the shard was committed; a sample was decoded to pixels too",
+            "read back from its bytes and every symbol compared before the shard was committed (a sample was decoded to pixels too); exact forms: "
+            "decoded, and compared with the file or its samples",
             nullable=False,
         ),
     ]
-    recon_sha256: Annotated[str | None, Column(pa.string(), "of the decoded samples, alpha after colour")] = None
+    recon_sha256: Annotated[str | None, Column(pa.string(), "of the decoded samples, alpha after colour, 16 bits little-endian")] = None
     encoder: Annotated[str | None, Column(pa.string(), "device and versions")] = None
     status: Annotated[
         str, Column(pa.string(), "coded (nothing lost but what the rate took), kept (the file itself), failed (something is missing)", nullable=False)

@@ -1,15 +1,33 @@
-"""The seal: `MANIFEST.json`, written last, which names every commit by its hash."""
+"""The seal: written last, it names every commit by its hash. That of an archive is `MANIFEST.json`; each growth has its own in `seals/`.
+
+A growth is visible from the moment its seal is there. `MANIFEST.json` stays the first generation's, for readers that know no other, and points to the
+newest, for people.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.archive.commits import Commit
-from pipeline.archive.layout import ARCHIVE_VERSION, SEAL, commit_name, json_bytes, json_object, sha256
+from pipeline.archive.layout import SEAL, SEAL_NAME, SEALS, commit_name, grown_version, json_bytes, json_object, seal_name, sha256
 from pipeline.archive.run_record import RunRecord
 from pipeline.errors import CommitConflictError
 from pipeline.limits import MAX_RUN_BYTES
 from pipeline.store.base import Store
+
+COUNTS = ("images", "coded", "kept", "troubled", "failed", "jpeg_exact", "pixels_exact", "pixels", "source_bytes")
+"""Totals over images; those over shards are `shard_bytes` and `counted_bytes`."""
+
+
+def counts(records: Iterable[Commit]) -> dict[str, int]:
+    """Totals of `COUNTS` over shards, all images that they ever had."""
+    totals = dict.fromkeys(COUNTS, 0)
+    for record in records:
+        for name in COUNTS:
+            totals[name] += getattr(record, name)
+    return totals
 
 
 def seal(store: Store, run: RunRecord, records: list[Commit], extra: dict[str, Any]) -> dict[str, Any]:
@@ -19,19 +37,10 @@ def seal(store: Store, run: RunRecord, records: list[Commit], extra: dict[str, A
         CommitConflictError: Another, different seal exists.
     """
     content = {
-        "archive_version": ARCHIVE_VERSION,
+        "archive_version": run.archive_version,
         "model_sha256": run.model_sha256,
-        "shards": len(records),
-        "images": sum(r.images for r in records),
-        "coded": sum(r.coded for r in records),
-        "kept": sum(r.kept for r in records),
-        "troubled": sum(r.troubled for r in records),
-        "failed": sum(r.failed for r in records),
-        "pixels": sum(r.pixels for r in records),
-        "source_bytes": sum(r.source_bytes for r in records),
-        "shard_bytes": sum(r.shard_bytes for r in records),
-        "counted_bytes": sum(r.counted_bytes for r in records),
-        "commits": {commit_name(r.shard_id): sha256(r.to_bytes()) for r in records},
+        **_totals(counts(records), records),
+        "commits": _hashes(records),
         **extra,
     }
     if not store.put_if_absent(SEAL, json_bytes(content)):
@@ -40,3 +49,103 @@ def seal(store: Store, run: RunRecord, records: list[Commit], extra: dict[str, A
             raise CommitConflictError(f"{store.path(SEAL)} exists and names other commits: another run wrote into this archive")
         return existing
     return content
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """What a generation is beside the commits of its own.
+
+    Attributes:
+        folder: Where it lies; `folders`: where each later generation lies, this one's too, by its number in words.
+        older: Commits of older generations of whose shards it has images.
+        kept: Totals of `COUNTS` over the images that it keeps from them.
+        added: Images whose names are new; `changed`: whose files have changed; `vanished`: whose files are gone.
+    """
+
+    folder: str
+    folders: dict[str, str]
+    older: list[Commit]
+    kept: dict[str, int]
+    added: int
+    changed: int
+    vanished: int
+
+
+def seal_growth(root: Store, run: RunRecord, growth: Growth, records: list[Commit], extra: dict[str, Any]) -> dict[str, Any]:
+    """Write a generation's seal, and let `MANIFEST.json` point to it. The generation is there from here on.
+
+    Args:
+        root: The archive's.
+        run: The generation's.
+        growth: What it is.
+        records: Its own commits.
+        extra: What the run says for people.
+
+    Raises:
+        CommitConflictError: Another growth was sealed meanwhile.
+    """
+    own = counts(records)
+    content = {
+        "archive_version": run.archive_version,
+        "model_sha256": run.model_sha256,
+        "generation": run.generation,
+        "parent_sha256": run.parent_sha256,
+        "folder": growth.folder,
+        "folders": growth.folders,
+        "run": run.to_json(),
+        **_totals({name: growth.kept[name] + own[name] for name in COUNTS}, [*growth.older, *records]),
+        "added": growth.added,
+        "changed": growth.changed,
+        "vanished": growth.vanished,
+        "own": _totals(own, records),
+        "commits": _hashes(records),
+        **extra,
+    }
+    name = seal_name(run.generation)
+    if run.generation == 2:
+        # The first generation's seal stays under a name of its own before another takes its place as the newest.
+        root.put_if_absent(seal_name(1), root.read(SEAL, limit=MAX_RUN_BYTES))
+    if not root.put_if_absent(name, json_bytes(content)):
+        existing = json_object(root.read(name, limit=MAX_RUN_BYTES), root.path(name))
+        if existing.get("folder") != growth.folder or existing.get("commits") != content["commits"]:
+            raise CommitConflictError(
+                f"another run grew {root.url} to generation {run.generation} meanwhile, from another listing or budget: the same command again "
+                "adds what is still missing"
+            )
+        content = existing
+    point(root)
+    return content
+
+
+def point(root: Store) -> None:
+    """Let `MANIFEST.json` name the newest generation, if there is more than one. Harmless to repeat, and whoever comes last is right."""
+    while (newest := _newest(root)) > 1:
+        first = json_object(root.read(seal_name(1), limit=MAX_RUN_BYTES), root.path(seal_name(1)))
+        last = root.read(seal_name(newest), limit=MAX_RUN_BYTES)
+        folders = json_object(last, root.path(seal_name(newest))).get("folders")
+        newest_is = {"generation": newest, "seal": seal_name(newest), "sha256": sha256(last), "folders": folders}
+        about = f"generation 1 of {newest}: what stands here is its seal, and `newest` names that of the newest"
+        content = json_bytes({**first, "archive_version": grown_version(first), "about": about, "newest": newest_is})
+        if root.exists(SEAL) and root.read(SEAL, limit=MAX_RUN_BYTES) == content:
+            return
+        root.publish_bytes(content, SEAL)
+        # Another driver may have sealed the next one since it was listed, and pointed to it before this.
+        if _newest(root) == newest:
+            return
+
+
+def _newest(root: Store) -> int:
+    return max((int(found[1]) for name in root.list(SEALS) if (found := SEAL_NAME.fullmatch(name))), default=1)
+
+
+def _totals(over_images: dict[str, int], records: list[Commit]) -> dict[str, int]:
+    return {
+        "shards": len(records),
+        **over_images,
+        "shard_bytes": sum(r.shard_bytes for r in records),
+        "counted_bytes": sum(r.counted_bytes for r in records),
+    }
+
+
+def _hashes(records: list[Commit]) -> dict[str, str]:
+    return {commit_name(r.shard_id): sha256(r.to_bytes()) for r in records}

@@ -6,23 +6,30 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from pipeline.encode.coder import ImageCoder
+from pipeline.encode.batches import analyse_batches
+from pipeline.encode.coders import Coders
 from pipeline.encode.item import Item
 from pipeline.encode.tasks import ANALYSIS_SCHEMA, Analysed, WorkConfig
 from pipeline.formats.outcome import Reason
 from pipeline.formats.records import to_table
 
 
-def analyse(items: Iterable[Item], coder: ImageCoder, config: WorkConfig) -> pa.Table:
+def analyse(items: Iterable[Item], coders: Coders, config: WorkConfig) -> pa.Table:
     """Predicted curves of every image, as a table of `Analysed`. Images that cannot be coded get a reason and no curve."""
-    return to_table(Analysed, _analysed(items, coder, config), ANALYSIS_SCHEMA)
+    return to_table(Analysed, _analysed(items, coders, config), ANALYSIS_SCHEMA)
 
 
-def _analysed(items: Iterable[Item], coder: ImageCoder, config: WorkConfig) -> Iterator[Analysed]:
+def _analysed(items: Iterable[Item], coders: Coders, config: WorkConfig) -> Iterator[Analysed]:
+    # Which of several models an image costs least with is found in real bytes, image by image.
+    if (engine := coders.codec.batches) is not None and len(coders.coders) == 1:
+        items = analyse_batches(items, coders, engine, sampled=config.sampled_analysis)
     for item in items:
-        curves, reason = None, item.reason
+        curves, model, reason = None, 0, item.reason
         if item.loaded.picture is not None and item.coded:
-            curves = coder.curves(item.loaded.picture, sampled=config.sampled_analysis)
+            if item.curves is not None:
+                curves = item.curves
+            else:
+                curves, model = coders.curves(item.loaded.picture, sampled=config.sampled_analysis)
             reason = Reason.CODEC_FAILED if curves is None else None
         yield Analysed(
             index=item.task.record.index,
@@ -33,4 +40,7 @@ def _analysed(items: Iterable[Item], coder: ImageCoder, config: WorkConfig) -> I
             sidecar_bytes=item.sidecar_bytes if config.count_sidecars else 0,
             bytes=None if curves is None else curves.bytes,
             mse=None if curves is None else curves.mse,
+            model=model,
+            exact_bytes=item.exact_bytes,
+            form=item.exact_form,
         )

@@ -2,26 +2,29 @@
 
 ```
 Item --> compress at q, transformed once --> symbols, and the picture of their walk --> pack --> data --> measure --> Measured
-         DeviceMemoryError: the CPU instead                                                        anything else: Kept(CODEC_FAILED)
-measure   whole numbers on the CPU: every symbol, box and header field read from the bytes and compared; the picture is the walk's
-          encoded on a GPU, or in floats: decoded from the bytes by the CPU, a walk of its own
+         DeviceError: the CPU instead                                                             anything else: Kept(CODEC_FAILED)
+measure   whole numbers: every symbol, box and header field read from the bytes and compared; the picture is the walk's
+          floats: decoded from the bytes by the CPU, a walk of its own
 ```
-What the first way cannot show, that the machine computes rightly, `crosscheck` shows on a sample.
+What the first way cannot show, that the machine computes rightly, `crosscheck` shows on a sample. A GPU codes many at once: see `batches`.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
 from msinn_core import metrics
-from msinn_core.codec import Codec, Curves, Symbols
-from msinn_core.engines import BatchEngine
-from msinn_core.errors import CodecError, DeviceMemoryError
+from msinn_core.codec import Codec
+from msinn_core.coding import Decoded
+from msinn_core.errors import CodecError, DeviceError, DeviceMemoryError
 from msinn_core.integer.ops import COMPILED
 from msinn_core.model_file import LoadedModel
 from msinn_core.picture import Picture
+from msinn_core.prediction import Curves
 from pipeline.archive.layout import sha256
 from pipeline.encode.item import Item, Measured, ms_since
 from pipeline.encode.tasks import WorkConfig
@@ -29,6 +32,23 @@ from pipeline.formats.outcome import Kept, Reason
 
 IMAGE_ERRORS = (CodecError, RuntimeError, MemoryError)
 """What coding one image may raise (RuntimeError is torch's out-of-memory): it is kept as its file and named in the report, the others go on."""
+
+
+class Coder(Protocol):
+    """What codes images: one model, or several of which each image has one."""
+
+    @property
+    def q_max(self) -> float:
+        """Largest rate index."""
+
+    def compress(self, item: Item, q: float, *, tentative: bool = False) -> None:
+        """The network's part: see `ImageCoder`, here and below."""
+
+    def pack(self, item: Item) -> None:
+        """The entropy coder's part."""
+
+    def measure(self, item: Item) -> bool:
+        """Decode, compare, measure."""
 
 
 class ImageCoder:
@@ -39,6 +59,11 @@ class ImageCoder:
         config: The run's.
         device: Of the network.
         threads: Of the integer network.
+
+    Attributes:
+        codec: What codes: of the device, while it works.
+        checker: The CPU's. It codes what is too large for the device, and everything once that has failed.
+        lost: A sentence once the device has failed.
     """
 
     def __init__(self, model: LoadedModel, config: WorkConfig, *, device: str = "cpu", threads: int = 1) -> None:
@@ -47,10 +72,10 @@ class ImageCoder:
 
             compute_on_one_thread()
         self.codec = Codec(model, device=device, max_pixels=config.max_pixels, threads=threads)
-        # What a GPU encoded is decoded by the CPU before it counts: an error of the device, its compiler or our kernels shows.
-        on_gpu = isinstance(self.codec.engine, BatchEngine)
-        self.checker = Codec(model, max_pixels=config.max_pixels, threads=threads) if on_gpu else self.codec
+        self.checker = Codec(model, max_pixels=config.max_pixels, threads=threads) if self.codec.batches else self.codec
+        self.lost: str | None = None
         self._ms_ssim = config.ms_ssim
+        self._searches = config.target_psnr_db is not None
 
     @property
     def model(self) -> LoadedModel:
@@ -61,6 +86,12 @@ class ImageCoder:
     def q_max(self) -> float:
         """Largest rate index."""
         return self.codec.q_max
+
+    def gives_way(self, error: Exception) -> None:
+        """The device could not do something: if it failed, and has not merely too little memory, the CPU does everything from now on."""
+        if not isinstance(error, DeviceMemoryError) and self.codec is not self.checker:
+            self.codec = self.checker
+            self.lost = (str(error) or type(error).__name__)[:300]
 
     def compress(self, item: Item, q: float, *, tentative: bool = False) -> None:
         """The network's part of coding at q: `symbols`. Nothing for an image that is not to be coded.
@@ -75,23 +106,28 @@ class ImageCoder:
         started = time.perf_counter()
         try:
             try:
-                item.symbols = self._compressed(item, item.loaded.picture, q)
-            except DeviceMemoryError:  # one image is too large for the device, not for the machine
-                item.latents, item.on_checker = None, True
-                item.symbols = self._compressed(item, item.loaded.picture, q)
-            if item.symbols.walked is not None and not tentative:
-                item.symbols.walked.picture()  # now: what it is computed from need not wait in memory
+                self._compress(item, item.loaded.picture, q, tentative=tentative)
+            except DeviceError as error:  # of the device, not of the machine
+                self.gives_way(error)
+                item.on_checker = True
+                self._compress(item, item.loaded.picture, q, tentative=tentative)
             item.measured = None
         except IMAGE_ERRORS as error:
             item.outcome = Kept(Reason.CODEC_FAILED, f"{type(error).__name__}: {error}"[:300])
             item.latents = None
         item.model_ms += ms_since(started)
 
-    def _compressed(self, item: Item, picture: Picture, q: float) -> Symbols:
+    def _compress(self, item: Item, picture: Picture, q: float, *, tentative: bool) -> None:
         codec = self.checker if item.on_checker else self.codec
-        if item.latents is None:
+        if item.latents is None or item.latents.engine is not codec.engine:
             item.latents = codec.transform(picture)
-        return codec.compress(item.latents, q, keep_walk=True)
+        again = tentative or self._searches or item.task.min_psnr_db is not None
+        item.symbols = codec.compress(item.latents, q, keep_walk=True, last=not again)
+        if not again:
+            item.latents = None
+        item.encoder = encoder_of(codec)
+        if item.symbols.walked is not None and not tentative:
+            item.symbols.walked.picture()  # now: what it is computed from need not wait in memory
 
     def pack(self, item: Item) -> None:
         """The entropy coder's part: `data`. Needs no network, and may run in another thread beside it."""
@@ -116,7 +152,7 @@ class ImageCoder:
         started = time.perf_counter()
         original = item.loaded.picture
         try:
-            decoded, symbols = self.checker.decode_known(item.data, item.symbols)
+            decoded, symbols = self._read_back(item)
         except IMAGE_ERRORS as error:
             item.outcome = Kept(Reason.CODEC_FAILED, f"does not decode: {error}"[:300])
             return False
@@ -129,6 +165,16 @@ class ImageCoder:
         item.verify_ms += ms_since(started)
         return True
 
+    def _read_back(self, item: Item) -> Decoded:
+        assert item.data is not None
+        assert item.symbols is not None
+        try:
+            return self.checker.decode_known(item.data, item.symbols)
+        except DeviceError as error:  # the walk's picture, asked for only now, went with the device; the bytes have all of it
+            self.gives_way(error)
+            item.symbols = replace(item.symbols, walked=None)
+            return self.checker.decode_known(item.data, item.symbols)
+
     def curves(self, picture: Picture, *, sampled: bool) -> Curves | None:
         """Predicted rate and distortion of a picture; None if it cannot be coded.
 
@@ -137,10 +183,24 @@ class ImageCoder:
             sampled: Look at bands of it only: half the time, less exact.
         """
         try:
-            curves = self.codec.analyse(picture, sampled=sampled)
+            try:
+                curves = self.codec.analyse(picture, sampled=sampled)
+            except DeviceError as error:
+                self.gives_way(error)
+                curves = self.checker.analyse(picture, sampled=sampled)
         except IMAGE_ERRORS:
             return None
-        return curves if np.isfinite(curves.bytes).all() and np.isfinite(curves.mse).all() else None
+        return curves if is_finite(curves) else None
+
+
+def is_finite(curves: Curves) -> bool:
+    """Whether a plan can use them."""
+    return bool(np.isfinite(curves.bytes).all() and np.isfinite(curves.mse).all())
+
+
+def encoder_of(codec: Codec) -> str:
+    """What computes, for the manifest: device and instruction set, or its name."""
+    return f"{codec.engine.device} ({codec.engine.name})"
 
 
 def _same_alpha(decoded: Picture, original: Picture) -> bool:

@@ -11,7 +11,9 @@ from pipeline.archive.row import MetadataPart, Row, Sidecar
 from pipeline.archive.shard import Member, stored_bytes
 from pipeline.encode.item import Item
 from pipeline.encode.tasks import ShardTask
-from pipeline.formats.outcome import Missing, Outcome, Reason
+from pipeline.formats.outcome import Coded, Missing, Outcome, Reason
+from pipeline.forms.base import Exact
+from pipeline.forms.family import promise_of
 from pipeline.sources.record import printable
 
 
@@ -21,12 +23,12 @@ class Describer:
 
     Attributes:
         task: The shard.
-        model_sha256: Of the model that codes.
-        encoder: Device and versions; `worker`: host and process.
+        models: SHA-256 of each of the run's models.
+        encoder: Versions, beside the device that each item names; `worker`: host and process.
     """
 
     task: ShardTask
-    model_sha256: str
+    models: tuple[str, ...]
     encoder: str
     worker: str
 
@@ -41,16 +43,20 @@ class Describer:
             sidecars: Where its sidecars lie.
         """
         record, info, picture = item.task.record, item.loaded.info, item.loaded.picture
-        coded, outcome = item.coded, _outcome(item)
+        coded, outcome, exact_form = item.coded, _outcome(item), None if item.coded else item.stored
+        form, exact = promise_of(item.codec) if member is not None else (None, Exact.BYTES)
         pixels = info.width * info.height if info.width and info.height else None
         decodes = pixels is not None and not (item.reason is not None and item.reason.troubles)
         stored = stored_bytes(member.length) if member else 0
         measured = item.measured if coded else None
+        # The network's part, where there is one.
+        bitstream = None if not coded else item.data if item.near is None else item.near.bitstream
+        writer = item.near.writer if coded and item.near is not None else exact_form.writer if exact_form is not None else None
         mse = measured.mse if measured is not None else 0.0 if decodes else None
         return Row(
             key=record.key,
             name=printable(record.name),
-            restore_name=record.restore_name if coded else record.keep_name,
+            restore_name=record.keep_name if exact is Exact.BYTES else record.restore_name,
             source_uri=record.source_uri,
             member=member.name if member else None,
             source_bytes=None if item.source is None else len(item.source),
@@ -67,7 +73,7 @@ class Describer:
             exif=len(picture.exif) if picture and picture.exif else None,
             xmp=len(picture.xmp) if picture and picture.xmp else None,
             metadata=tuple(MetadataPart(kind=kind, bytes=size) for kind, size in item.loaded.carried.listed),
-            metadata_lost=item.loaded.carried.dropped if coded else None,
+            metadata_lost=item.loaded.carried.dropped if exact is not Exact.BYTES else None,
             shard_id=self.task.shard_id,
             shard_key="",
             offset=member.offset if member else None,
@@ -75,13 +81,16 @@ class Describer:
             stored_bytes=stored,
             payload_sha256=member.sha256 if member else None,
             sidecars=sidecars,
-            codec=None if member is None else "msinn" if coded else "kept",
-            model_sha256=self.model_sha256 if coded else None,
-            bitstream_version=item.data[4] if coded and item.data else None,
+            codec=item.codec if member is not None else None,
+            form=form,
+            exact=exact if member is not None else None,
+            writer=writer,
+            model_sha256=self.models[item.task.model] if bitstream else None,
+            bitstream_version=bitstream[4] if bitstream else None,
             q=(item.q if item.symbols is None else item.symbols.q) if coded else None,
             multiplier=self.task.multiplier if coded and self.task.plan_rev else None,
             plan_rev=self.task.plan_rev if self.task.plan_rev else None,
-            clamp=item.clamp if coded else None,
+            clamp=item.clamp if coded and item.near is None else None,
             bpp=8 * member.length / pixels if member and pixels else None,
             bpp_stored=8 * stored / pixels if member and pixels else None,
             predicted_bytes=item.task.predicted_bytes or None,
@@ -89,10 +98,10 @@ class Describer:
             psnr_db=metrics.psnr_db(mse) if coded and mse else None,
             lossless=member is not None and (not coded or mse == 0),
             ms_ssim=measured.ms_ssim if measured is not None else None,
-            decode_verified=coded,
-            recon_sha256=measured.recon_sha256 if measured is not None else None,
-            encoder=self.encoder if coded else None,
-            status=outcome.status,
+            decode_verified=coded or exact_form is not None,
+            recon_sha256=measured.recon_sha256 if measured is not None else exact_form.recon_sha256 if exact_form is not None else None,
+            encoder=f"{item.encoder}, {self.encoder}" if coded and item.encoder else None,
+            status=Coded.status if exact is Exact.PIXELS and not isinstance(outcome, Missing) else outcome.status,
             error_code=outcome.reason,
             error=outcome.message,
             attempt=self.task.attempt,

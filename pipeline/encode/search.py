@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from msinn_core import bitstream, metrics
-from pipeline.encode.coder import ImageCoder
+from pipeline.encode.coder import Coder
 from pipeline.encode.item import Item
 from pipeline.formats.outcome import Kept, Reason
 from pipeline.plan.curves import mse_of_psnr
@@ -19,7 +20,7 @@ _DB_PER_Q = 1.8
 _TRIES = 8
 
 
-def verify(coder: ImageCoder, item: Item, target_psnr_db: float | None) -> None:
+def verify(coder: Coder, item: Item, target_psnr_db: float | None) -> None:
     """Measure a coded item, and search another q while a quality target or the image's own floor is missed.
 
     Args:
@@ -27,13 +28,29 @@ def verify(coder: ImageCoder, item: Item, target_psnr_db: float | None) -> None:
         item: With the symbols and data of its first q.
         target_psnr_db: What every image is to have, and at most `PSNR_WINDOW_DB` more; None: its task's floor counts, which may be passed.
     """
-    if not coder.measure(item):
+    if coder.measure(item):
+        for q in tries(item, coder.q_max, target_psnr_db):
+            coder.compress(item, q)
+            coder.pack(item)
+            if item.coded:
+                coder.measure(item)
+
+
+def tries(item: Item, q_max: float, target_psnr_db: float | None) -> Iterator[float]:
+    """Rates at which a measured item is to be coded and measured again, one after the other; at their end it is as it shall be, or kept.
+
+    Args:
+        item: Measured now, and each time before the next is asked for, unless it is no longer coded.
+        q_max: Largest q.
+        target_psnr_db: See `verify`.
+    """
+    if not item.coded or item.measured is None:
         return
-    assert item.measured is not None
     target = target_psnr_db if target_psnr_db is not None else item.task.min_psnr_db
     if target is None or (target_psnr_db is None and item.measured.mse <= mse_of_psnr(target)):
         return
-    if _search(coder, item, target) and target_psnr_db is None:
+    found = yield from _search(item, q_max, target)
+    if found and target_psnr_db is None:
         item.clamp = "floor"
 
 
@@ -76,9 +93,9 @@ class Bracket:
         return min(self.q_max, max(0.0, found))
 
 
-def _search(coder: ImageCoder, item: Item, target_db: float) -> bool:
+def _search(item: Item, q_max: float, target_db: float) -> Generator[float, None, bool]:
     """Leave the item at the least q seen at or above the target. False, and kept, if there is none or it cannot be coded."""
-    bracket = Bracket(target_db, coder.q_max)
+    bracket = Bracket(target_db, q_max)
     best = None
     for _ in range(_TRIES):
         assert item.symbols is not None
@@ -90,9 +107,8 @@ def _search(coder: ImageCoder, item: Item, target_db: float) -> bool:
         following = bracket.following(q, psnr_db)
         if ended or abs(following - q) < 1 / bitstream.Q_STEPS:
             break
-        coder.compress(item, following)
-        coder.pack(item)
-        if not item.coded or not coder.measure(item):
+        yield following
+        if not item.coded:
             return False
     if best is None:
         assert item.measured is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.archive import manifest
 from pipeline.archive.commits import Commit, commit
 from pipeline.archive.layout import sha256
-from pipeline.archive.members import suffix_of
+from pipeline.archive.members import payload_suffix
 from pipeline.archive.row import Row, Sidecar, sidecar_of
 from pipeline.archive.shard import Member, ShardWriter, stored_bytes, verify_members
 from pipeline.encode.describe import Describer
@@ -59,7 +59,7 @@ def local_shard(items: Iterable[Item], describer: Describer) -> Iterator[LocalSh
                 member, sidecars = _add(item, writer, members)
                 rows.append(describer.row(item, member, sidecars))
                 item.loaded = replace(item.loaded, picture=None)  # the pixels are no longer needed
-                item.source = None
+                item.source = item.stored = None
         except BaseException:
             writer.abandon()
             raise
@@ -71,8 +71,7 @@ def _add(item: Item, writer: ShardWriter, members: list[Member]) -> tuple[Member
     """Write payload and sidecars of one item, and append their members; a sidecar whose name is taken gets a number."""
     record, member = item.task.record, None
     if item.payload is not None:
-        suffix = "msn" if item.coded else suffix_of(record.name)
-        member = writer.add(f"{record.key}.{suffix}", item.payload)
+        member = writer.add(f"{record.key}.{payload_suffix(item.codec or '', record.name)}", item.payload)
         members.append(member)
     sidecars: list[Sidecar] = []
     for number, file in enumerate(item.sidecars):
@@ -127,8 +126,10 @@ def _commit_of(task: ShardTask, shard: LocalShard, name: str, data: bytes, manif
         coded=sum(row.status == "coded" for row in rows),
         kept=sum(row.status == "kept" for row in rows),
         failed=sum(row.status == "failed" for row in rows),
+        jpeg_exact=sum(row.form == "jpeg-exact" for row in rows),
+        pixels_exact=sum(row.form == "pixels-exact" for row in rows),
         pixels=sum(row.pixels or 0 for row in rows),
-        troubled=sum(row.status == "kept" and Reason.named(row.error_code).undecodable for row in rows),
+        troubled=sum(row.status != "failed" and Reason.named(row.error_code).undecodable for row in rows),
         source_bytes=sum(row.source_bytes or 0 for row in rows),
         squared_error=float(sum((row.mse or 0) * (row.pixels or 0) for row in rows)),
         plan_rev=task.plan_rev,

@@ -27,6 +27,11 @@ class WorkConfig:
     device: str = "cpu"
     verify_sample: float = VERIFY_SAMPLE
     sampled_analysis: bool = False
+    lossless: bool = False
+    lossless_jpeg: bool = False
+    all_forms: bool = False
+    exact_bytes: bool = False
+    max_error: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,12 @@ class ImageTask:
         clamp: `none`, `floor` or `cap`.
         skip_reason: Keep the file for this reason, whatever q says; if it is that the file cannot be read, leave it out.
         pixels: Its size, 0 if unknown.
-        min_psnr_db: Floor of this image, or None.
+        min_psnr_db: Floor of this image, or None; infinite: it loses nothing.
         min_q: Least q that the trim or a search may choose; `max_q`: largest.
+        model: Number among the run's models.
+        exact_bytes: Stored bytes of its smallest exact form as the analysis has them, where the plan may choose that; else infinite.
+        codec: What its payload was made with, where it is to be made again as it was and not by the network; else the smallest exact form is looked
+            for if it is kept.
     """
 
     record: SourceRecord
@@ -53,6 +62,14 @@ class ImageTask:
     min_psnr_db: float | None = None
     min_q: float = 0.0
     max_q: float = np.inf
+    model: int = 0
+    codec: str | None = None
+    exact_bytes: float = np.inf
+
+    @property
+    def lossless(self) -> bool:
+        """Whether this image is to lose nothing, whatever the run does with others."""
+        return self.min_psnr_db == np.inf
 
     @property
     def to_code(self) -> bool:
@@ -93,6 +110,8 @@ class Analysed:
         sidecar_bytes: What its sidecars take in a shard; 0 where they do not count.
         bytes: `[A]` predicted bytes of the bitstream at each of the model's rates; None if it cannot be coded.
         mse: `[A]` predicted, in 8-bit code values.
+        model: Number among the run's models of the one that the image costs least with; the curves are its.
+        exact_bytes: Of its smallest exact form, about; None where it has none that is smaller than its file. `form` is which.
     """
 
     index: Annotated[int, Column(pa.int64())]
@@ -103,6 +122,9 @@ class Analysed:
     sidecar_bytes: Annotated[int, Column(pa.int64())]
     bytes: Annotated[NDArray[np.float64] | None, Column(pa.list_(pa.float64()))]
     mse: Annotated[NDArray[np.float64] | None, Column(pa.list_(pa.float64()))]
+    model: Annotated[int, Column(pa.int8())]
+    exact_bytes: Annotated[int | None, Column(pa.int64())] = None
+    form: Annotated[str | None, Column(pa.string())] = None
 
 
 ANALYSIS_SCHEMA = schema_of(Analysed)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from pipeline.archive.shard import END_BYTES, stored_bytes
-from pipeline.encode.coder import ImageCoder
+from pipeline.archive.shard import END_BYTES
+from pipeline.encode.coders import Coders
 from pipeline.encode.item import Item
 from pipeline.encode.load import ItemLoader
 from pipeline.encode.search import verify
@@ -16,13 +14,13 @@ from pipeline.encode.tasks import ImageTask, WorkConfig
 from pipeline.plan.trim import Trimmer
 
 TRIM_PIXELS = 16_000_000
-"""Images that are trimmed together stay in memory with their latents, symbols and walks, about 42 bytes per pixel."""
+"""Images that are trimmed together stay in memory with their latents, symbols and walks, about 36 bytes per pixel."""
 
 _ROUNDS = 3
 """An image whose floor moves it after a trim is pinned, and the others are trimmed again."""
 
 
-def encode_within(tasks: Sequence[ImageTask], limit_bytes: int, loader: ItemLoader, coder: ImageCoder, config: WorkConfig) -> list[Item]:
+def encode_within(tasks: Sequence[ImageTask], limit_bytes: int, loader: ItemLoader, coder: Coders, config: WorkConfig) -> list[Item]:
     """All images of a shard, released, as `encode_stream` has them, within a limit that they use up.
 
     Args:
@@ -53,7 +51,7 @@ def encode_within(tasks: Sequence[ImageTask], limit_bytes: int, loader: ItemLoad
     return items + trimmed
 
 
-def _trim(items: list[Item], limit_bytes: int, coder: ImageCoder, target_psnr_db: float | None) -> None:
+def _trim(items: list[Item], limit_bytes: int, coder: Coders, target_psnr_db: float | None) -> None:
     """Code the items so that together they take up the limit; each is measured at the rate at which it stays."""
 
     def encode(i: int, q: float) -> int:
@@ -62,7 +60,7 @@ def _trim(items: list[Item], limit_bytes: int, coder: ImageCoder, target_psnr_db
         return items[i].least_bytes
 
     ranges = [(item.task.min_q, min(item.task.max_q, coder.q_max)) for item in items]
-    most = [float(stored_bytes(len(item.source))) if item.source is not None else np.inf for item in items]
+    most = [float(item.most_bytes) for item in items]
     trimmer = Trimmer(encode, [item.task.q for item in items], ranges, most)
     pinned: set[int] = set()
     for _ in range(_ROUNDS):

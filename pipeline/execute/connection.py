@@ -106,6 +106,13 @@ def connect(address: str | None, workers: int | None, resources: Resources | Non
     return max(1, min(workers or fitting, fitting))
 
 
+def fitting(resources: Resources) -> int:
+    """How many actors the Ray instance that was joined has room for now."""
+    import ray
+
+    return resources.fitting(ray.cluster_resources())  # type: ignore[no-untyped-call]
+
+
 def _keep_to_this_machine() -> None:
     """A local Ray listens on the loopback device only, and answers to a token that only its own processes have. Read when Ray is imported."""
     wanted = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}

@@ -16,7 +16,7 @@ _Inbox = queue.SimpleQueue[tuple[int, Job[Any, Any], _Answers] | None]
 
 
 class InProcess(Generic[Worker]):
-    """For small runs, which take less time than Ray to start. The kernels release the GIL.
+    """For small runs, which take less time than others to start, and for workers of one GPU. The kernels release the GIL.
 
     What ends a worker ends the run; images are decoded in a process of their own all the same, and what is committed stays.
 
@@ -85,7 +85,9 @@ def _work(inbox: _Inbox, factory: Callable[..., Any], args: tuple[Any, ...]) -> 
                 answers.put(("remarks", worker, job, remarks_of(held)))
             for attempt in range(TASK_RETRIES):
                 try:
-                    answers.put(("result", worker, job, job.work(held)))
+                    result = job.work(held)
+                    answers.put(("remarks", worker, job, remarks_of(held)))  # a GPU may have failed meanwhile
+                    answers.put(("result", worker, job, result))
                     break
                 except StorageError as error:
                     if not error.transient or attempt == TASK_RETRIES - 1:

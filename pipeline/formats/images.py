@@ -122,7 +122,7 @@ def load(data: bytes, *, max_pixels: int, name: str = "", on_header: Callable[[I
                 if on_header is not None:
                     on_header(info)
                 image.load()
-                if not _ends_cleanly(image, data):
+                if not ends_cleanly(image, data):
                     return LoadedImage(info=info, reason=Reason.TRAILING, message="the file goes on after the end of the image")
                 info = replace(info, orientation=_orientation(image))
                 found = carried(image, data)
@@ -180,7 +180,7 @@ def _tiff_tag(image: Image.Image, tag: int) -> Any:
     return getattr(image, "tag_v2", {}).get(tag)
 
 
-def _plain_tiff(image: Image.Image) -> bool:
+def plain_tiff(image: Image.Image) -> bool:
     """Whether Pillow's view of a TIFF is all there is: one full-size upright picture of unsigned samples, no EXIF, GPS, sub-images, raw data."""
     if any(_tiff_tag(image, tag) is not None for tag in (330, 34665, 34853, 50706)):
         return False
@@ -199,7 +199,7 @@ def _reason(image: Image.Image, info: ImageInfo, data: bytes, max_pixels: int) -
         return Reason.ANIMATED, "several frames"
     if (info.bit_depth or 8) > 8:
         return Reason.DEEP, f"{info.bit_depth} bits per sample"
-    if image.format == "TIFF" and not _plain_tiff(image):
+    if image.format == "TIFF" and not plain_tiff(image):
         return Reason.UNSUPPORTED, "a TIFF with EXIF, GPS, sub-images, raw data, an orientation or unusual samples"
     if image.mode == "P" and ("transparency" in image.info or (image.palette is not None and image.palette.mode != "RGB")):
         return Reason.PALETTE_ALPHA, "palette with transparency"
@@ -210,7 +210,7 @@ def _reason(image: Image.Image, info: ImageInfo, data: bytes, max_pixels: int) -
     return None
 
 
-def _ends_cleanly(image: Image.Image, data: bytes) -> bool:
+def ends_cleanly(image: Image.Image, data: bytes) -> bool:
     """Phones append videos and depth maps to JPEGs; nobody wants those dropped in silence."""
     end = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}.get(image.format or "")
     if end is not None and not data.rstrip(b"\0").endswith(end):
@@ -240,11 +240,7 @@ def _picture(image: Image.Image, found: Carried) -> Picture:
 
 def to_image(picture: Picture) -> Image.Image:
     """A decoded picture as Pillow has it: mode L, LA, RGB or RGBA."""
-    pixels = picture.pixels
-    if picture.alpha is not None:
-        planes = [pixels] if pixels.ndim == 2 else [pixels[:, :, c] for c in range(3)]
-        pixels = np.stack([*planes, picture.alpha], axis=-1)
-    return Image.fromarray(np.ascontiguousarray(pixels))
+    return Image.fromarray(picture.interleaved())
 
 
 def to_png(picture: Picture) -> bytes:

@@ -103,7 +103,7 @@ def picture_end(image: Image.Image, data: bytes) -> int | None:
     if image.format in ("BMP", "DIB") and data[:2] == b"BM":
         return int.from_bytes(data[2:6], "little") or None
     if image.format == "PPM" and data[:2] in (b"P5", b"P6"):
-        return _ppm_header(data, 3)[0] + 1 + image.width * image.height * len(image.getbands())
+        return ppm_header(data, 3)[0] + 1 + image.width * image.height * len(image.getbands())
     return None
 
 
@@ -341,11 +341,11 @@ def _avif(image: Image.Image, data: bytes, common: Carried) -> Carried:
 
 def _ppm(image: Image.Image, data: bytes, common: Carried) -> Carried:
     """Comments between the numbers of the header."""
-    comments = _ppm_header(data, 2 if image.mode == "1" else 3)[1]
+    comments = ppm_header(data, 2 if image.mode == "1" else 3)[1]
     return _as_chunks(common, *map(_comment, filter(None, comments)))
 
 
-def _ppm_header(data: bytes, numbers: int) -> tuple[int, list[bytes]]:
+def ppm_header(data: bytes, numbers: int) -> tuple[int, list[bytes]]:
     """Where the header's numbers end, and the comments between them."""
     tokens, position, comments = 0, 2, []
     while tokens < numbers and position < min(len(data), 4096):

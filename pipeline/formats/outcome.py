@@ -29,6 +29,8 @@ class Reason(StrEnum):
     SIDECAR = "sidecar_unreadable"
     CODEC_FAILED = "codec_failed"
     QUALITY_UNREACHABLE = "quality_unreachable"
+    LOSSLESS = "lossless_asked_for"
+    PLANNED = "lossless_planned"
 
     @classmethod
     def named(cls, text: str | None) -> Reason:

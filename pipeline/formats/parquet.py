@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 MAX_GROUP_BYTES = 1 << 28
@@ -63,6 +62,8 @@ def read_bounded(data: bytes, *, columns: list[str] | None = None, holding: tupl
 
 
 def _read(data: bytes, columns: list[str] | None, holding: tuple[str, int] | None) -> pa.Table:
+    import pyarrow.compute as pc  # here: a tenth of a second, and not every command needs it
+
     found = groups(io.BytesIO(data), len(data))
     limits = {"thrift_string_size_limit": _MAX_FOOTER_BYTES, "thrift_container_size_limit": _MAX_FOOTER_BYTES}
     plain = pq.ParquetFile(io.BytesIO(data), **limits)
@@ -187,6 +188,8 @@ def measure(chunk: memoryview) -> tuple[int, int]:
 
 def _expanded_bytes(array: pa.Array) -> int:
     """Bytes of an array once its dictionaries are written out."""
+    import pyarrow.compute as pc  # here: a tenth of a second, and not every command needs it
+
     if pa.types.is_dictionary(array.type):
         lengths = pc.fill_null(pc.binary_length(array.dictionary), 0).cast(pa.int64())
         return int(pc.sum(lengths.take(array.indices.drop_null())).as_py() or 0) + 8 * len(array)

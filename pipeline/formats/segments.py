@@ -60,6 +60,24 @@ def jpeg_end(data: bytes) -> int | None:
     return None
 
 
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG file's first picture, or of what is left of its header; None where no frame is found before the samples.
+
+    Where there are several frames the largest counts: a decoder may take any.
+    """
+    position, found = 2 if data[:2] == b"\xff\xd8" else 0, None
+    while (match := _MARKER.search(data, position)) is not None:
+        marker, at = data[match.start() + 1], match.end()
+        if marker in (0xD9, 0xDA):
+            break
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 7 <= len(data):
+            height, width = struct.unpack_from(">HH", data, at + 3)
+            if found is None or width * height > found[0] * found[1]:
+                found = width, height
+        position = at if marker in (0x01, 0xD8) else at + max(2, int.from_bytes(data[at : at + 2], "big"))
+    return found
+
+
 def segment_name(marker: int, content: bytes) -> str:
     """`APP13 Photoshop 3.0`, `COM`: what people call a segment."""
     if marker == 0xFE:

@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msinn_core.codec import Codec, Latents
+from msinn_core.codec import Codec
+from msinn_core.coding import Latents
 from msinn_core.entropy import rans
 from msinn_core.integer.ops import Compiled
 from msinn_core.model_file import load_model

@@ -8,13 +8,14 @@ import resource
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from msinn_core.codec import Symbols
+from msinn_core.coding import Symbols
 from pipeline.encode.tasks import WorkConfig
 from pipeline.encode.worker import ShardWorker
 from pipeline.errors import UsageError
@@ -25,10 +26,11 @@ from pipeline.plan.config import Budget, CompressConfig
 from pipeline.run.compress import Run, make_worker
 
 
-def idle_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
+def idle_worker(models: Sequence[bytes], url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
     """A real worker whose codec does nothing: its bitstreams are a few bytes, and decode to the picture that was last encoded."""
-    worker = make_worker(model, url, config)
-    worker.coder.codec = worker.coder.checker = _NoCodec(worker.coder.codec)  # type: ignore[assignment]
+    worker = make_worker(models, url, config)
+    for coder in worker.coder.coders:
+        coder.codec = coder.checker = _NoCodec(coder.codec)  # type: ignore[assignment]
     return worker
 
 

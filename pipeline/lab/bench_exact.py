@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from msinn_core.codec import Codec
 from msinn_core.errors import CodecError
 from msinn_core.integer import ops, portable
-from msinn_core.integer.network import Backend
+from msinn_core.integer.backend import Backend
 from msinn_core.model_file import LoadedModel, load_model
 from msinn_core.picture import Picture
 from pipeline.lab.bench_common import MAX_PIXELS
 from pipeline.lab.evaluation import pictures
-
-_ISAS = {ops.AVX512: "AVX-512 VNNI", ops.AVX2: "AVX2", ops.SSE41: "SSE4.1", ops.SCALAR: "scalar"}
 
 
 @dataclass(frozen=True)
@@ -31,11 +29,8 @@ def _configurations(model: LoadedModel) -> list[_Configuration]:
     if model.profile != "int":
         return [_Configuration("torch float32, 1 thread", 1), _Configuration("torch float32, 2 threads", 2)]
     fastest = ops.kernel.isa() if ops.kernel else -1
-    compiled = [
-        _Configuration(f"compiled, {_ISAS[isa]}, {threads} thread(s)", threads, ops.Compiled(threads, isa))
-        for isa in range(fastest, -1, -1)
-        for threads in (1, 2)
-    ]
+    backends = [(ops.Compiled(threads, isa), threads) for isa in range(fastest, -1, -1) for threads in (1, 2)]
+    compiled = [_Configuration(f"compiled, {backend.name}, {threads} thread(s)", threads, backend) for backend, threads in backends]
     return [*compiled, _Configuration("portable float64", 1, portable.Portable())]
 
 

@@ -13,7 +13,6 @@ from msinn_core import metrics
 from msinn_core.codec import Codec
 from msinn_core.model_file import load_model
 from pipeline.archive.commits import Commit
-from pipeline.execute import connection
 from pipeline.execute.placement import Placement
 from pipeline.formats.images import load
 from pipeline.plan.config import Budget, CompressConfig
@@ -91,9 +90,8 @@ def bench_run(images: str, *, workers: Sequence[int], destination: str | None, q
             loop.join()
         with tempfile.TemporaryDirectory() as folder:
             place = f"{destination or folder}/bench-{uuid.uuid4().hex[:8]}"
-            clock, placement = Clock(), Placement(executor="ray", workers=number)
+            clock, placement = Clock(), Placement(workers=number)
             Run(images, place, CompressConfig(budget=Budget(kind="q", value=q)), clock, placement=placement).execute()
-            connection.disconnect()
         times = sorted(clock.commits)
         took = times[-1][0] - clock.phases["begin"]
         steady = sum(images for _, images in times[1:]) / max(times[-1][0] - times[0][0], 1e-9)

@@ -20,10 +20,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Measured:
-    """A model on some pictures.
+    """A model, or another codec, on some pictures.
 
     Attributes:
-        rates: `[Q]`, rate indexes.
+        rates: `[Q]`, rate indexes, or another codec's settings.
         bytes: `[N, Q]`, sizes of bitstreams.
         psnr_db: `[N, Q]`, of the decoded pixels.
         pixels: `[N]`.
@@ -53,6 +53,15 @@ class Gain:
         """Whether the whole interval is a gain."""
         return self.high < 0
 
+    @property
+    def rounded(self) -> list[float]:
+        """All three, for records."""
+        return [round(value, 2) for value in (self.percent, self.low, self.high)]
+
+    def pays_above(self, model_bytes: int) -> float | None:
+        """Bytes of images above which a model's own are paid for, were the other model free; None if it gains nothing for certain."""
+        return model_bytes / (-self.high / 100) if self.certain else None
+
     def __str__(self) -> str:
         return f"{self.percent:+.1f} % ({self.low:+.1f} to {self.high:+.1f})"
 
@@ -77,14 +86,14 @@ def measure(codec: Codec, pictures: Sequence[NDArray[np.uint8]], rates: Sequence
     return Measured(np.array(rates), sizes, quality, np.array([pixels.shape[0] * pixels.shape[1] for pixels in pictures], np.float64))
 
 
-def gain(general: Measured, own: Measured, *, seed: int = 0) -> Gain | None:
-    """What one model needs against the other at equal quality; None where their curves do not overlap."""
-    whole = metrics.bd_rate(general.curve(), own.curve())
+def gain(general: Measured, own: Measured, *, window: tuple[float, float] | None = None, seed: int = 0) -> Gain | None:
+    """What one codec needs against the other at equal quality; None where their curves do not overlap or do not cover a window of PSNR (dB)."""
+    whole = metrics.bd_rate(general.curve(), own.curve(), window=window)
     if whole is None:
         return None
     rng, count = np.random.default_rng(seed), len(general.bytes)
     drawn = (rng.integers(count, size=count) for _ in range(_RESAMPLES))
-    found = [value for which in drawn if (value := metrics.bd_rate(general.curve(which), own.curve(which))) is not None]
+    found = [value for which in drawn if (value := metrics.bd_rate(general.curve(which), own.curve(which), window=window)) is not None]
     if len(found) < _RESAMPLES // 2:
         return None
     low, high = np.percentile(found, _INTERVAL)

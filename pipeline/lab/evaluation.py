@@ -25,8 +25,8 @@ from pipeline.lab.peers import Peer, Pixels
 from pipeline.lab.reference import Curve, pixels_digest
 from pipeline.sources import Fetcher, scan
 
-WINDOW_DB = 3
-_FIRST_WINDOW_DB, _LAST_WINDOW_DB = 26, 50
+WINDOWS_DB = tuple((low, low + 3) for low in range(26, 50, 3))
+"""Of PSNR, that BD-rates are given for beside the whole overlap."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,12 +228,11 @@ def averages(measured: Iterable[Measurement]) -> dict[str, list[Average]]:
 
 def bd_table(ours: Curve, others: Mapping[str, Curve]) -> list[tuple[str, list[float | None]]]:
     """BD-rate of `ours` against each other curve: whole overlap by PCHIP, the same by Akima, then windows of 3 dB from 26 to 50 dB."""
-    windows = [(low, low + WINDOW_DB) for low in range(_FIRST_WINDOW_DB, _LAST_WINDOW_DB, WINDOW_DB)]
     return [
         (
             name,
             [metrics.bd_rate(curve, ours), metrics.bd_rate(curve, ours, method="akima")]
-            + [metrics.bd_rate(curve, ours, window=window) for window in windows],
+            + [metrics.bd_rate(curve, ours, window=window) for window in WINDOWS_DB],
         )
         for name, curve in others.items()
     ]
@@ -249,7 +248,7 @@ def markdown(
             similarity = "" if p.ms_ssim is None else f"{p.ms_ssim:.5f}"
             lines.append(f"| {codec} | {p.setting:g} | {p.bpp:.4f} | {p.psnr_db:.3f} | {similarity} | {p.encode_mpx_s:.2f} | {p.decode_mpx_s:.2f} |")
     lines += ["", "Versions: " + "; ".join(f"{codec}: {version}" for codec, version in versions.items()) + "."]
-    windows = [f"{low}-{low + WINDOW_DB}" for low in range(_FIRST_WINDOW_DB, _LAST_WINDOW_DB, WINDOW_DB)]
+    windows = [f"{low}-{high}" for low, high in WINDOWS_DB]
     seconds = {codec: f"{np.mean([1 / p.encode_mpx_s for p in points]):.2f}" for codec, points in means.items()}
     for codec, table in tables.items():
         lines += ["", f"BD-rate of {codec} in %, negative where it needs fewer bits; PCHIP, and Akima for the whole overlap."]

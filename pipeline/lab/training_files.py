@@ -17,13 +17,18 @@ STATE, MODEL, LOG, CURVE = "checkpoint.safetensors", "model.safetensors", "log.j
 
 
 def publish(path: Path, data: bytes) -> None:
-    """Replace a file whole or not at all, also across a power cut."""
+    """Replace a file whole or not at all, also across a power cut; what cannot be written whole does not stay."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<sha>[0-9a-f]{12})(?P<suffix>\.safetensors)\.(?P<number>\d{3})-of-(?P<count>\d{3})$")

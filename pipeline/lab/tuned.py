@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from msinn_core.model_file import LoadedModel, parse_model
+from msinn_core.model_file import card_of, parse_model
+from msinn_core.model_folder import folder_objects
 from pipeline.errors import StorageError
 from pipeline.lab.comparison import Gain, Measured
 from pipeline.lab.training_files import publish
@@ -15,12 +16,25 @@ from pipeline.lab.training_files import publish
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model of the dataset's own, and what it gains on images that it has not seen."""
+    """A model of the dataset's own, and what it gains on images that it has not seen.
+
+    Attributes:
+        kind: `tables`, `network`, or `kinds` for several models of which each image has the one that it costs least with.
+        models: Model files.
+        gain: Against the general model; None where the curves do not overlap.
+        measured: Its figures.
+    """
 
     kind: str
-    data: bytes
+    models: tuple[bytes, ...]
     gain: Gain | None
     measured: Measured
+
+    @property
+    def data(self) -> bytes:
+        """The model, where it is one."""
+        (data,) = self.models
+        return data
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,8 @@ class Tuned:
     """What came of it.
 
     Attributes:
-        candidates: `tables` (the general network with tables of the dataset's symbols) and `network` (all parameters learned).
+        candidates: `network` (all parameters learned), and where that is not certain to gain `tables` (the general network with tables of the
+            dataset's symbols).
         best: The one that needs the fewest bytes, or None where none is certain to gain.
         general: The general model on the same images.
         steps: Training steps that were taken.
@@ -41,16 +56,50 @@ class Tuned:
 
     def break_even_bytes(self, candidate: Candidate) -> float | None:
         """Bytes of images above which the model's own are paid for, were the general model free; None if it gains nothing for certain."""
-        if candidate.gain is None or not candidate.gain.certain:
-            return None
-        return len(candidate.data) / (-candidate.gain.high / 100)
+        return None if candidate.gain is None else candidate.gain.pays_above(stored_bytes(candidate.models))
+
+    def choice(self, general: bytes, coded_bytes: float) -> Candidate | None:
+        """The candidate with which the archive is smallest, its models' own bytes counted; None where that is the general model.
+
+        A candidate counts with the least gain that is certain.
+
+        Args:
+            general: The general model's file.
+            coded_bytes: Of all images, with the general model.
+        """
+        best, least = None, coded_bytes + stored_bytes((general,), general)
+        for candidate in self.candidates:
+            if candidate.gain is None or not candidate.gain.certain:
+                continue
+            total = coded_bytes * (1 + candidate.gain.high / 100) + stored_bytes(candidate.models, general)
+            if total < least:
+                best, least = candidate, total
+        return best
 
     def report(self) -> dict[str, Any]:
-        """For people, and for a run that is resumed: what was tried, and what was chosen."""
+        """For people: what was tried."""
         return {
-            "chosen": None if self.best is None else self.best.kind,
-            "candidates": [card_of(parse_model(candidate.data)) | {"bytes": len(candidate.data)} for candidate in self.candidates],
+            "candidates": [
+                {
+                    "kind": candidate.kind,
+                    "bd_rate_percent": None if candidate.gain is None else candidate.gain.rounded,
+                    "bytes": stored_bytes(candidate.models),
+                    "models": [card_of(parse_model(data)) for data in candidate.models],
+                }
+                for candidate in self.candidates
+            ],
         }
+
+
+@cache
+def stored_bytes(models: tuple[bytes, ...], general: bytes = b"") -> int:
+    """What models take in an archive.
+
+    Args:
+        models: Their files.
+        general: A model that they may be stored as differences to; it is then in the archive too.
+    """
+    return sum(map(len, folder_objects(models, (general,) if general else ()).values()))
 
 
 class State(Protocol):
@@ -89,10 +138,14 @@ class FileState:
         self._path.unlink(missing_ok=True)
 
 
-def card_of(model: LoadedModel) -> dict[str, Any]:
-    """What a tuned model says of itself; empty for others."""
-    try:
-        card = json.loads(model.card) if model.card else {}
-    except ValueError:
-        return {}
-    return card if isinstance(card, dict) else {}
+class MemoryState:
+    """Nowhere: what is not finished is begun anew."""
+
+    def load(self) -> bytes | None:
+        return None
+
+    def save(self, data: bytes) -> None:
+        pass
+
+    def clear(self) -> None:
+        pass

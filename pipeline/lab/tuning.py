@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from msinn_core.checkpoint import read_state
 from msinn_core.codec import Codec
 from msinn_core.config import MsinnConfig, preset
 from msinn_core.errors import CheckpointError
@@ -20,15 +19,18 @@ from msinn_core.picture import Picture
 from msinn_core.training.config import Stage, TrainConfig
 from pipeline.errors import UsageError
 from pipeline.lab.comparison import Gain, Measured, gain, measure
-from pipeline.lab.sample import Sample
+from pipeline.lab.sample import Sample, within
+from pipeline.lab.threads import Threads
 from pipeline.lab.tuned import Candidate, State, Tuned
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BATCH_PIXELS = 4 * 192**2
 _CROP = 192
-_MEASURED_PIXELS = 4_000_000
-"""Of held-out images: enough that the interval is narrow, few enough that comparing takes a minute or two."""
+RATES = 5
+"""At so many rates models are compared."""
 
-_RATES = 5
 _TABLE_IMAGES, _TABLE_SIDE = 16, 384
 _CALIBRATION_IMAGES, _CALIBRATION_SIDE = 12, 256
 """What a model file is measured on takes a minute, beside a few of training; more of it changes the third digit."""
@@ -63,7 +65,7 @@ class Tuning:
     Args:
         sample: Of the dataset.
         general: The integer model in use.
-        start: File of float parameters to begin from.
+        start: Float parameters to begin from, and their network; see `start_of`.
         config: How.
         state: Keeps the state of training.
         said: Told how it goes, a sentence each.
@@ -72,7 +74,15 @@ class Tuning:
         UsageError: The model is not one that can be trained further.
     """
 
-    def __init__(self, sample: Sample, general: LoadedModel, start: Path, config: TuneConfig, state: State, said: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        sample: Sample,
+        general: LoadedModel,
+        start: tuple[Mapping[str, Tensor], MsinnConfig],
+        config: TuneConfig,
+        state: State,
+        said: Callable[[str], None],
+    ) -> None:
         import torch
 
         from msinn_core.training.loop import Trainer
@@ -81,9 +91,7 @@ class Tuning:
         if general.profile != "int":
             raise UsageError(f"model {general.name} is of the float profile: archives are made with packed ones")
         torch.set_num_threads(config.threads)
-        parameters, shape = read_state(start)
-        if shape is None:
-            raise CheckpointError(f"{start} does not say what network it is of")
+        parameters, shape = start
         self._train_config = _train_config(config, shape, sample.tile)
         self._trainer = Trainer(self._train_config, torch.device(config.device))
         self._trainer.begin_from(parameters, shape)
@@ -99,11 +107,13 @@ class Tuning:
         tiles = Tiles(len(sample.tiles), sample.tile, torch.device(self._config.device))
         tiles.extend(sample.tiles)
         self._resume()
+        threads = Threads(self._config.threads)
         before, started = trainer.progress.minutes, time.monotonic()
         saved = told = started
         while trainer.share < 1 and not stopping():
             try:
-                trainer.step(tiles)
+                with threads.measured():
+                    trainer.step(tiles)
             except TrainingFailed as error:
                 self._said(f"training stops: {error}")
                 break
@@ -121,29 +131,49 @@ class Tuning:
 
     def compare(self) -> Tuned:
         """Pack what was learned, and measure it against the general model on held-out images."""
-        pictures = _within(self._sample.held_out, _MEASURED_PIXELS)
-        low, high = self._config.q_range or (0.0, self._general.config.q_max)
-        # Both ends of the whole range are rarely used, and would decide much of the comparison.
-        margin = 0.0 if self._config.q_range else 0.08 * (high - low)
-        rates = np.linspace(low + margin, high - margin if high > low else high + 1, _RATES).clip(0, self._general.config.q_max).tolist()
+        pictures, rates = self.pictures, self.rates
 
         def measured(data: bytes) -> Measured:
             return measure(Codec(parse_model(data), threads=self._config.threads), pictures, rates)
 
-        self._said(f"measuring the general model on {len(pictures)} held-out images at {_RATES} rates")
+        self._said(f"measuring the general model on {len(pictures)} held-out images at {RATES} rates")
         general = measured(self._general.data)
-        candidates = []
-        for kind, make in (("tables", self._tables_only), ("network", self._network)):
+        candidates: list[Candidate] = []
+        for kind, make in (("network", self._network), ("tables", self._tables_only)):
             if kind == "network" and not self._trainer.progress.step:
                 continue
+            if any(candidate.gain is not None and candidate.gain.certain for candidate in candidates):
+                continue  # tables alone never gained as much, and measuring them takes a minute
             self._said(f"packing and measuring: {kind}")
             data = make()
             own = measured(data)
             found = gain(general, own)
-            candidates.append(Candidate(kind, with_card(data, self._card(kind, found, len(pictures))), found, own))
+            candidates.append(Candidate(kind, (with_card(data, self._card(kind, found)),), found, own))
         certain = [candidate for candidate in candidates if candidate.gain is not None and candidate.gain.certain]
         best = min(certain, key=lambda candidate: candidate.gain.percent if candidate.gain else 0.0, default=None)
         return Tuned(candidates, best, general, self._trainer.progress.step)
+
+    def network(self) -> bytes:
+        """The network packed as it is, uncompared."""
+        return with_card(self._network(), self._card("network", None))
+
+    @property
+    def parameters(self) -> tuple[Mapping[str, Tensor], MsinnConfig]:
+        """Of the network as it is, for another that begins from it."""
+        return self._trainer.average, self._trainer.network.config
+
+    @property
+    def pictures(self) -> list[NDArray[np.uint8]]:
+        """Held-out images that models are compared on."""
+        return within(self._sample.held_out)
+
+    @property
+    def rates(self) -> list[float]:
+        """Rate indexes that they are compared at."""
+        low, high = self._config.q_range or (0.0, self._general.config.q_max)
+        # Both ends of the whole range are rarely used, and would decide much of the comparison.
+        margin = 0.0 if self._config.q_range else 0.08 * (high - low)
+        return [float(q) for q in np.linspace(low + margin, high - margin if high > low else high + 1, RATES).clip(0, self._general.config.q_max)]
 
     def clear(self) -> None:
         """The model is written: forget the state of training."""
@@ -174,7 +204,7 @@ class Tuning:
         config = replace(self._trainer.network.config, name=self._config.name)
         return integer_model(config, self._trainer.average, **self._measured_on())
 
-    def _card(self, kind: str, found: Gain | None, held_out: int) -> dict[str, Any]:
+    def _card(self, kind: str, found: Gain | None) -> dict[str, Any]:
         """What people should know of a model."""
         steps = self._trainer.progress.step if kind == "network" else 0
         return {
@@ -182,12 +212,13 @@ class Tuning:
             "learned": kind,
             "data_sha256": self._sample.digest,
             "images": self._sample.num_train,
-            "held_out": held_out,
+            "held_out": len(self.pictures),
             "steps": steps,
             "minutes": round(self._trainer.progress.minutes, 2) if steps else 0,
             "device": self._config.device,
             "seed": self._config.seed,
-            "bd_rate_percent": None if found is None else [round(value, 2) for value in (found.percent, found.low, found.high)],
+            "q_range": None if self._config.q_range is None else list(self._config.q_range),
+            "bd_rate_percent": None if found is None else found.rounded,
         }
 
     # State -----------------------------------------------------------------------------------------------------------------------------------------
@@ -218,7 +249,7 @@ def _train_config(config: TuneConfig, shape: MsinnConfig, tile: int) -> TrainCon
             break
     else:
         raise UsageError(f"model {shape.name} is of a shape of its own: only those of msinn-lite and msinn-base are tuned")
-    crop = min(_CROP, tile)
+    crop, on_gpu = min(_CROP, tile), config.device != "cpu"
     return TrainConfig(
         name=config.name,
         preset=name,
@@ -227,39 +258,51 @@ def _train_config(config: TuneConfig, shape: MsinnConfig, tile: int) -> TrainCon
         steps=10**9,
         max_minutes=config.minutes,
         schedule="time",
-        stages=(Stage(until=1.0, crop=crop, batch=max(2, round(_BATCH_PIXELS / crop**2)), rate="rounded"),),
+        stages=(Stage(until=1.0, crop=crop, batch=max(2, round((4 if on_gpu else 1) * _BATCH_PIXELS / crop**2)), rate="rounded"),),
         q_range=config.q_range or (),
         optimiser="soap",
         soap_rate=1e-3,
+        # A GPU's steps see more, and its eigenvalues cost more beside them; tf32 costs it little and holds the top rates back less.
+        soap_frequency=20 if on_gpu else 10,
         learning_rate=2.5e-4,
         warmup_steps=20,
         ema_decay=0.99,
-        precision="bf16",
+        precision="tf32" if on_gpu else "bf16",
         tile=tile,
         downscale_share=0.0,
         seed=config.seed,
     )
 
 
-def _within(pictures: Sequence[NDArray[np.uint8]], pixels: int) -> list[NDArray[np.uint8]]:
-    """The first of them that have so many pixels together; at least one."""
-    total = 0
-    chosen: list[NDArray[np.uint8]] = []
-    for picture in pictures:
-        total += picture.shape[0] * picture.shape[1]
-        if chosen and total > pixels:
-            break
-        chosen.append(picture)
-    return chosen
-
-
-def start_of(general: LoadedModel, asked: str | None = None) -> Path:
-    """The float parameters that a tuning begins from: those asked for, or those that come with a shipped model.
+def start_of(general: LoadedModel, asked: str | None = None) -> tuple[Mapping[str, Tensor], MsinnConfig]:
+    """The float parameters that a tuning begins from, and their network: those asked for, or those that come with a shipped model.
 
     Raises:
         UsageError: The model comes without.
+        CheckpointError: They cannot be read.
     """
+    from msinn_core.checkpoint import read_state
+
     start = Path(asked) if asked else WEIGHTS / f"{general.name}-float.safetensors"
     if not start.exists():
         raise UsageError(f"model {general.name} comes without float parameters to begin from: name a checkpoint with --start")
-    return start
+    parameters, shape = read_state(start)
+    if shape is None:
+        raise CheckpointError(f"{start} does not say what network it is of")
+    return parameters, shape
+
+
+def usable_device(device: str, said: Callable[[str], None]) -> str:
+    """`cpu` or `cuda`: what was asked for, if this machine has it; `auto` takes what there is.
+
+    Args:
+        device: `cpu`, `cuda` or `auto`.
+        said: Told of a GPU that is not there.
+    """
+    import torch
+
+    if device == "cpu" or torch.cuda.is_available():
+        return "cpu" if device == "cpu" else "cuda"
+    if device == "cuda":
+        said("there is no GPU that torch can use: learning on the CPU")
+    return "cpu"

@@ -6,7 +6,7 @@ Curves of large datasets are read from the archive again when they are needed, t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -23,6 +23,9 @@ from pipeline.plan.preferences import Preferences
 CACHED_IMAGES = 200_000
 """Up to this many images the curves stay in memory (200 bytes each); beyond, they are read again."""
 
+EXAMPLES = 16
+"""Of each form so many images are remembered: a plan looks at them more closely."""
+
 _HEADER_AND_MEAN_PADDING = 512 + 256
 
 Array = NDArray[np.float64]
@@ -30,13 +33,48 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ShardCurves:
-    """Images of a shard whose size a rate can change: numbers `[n]` and curves at the anchors `[n, A]`."""
+    """Images of a shard whose size a rate can change: numbers `[n]` and curves at the anchors `[n, A]`;
+    bytes of what loses nothing `[n]`, and its form; bytes of the files `[n]`."""
 
     index: NDArray[np.int64]
     bytes: NDArray[np.float32]
     mse: NDArray[np.float32]
     pixels: Array
     original: Array
+    form: NDArray[np.str_]
+    source_bytes: Array
+
+
+@dataclass(slots=True)
+class Share:
+    """Images that a rate does not change, of one form.
+
+    Attributes:
+        images: How many.
+        stored_bytes: What they take in shards; `source_bytes`: what their files have.
+        pixels: Of those of them that are known to be pictures.
+        examples: Numbers of a few, drawn by `tie_breaks`.
+    """
+
+    images: int = 0
+    stored_bytes: int = 0
+    source_bytes: int = 0
+    pixels: int = 0
+    examples: list[tuple[float, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Older:
+    """What an archive has already that grows, and what its budget as a whole counts.
+
+    Attributes:
+        counted_bytes: Of every shard that is still needed.
+        pixels: Of the images that the new generation still has; so `source_bytes`, of their files.
+    """
+
+    counted_bytes: int = 0
+    pixels: int = 0
+    source_bytes: int = 0
 
 
 class Findings:
@@ -49,12 +87,13 @@ class Findings:
         analysis_of: Reads a shard's analysis again; needed above `CACHED_IMAGES`.
 
     Attributes:
-        fixed: `[S]`, bytes of each shard that no rate changes: its end, the files kept as they are, counted sidecars.
+        fixed: `[S]`, bytes of each shard that no rate changes: its end, the files that are not coded, counted sidecars.
         has_coded: `[S]`, whether a shard has images that a rate can change.
         total_pixels: What `--bpp` counts.
         total_source_bytes: Of all files.
         num_coded: Images that a rate can change.
-        num_kept: Files kept as they are, of `kept_bytes` in all; the pixels of `num_unreadable_pixels` of them count nowhere.
+        num_kept: Files that no rate changes, of `kept_bytes` in all; the pixels of `num_unreadable_pixels` of them count nowhere.
+        fixed_forms: What these files are together, by the form that they take.
         largest_kept: Numbers of the largest of them.
     """
 
@@ -74,6 +113,7 @@ class Findings:
         self.fixed = np.full(self.num_shards, float(END_BYTES))
         self.total_pixels = self.total_source_bytes = self.num_coded = 0
         self.num_kept = self.kept_bytes = self.num_unreadable_pixels = 0
+        self.fixed_forms: dict[str, Share] = {}
         self._kept_examples: list[tuple[float, int]] = []
 
     @property
@@ -116,19 +156,41 @@ class Findings:
         troubled = [reason for reason in Reason if reason.troubles]
         failed = np.isin(np.array(analysis.column("reason").to_pylist(), dtype=object), troubled)
         source = _numbers(analysis, "source_bytes")
-        size = np.array([stored_bytes(int(value)) if value else 0 for value in source], np.float64)
+        # What is not coded lies there in its smallest exact form, if it has one.
+        exact = _numbers(analysis, "exact_bytes")
+        size = np.array([stored_bytes(int(value)) if value else 0 for value in np.where(exact > 0, exact, source)], np.float64)
         self.fixed[shard] += float(np.where(coded, 0.0, size).sum() + _numbers(analysis, "sidecar_bytes").sum())
         kept = ~coded & (source > 0)
         self.num_kept += int(kept.sum())
         self.kept_bytes += int(size[kept].sum())
+        forms = np.array([name or "kept" for name in analysis.column("form").to_pylist()], dtype=object)
+        pixels = np.where(failed, 0.0, _numbers(analysis, "width") * _numbers(analysis, "height"))
+        for name in sorted(set(forms[kept])):
+            its, share = kept & (forms == name), self.fixed_forms.setdefault(name, Share())
+            share.images += int(its.sum())
+            share.stored_bytes += int(size[its].sum())
+            share.source_bytes += int(source[its].sum())
+            share.pixels += int(pixels[its].sum())
+            share.examples = sorted([*share.examples, *zip(tie_breaks(index[its]).tolist(), index[its].tolist(), strict=True)])[:EXAMPLES]
         self.num_unreadable_pixels += int((failed & (source > 0)).sum())
         self._kept_examples = sorted([*self._kept_examples, *zip(size[kept].tolist(), index[kept].tolist(), strict=True)], reverse=True)[:3]
-        self.total_pixels += int(np.where(failed, 0.0, _numbers(analysis, "width") * _numbers(analysis, "height")).sum())
+        self.total_pixels += int(pixels.sum())
         self.total_source_bytes += int(source.sum())
 
     def upgrades(self, shard: int) -> tuple[NDArray[np.int64], Upgrades]:
         """Numbers of a shard's images that a rate can change, and what rates do to them."""
-        return self.prepared(self._shards[shard] if self._shards is not None else self._recent(shard))
+        return self.prepared(self._held(shard))
+
+    def forms(self, shard: int) -> NDArray[np.str_]:
+        """Of the same images: the form of what loses nothing."""
+        return self._held(shard).form
+
+    def source_bytes(self, shard: int) -> Array:
+        """Of the same images: the bytes of their files."""
+        return self._held(shard).source_bytes
+
+    def _held(self, shard: int) -> ShardCurves:
+        return self._shards[shard] if self._shards is not None else self._recent(shard)
 
     def walk(self, shards: Iterable[int]) -> Iterator[Upgrades]:
         """The upgrades of those shards that have any."""
@@ -156,7 +218,7 @@ def _coded(analysis: pa.Table, shard: int) -> ShardCurves:
     some = analysis.filter(analysis.column("bytes").is_valid())
     if not some.num_rows:
         none = np.empty((0, 2), np.float32)
-        return ShardCurves(np.empty(0, np.int64), none, none, np.empty(0), np.empty(0))
+        return ShardCurves(np.empty(0, np.int64), none, none, np.empty(0), np.empty(0), np.empty(0, "U12"), np.empty(0))
 
     def curves(name: str) -> NDArray[np.float32]:
         values = some.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -164,5 +226,9 @@ def _coded(analysis: pa.Table, shard: int) -> ShardCurves:
             raise ManifestError(f"the stored analysis of shard {shard} holds impossible curves: remove the archive's analyse/ folder and run again")
         return np.asarray(values.reshape(some.num_rows, -1), np.float32)
 
-    original = np.array([stored_bytes(int(value)) for value in some.column("source_bytes").to_numpy()], np.float64)
-    return ShardCurves(some.column("index").to_numpy(), curves("bytes"), curves("mse"), _numbers(some, "width") * _numbers(some, "height"), original)
+    # What a rate can change may lie exactly, too: in the analysis' smallest form, where it looked for one, or as its file.
+    exact, source = _numbers(some, "exact_bytes"), _numbers(some, "source_bytes")
+    original = np.array([stored_bytes(int(value)) for value in np.where(exact > 0, exact, source)], np.float64)
+    form = np.array([name or "kept" for name in some.column("form").to_pylist()], "U12")
+    pixels = _numbers(some, "width") * _numbers(some, "height")
+    return ShardCurves(some.column("index").to_numpy(), curves("bytes"), curves("mse"), pixels, original, form, source)

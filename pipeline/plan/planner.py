@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from pipeline.archive.commits import Commit
 from pipeline.errors import BudgetInfeasibleError, ManifestError
 from pipeline.plan.allocation import Allocation, Upgrades, infeasible
-from pipeline.plan.config import CompressConfig
+from pipeline.plan.config import SLOPE, Budget, CompressConfig
 from pipeline.plan.curves import q_for_psnr
-from pipeline.plan.findings import Array, Findings
+from pipeline.plan.findings import Array, Findings, Older
 from pipeline.plan.histogram import SlopeHistogram, quick_threshold, threshold_for
 from pipeline.plan.infeasible import explained
 from pipeline.plan.preferences import Preferences
@@ -41,7 +41,8 @@ PLAN_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Choice:
-    """What the plan says of one image: rate, predicted stored bytes and MSE, and what bound it; its pixels, and the largest q that its caps allow."""
+    """What the plan says of one image: rate, predicted stored bytes and MSE, and what bound it; its pixels, the largest q that its caps
+    allow, and the stored bytes of its smallest exact form."""
 
     q: float
     predicted_bytes: float
@@ -49,6 +50,7 @@ class Choice:
     clamp: str
     pixels: int = 0
     max_q: float = np.inf
+    exact_bytes: float = np.inf
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,15 @@ class Forecast:
         index: `[N]`, their numbers.
         pixels: `[N]`.
         allocation: Their choices; bytes as predicted, without the closed loop's factor.
+        form: `[N]`, names of the forms that these are.
+        source_bytes: `[N]`, of their files.
     """
 
     index: NDArray[np.int64]
     pixels: Array
     allocation: Allocation
+    form: NDArray[np.str_]
+    source_bytes: Array
 
 
 class Planner:
@@ -75,6 +81,7 @@ class Planner:
         preferences: Of single images.
         analysis_of: Reads a shard's analysis again; needed above `findings.CACHED_IMAGES`.
         names: Of the records, for messages.
+        older: What the budget counts beside these images.
     """
 
     def __init__(
@@ -85,8 +92,10 @@ class Planner:
         preferences: Preferences | None = None,
         analysis_of: Callable[[int], pa.Table] | None = None,
         names: Callable[[int], str] = str,
+        older: Older | None = None,
     ) -> None:
         self.config = config
+        self.older = older or Older()
         self.preferences = preferences or Preferences(config)
         self.findings = Findings(shard_ids, config.objective, self.preferences, analysis_of)
         self._names = names
@@ -94,7 +103,7 @@ class Planner:
         self._pending = np.ones(self.findings.num_shards, bool)
         self._promised: dict[int, float] = {}
         self.factor = 1.0
-        self.threshold = np.inf
+        self.threshold = _threshold_of(config.budget)
         self.revision = 0
         self.missed: str | None = None
 
@@ -108,9 +117,12 @@ class Planner:
 
     @property
     def budget_bytes(self) -> float | None:
-        """The budget in bytes, or None for a quality target."""
-        budget = self.config.budget
-        return budget.total_bytes(pixels=self.findings.total_pixels, source_bytes=self.findings.total_source_bytes) if budget.is_total else None
+        """The budget of these images in bytes: what the whole has less what older generations take of it. None for a quality target or a price."""
+        budget, older = self.config.budget, self.older
+        if not budget.is_total:
+            return None
+        pixels, source_bytes = self.findings.total_pixels + older.pixels, self.findings.total_source_bytes + older.source_bytes
+        return budget.total_bytes(pixels=pixels, source_bytes=source_bytes) - older.counted_bytes
 
     # ---- deciding ----
 
@@ -141,7 +153,7 @@ class Planner:
             self.threshold = self._threshold(pending, left)
         except BudgetInfeasibleError as error:
             least = budget - left + error.least_bytes
-            better = explained(self.config, self.findings, np.flatnonzero(pending).tolist(), least, budget, self.name)
+            better = explained(self.config, self.findings, np.flatnonzero(pending).tolist(), least, budget, self.name, self.older)
             if not commits:
                 raise better from error
             # Part of the dataset is archived already: the rest goes as low as its floors allow, and the run says at the end by how
@@ -174,11 +186,11 @@ class Planner:
     @property
     def multiplier(self) -> float:
         """Error per predicted byte at the threshold: the lambda of the manifest; 0 where there is none."""
-        equal_slopes = self.config.budget.is_total and self.config.objective != "minimum" and np.isfinite(self.threshold)
+        equal_slopes = self.config.budget.has_threshold and self.config.objective != "minimum" and np.isfinite(self.threshold)
         return float(np.exp(self.threshold)) if equal_slopes else 0.0
 
     def _allocation(self, upgrades: Upgrades) -> Allocation:
-        if self.config.budget.is_total:
+        if self.config.budget.has_threshold:
             return upgrades.at(self.threshold)
         curves = upgrades.curves
         if self.config.budget.kind == "q":
@@ -200,7 +212,10 @@ class Planner:
         pixels = upgrades.curves.pixels.astype(np.int64).tolist()
         # Where the original is the best choice, no cap binds.
         best = np.where(upgrades.high >= upgrades.kept, np.inf, upgrades.curves.q[np.minimum(upgrades.high, len(upgrades.curves.q) - 1)])
-        columns = (chosen.q.tolist(), chosen.stored.tolist(), chosen.mse.tolist(), chosen.clamped.tolist(), pixels, best.tolist())
+        columns = (
+            chosen.q.tolist(), chosen.stored.tolist(), chosen.mse.tolist(), chosen.clamped.tolist(), pixels, best.tolist(),
+            upgrades.curves.original.tolist(),
+        )  # fmt: skip
         return {i: Choice(*values) for i, *values in zip(index.tolist(), *columns, strict=True)}
 
     def promise(self, shard: int) -> dict[int, Choice]:
@@ -235,16 +250,19 @@ class Planner:
         parts = []
         for shard in np.flatnonzero(self._pending & self.findings.has_coded).tolist():
             index, upgrades = self.findings.upgrades(shard)
-            parts.append((index, upgrades.curves.pixels, self._allocation(upgrades)))
+            chosen = self._allocation(upgrades)
+            form = np.where(np.isfinite(chosen.q), "msinn", self.findings.forms(shard))
+            parts.append((index, upgrades.curves.pixels, chosen, form, self.findings.source_bytes(shard)))
         if not parts:
-            return Forecast(np.empty(0, np.int64), np.empty(0), _NOTHING)
+            return _NO_FORECAST
 
         def joined(name: str) -> NDArray[np.generic]:
             return np.concatenate([getattr(part[2], name) for part in parts])
 
         columns: dict[str, Any] = {name: joined(name) for name in ("q", "stored", "mse", "clamped")}
         allocation = Allocation(**columns, multiplier=self.multiplier)
-        return Forecast(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]), allocation)
+        index, pixels, form, source = (np.concatenate([part[i] for part in parts]) for i in (0, 1, 3, 4))
+        return Forecast(index, pixels, allocation, form, source)
 
     def predicted_total(self) -> float:
         """Predicted counted bytes of all pending shards: coded images, files kept as they are, ends of shards, counted sidecars."""
@@ -255,7 +273,7 @@ class Planner:
 
     def table(self) -> pa.Table:
         """The present plan, for `plan/`: the threshold in the metadata, and a row per pending image where the dataset is not too large for that."""
-        forecast = self.forecast() if self.findings.in_memory else Forecast(np.empty(0, np.int64), np.empty(0), _NOTHING)
+        forecast = self.forecast() if self.findings.in_memory else _NO_FORECAST
         chosen = forecast.allocation
         facts = {"revision": self.revision, "threshold": self.threshold, "factor": self.factor, "budget_bytes": self.budget_bytes}
         metadata = {f"msinn.{name}": str(value) for name, value in facts.items()}
@@ -279,4 +297,12 @@ class Planner:
         return (actual + prior) / (predicted + prior) if predicted + prior > 0 else 1.0
 
 
+def _threshold_of(budget: Budget) -> float:
+    """The threshold that a price is; nothing is bought until a total is divided."""
+    if budget.kind != SLOPE:
+        return float(np.inf)
+    return float(np.log(budget.value)) if budget.value > 0 else float(-np.inf)
+
+
 _NOTHING = Allocation(np.empty(0), np.empty(0), np.empty(0), np.empty(0, "U5"), 0.0)
+_NO_FORECAST = Forecast(np.empty(0, np.int64), np.empty(0), _NOTHING, np.empty(0, "U12"), np.empty(0))

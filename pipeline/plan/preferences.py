@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 from numpy.typing import NDArray
 
@@ -39,7 +38,7 @@ class Preferences:
         self._columns = columns or {}
 
     @classmethod
-    def from_table(cls, config: CompressConfig, data: bytes, names: Sequence[str], where: str) -> Preferences:
+    def from_table(cls, config: CompressConfig, data: bytes, names: Sequence[str], where: str, *, others: bool = False) -> Preferences:
         """Read a Parquet or CSV file with a column `name` and any of `weight` and the limits (`min_psnr_db`, `max_bpp`, ...).
 
         Args:
@@ -47,10 +46,13 @@ class Preferences:
             data: The file.
             names: Of the images, as in the manifest.
             where: Names the file in messages.
+            others: It may name images that are not among these: those of an archive that grows.
 
         Raises:
             UsageError: Not such a table, a name that is no image's, or a value out of range.
         """
+        import pyarrow.compute as pc  # here: a tenth of a second, and not every command needs it
+
         try:
             table = read_bounded(data) if data[:4] == b"PAR1" else _read_csv(data)
             table.validate(full=True)  # texts are UTF-8
@@ -73,7 +75,7 @@ class Preferences:
             raise UsageError(f"{where} names some images twice")
         row = pc.index_in(pa.array(names, pa.string()), value_set=listed)
         unknown = pc.filter(listed, pc.invert(pc.is_in(listed, value_set=pa.array(names, pa.string()))))
-        if len(unknown):
+        if len(unknown) and not others:
             raise UsageError(f"{where} names {len(unknown)} images that are not in the source, {unknown[0]} the first of them")
         columns = {}
         for column in used:
@@ -84,8 +86,11 @@ class Preferences:
             low, high = _WEIGHTS if column == "weight" else LIMIT_RANGES[column]
             given = values.drop_null().to_numpy()
             given = given[~np.isnan(given)]
+            if column == "min_psnr_db":
+                given = given[given != np.inf]  # such an image is to lose nothing
             if len(given) and not low <= given.min() <= given.max() <= high:
-                raise UsageError(f"column {column} of {where} goes from {given.min():g} to {given.max():g}; it takes {low:g} to {high:g}")
+                or_inf = ", or inf" if column == "min_psnr_db" else ""
+                raise UsageError(f"column {column} of {where} goes from {given.min():g} to {given.max():g}; it takes {low:g} to {high:g}{or_inf}")
             columns[column] = np.asarray(values.take(row).to_numpy(), np.float64)
         return cls(config, columns)
 
@@ -112,6 +117,11 @@ class Preferences:
         if not isinstance(value, np.ndarray):
             return [value] * len(index)
         return [None if np.isnan(floor) else floor for floor in value.tolist()]
+
+    def lossless(self, index: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Of some images `[n]`: whether they are to lose nothing, because their floor is infinite."""
+        value = self.limits(index).min_psnr_db
+        return np.broadcast_to(np.asarray(np.nan if value is None else value) == np.inf, len(index))
 
     def q_range(self, index: NDArray[np.int64], q_max: float) -> tuple[Array, Array]:
         """Least and largest q of some images."""

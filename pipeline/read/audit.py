@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.archive.archive import Archive
 from pipeline.errors import UsageError
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     import duckdb
 
 _WORST = 5
+_LARGEST_SUM = 2**62
 
 
 MAX_SECONDS = 600.0
@@ -104,6 +104,8 @@ def _hints(error: Exception) -> str:
 
 def select(table: pa.Table, where: str) -> pa.Table:
     """Rows of a manifest that fulfil an SQL condition, in its order. Raises `UsageError` for bad SQL."""
+    import pyarrow.compute as pc  # here: a tenth of a second, and not every command needs it
+
     # Not in brackets: an order and a limit may follow.
     keep = query(table, f"SELECT key FROM manifest WHERE {where}").column("key")
     return table.filter(pc.is_in(table.column("key"), value_set=keep.combine_chunks()))
@@ -160,6 +162,17 @@ class ReasonCount:
 
 
 @dataclass(frozen=True, slots=True)
+class FormCount:
+    """Images in one form, their files' bytes and what they take in shards; `exact` is the form's promise."""
+
+    form: str | None
+    exact: str | None
+    images: int
+    source_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """What an archive holds.
 
@@ -168,12 +181,14 @@ class Summary:
         percentiles: Of coded images: `psnr_db_0` to `psnr_db_100` and `bpp_0` to `bpp_100`; None where there are none.
         worst: The lowest PSNR first.
         reasons: The commonest first.
+        forms: The most bytes first.
     """
 
     totals: Totals
     percentiles: dict[str, float | None]
     worst: list[Worst]
     reasons: list[ReasonCount]
+    forms: list[FormCount]
 
 
 def summary(archive: Archive) -> Summary:
@@ -182,28 +197,51 @@ def summary(archive: Archive) -> Summary:
     Raises:
         ManifestError: The archive's books are damaged.
     """
-    table = archive.manifest()
+    return summary_of(archive.manifest())
+
+
+def summary_of(table: pa.Table) -> Summary:
+    """As `summary`, of some rows of a manifest."""
     totals = query(
         table,
-        """SELECT count(*) AS images, count(*) FILTER (status = 'coded') AS coded, count(*) FILTER (status = 'kept') AS kept,
-        count(*) FILTER (status = 'failed') AS failed, coalesce(sum(source_bytes), 0)::BIGINT AS source_bytes,
-        coalesce(sum(stored_bytes), 0)::BIGINT AS stored_bytes,
-        coalesce(sum(pixels), 0)::BIGINT AS pixels,
+        f"""SELECT count(*) AS images, count(*) FILTER (status = 'coded') AS coded, count(*) FILTER (status = 'kept') AS kept,
+        count(*) FILTER (status = 'failed') AS failed, {_sum("source_bytes")},
+        {_sum("stored_bytes")},
+        {_sum("pixels")},
         8.0 * sum(stored_bytes) / nullif(sum(pixels), 0) AS bpp,
         avg(psnr_db) AS mean_psnr_db,
         10 * log10(65025 / nullif(sum(mse * pixels) / nullif(sum(pixels) FILTER (mse IS NOT NULL), 0), 0)) AS pooled_psnr_db,
-        coalesce(bool_and(decode_verified) FILTER (codec = 'msinn'), true) AS all_verified FROM manifest""",
+        coalesce(bool_and(decode_verified) FILTER (codec IN ('msinn', 'near')), true) AS all_verified FROM manifest""",
     ).to_pylist()[0]
     marks = [0.0, 0.01, 0.05, 0.5, 0.95, 0.99, 1.0]
     wanted = [
-        f"quantile_cont({column}, {mark}) FILTER (codec = 'msinn') AS {column}_{round(mark * 100)}" for column in ("psnr_db", "bpp") for mark in marks
+        f"quantile_cont({column}, {mark}) FILTER (codec IN ('msinn', 'near')) AS {column}_{round(mark * 100)}"
+        for column in ("psnr_db", "bpp")
+        for mark in marks
     ]
     percentiles = query(table, f"SELECT {', '.join(wanted)} FROM manifest").to_pylist()[0]
     worst = query(
-        table, f"SELECT key, name, psnr_db, bpp, q, clamp FROM manifest WHERE codec = 'msinn' ORDER BY psnr_db, key LIMIT {_WORST}"
+        table, f"SELECT key, name, psnr_db, bpp, q, clamp FROM manifest WHERE codec IN ('msinn', 'near') ORDER BY psnr_db, key LIMIT {_WORST}"
     ).to_pylist()
     reasons = query(
         table,
-        "SELECT error_code, status, count(*) AS images, min(name) AS example FROM manifest WHERE status <> 'coded' GROUP BY ALL ORDER BY images DESC",
+        """SELECT error_code, status, count(*) AS images, min(name) AS example FROM manifest
+        WHERE status <> 'coded' OR error_code = 'codec_failed' GROUP BY ALL ORDER BY images DESC""",
     ).to_pylist()
-    return Summary(Totals(**totals), percentiles, [Worst(**row) for row in worst], [ReasonCount(**row) for row in reasons])
+    forms = query(
+        table,
+        f"""SELECT form, exact, count(*) AS images, {_sum("source_bytes")},
+        {_sum("stored_bytes")} FROM manifest WHERE codec IS NOT NULL GROUP BY ALL ORDER BY stored_bytes DESC, form""",
+    ).to_pylist()
+    return Summary(
+        Totals(**totals),
+        percentiles,
+        [Worst(**row) for row in worst],
+        [ReasonCount(**row) for row in reasons],
+        [FormCount(**row) for row in forms],
+    )
+
+
+def _sum(column: str) -> str:
+    """SQL for a sum of bytes or pixels. Whoever wrote a manifest may have written numbers whose sum no column holds: the largest stands for it."""
+    return f"least(greatest(coalesce(sum({column}), 0), {-_LARGEST_SUM}), {_LARGEST_SUM})::BIGINT AS {column}"

@@ -11,36 +11,15 @@ True
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
-import pyarrow.compute as pc
 from PIL import Image
 from torch.utils.data import Dataset
-from torch.utils.data._utils.collate import default_collate_fn_map
 
 from pipeline.archive.archive import Archive
-from pipeline.archive.layout import sha256
-from pipeline.archive.row import Row
-from pipeline.errors import ManifestError
-from pipeline.formats import images
-from pipeline.formats.records import rows_of
 from pipeline.limits import DEFAULT, Limits
-from pipeline.read.audit import select
-from pipeline.read.decoder import Decoder, check_payload, read_part
-from pipeline.read.rows import COLUMNS, usable
-
-
-class Sidecars(dict[str, bytes]):
-    """Sidecars of one image by name. A `DataLoader` makes a list of them, one for each image of a batch."""
-
-
-def _collate_sidecars(batch: list[Sidecars], *, collate_fn_map: Any = None) -> list[Sidecars]:
-    return batch
-
-
-default_collate_fn_map[Sidecars] = _collate_sidecars
+from pipeline.read.reader import Reader, pictures
 
 
 class ArchiveDataset(Dataset[dict[str, Any]]):
@@ -50,6 +29,7 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
 
     Args:
         url: The archive.
+        generation: Which one of it; the newest if not given.
         where: SQL condition over the manifest, e.g. `psnr_db > 34`.
         transform: Applied to each Pillow image: mode L, LA, RGB or RGBA with EXIF and ICC profile in `info` if it was coded, whatever the file
             holds if it was kept.
@@ -65,20 +45,15 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
         self,
         url: str,
         *,
+        generation: int | None = None,
         where: str | None = None,
         transform: Callable[[Image.Image], Any] | None = None,
         sidecars: bool = False,
         limits: Limits = DEFAULT,
     ) -> None:
-        archive = Archive(url)
-        self.url = archive.store.url
-        self.transform = transform
-        self.sidecars = sidecars
-        self.limits = limits
-        table, _ = usable(archive.manifest(COLUMNS) if where is None else select(archive.manifest(), where).select(COLUMNS), url)
-        whole = pc.and_(pc.is_valid(table.column("codec")), pc.is_valid(table.column("pixels")))
-        self._rows = table.filter(pc.and_(whole, pc.not_equal(table.column("status"), "failed"))).combine_chunks()
-        self._opened: tuple[int, Archive, Decoder] | None = None
+        archive = Archive(url, generation)
+        self._rows = pictures(archive, where)
+        self._reader = Reader(archive.store.url, transform, sidecars, limits)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -92,36 +67,4 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"{index} of {len(self)} images")
-        row = next(rows_of(Row, self._rows.slice(index % len(self), 1)))
-        archive, decoder = self._open()
-        payload = read_part(archive, row, row.offset, row.length, self.limits)
-        if row.codec == "msinn":
-            picture, problem = decoder.picture(row, payload)
-            if problem is not None:
-                raise ManifestError(problem)
-            image = images.to_image(picture)
-            image.info |= {name: value for name, value in (("exif", picture.exif), ("icc_profile", picture.icc)) if value is not None}
-        else:
-            check_payload(row, payload)
-            image = images.opened(payload)
-            if image.width * image.height > self.limits.max_pixels:
-                raise ManifestError(f"{row.name}: {image.width} x {image.height} pixels are over the limit of {self.limits.max_pixels}")
-        sample: dict[str, Any] = {"key": row.key, "name": row.name, "image": image if self.transform is None else self.transform(image)}
-        if self.sidecars:
-            sample["sidecars"] = Sidecars()
-            for side in row.sidecars:
-                data = read_part(archive, row, side.offset, side.length, self.limits)
-                if sha256(data) != side.sha256:
-                    raise ManifestError(f"{side.name}: its bytes in {row.shard_key} are damaged")
-                sample["sidecars"][side.name] = data
-        return sample
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
-
-    def _open(self) -> tuple[Archive, Decoder]:
-        # A forked process must not use its parent's connections.
-        if self._opened is None or self._opened[0] != os.getpid():
-            archive = Archive(self.url)
-            self._opened = (os.getpid(), archive, Decoder(archive, self.limits))
-        return self._opened[1], self._opened[2]
+        return self._reader.sample(self._rows, index % len(self))

@@ -1,35 +1,57 @@
-"""One image by name or key: its picture, its original file or its metadata."""
+"""One image by name or key: its picture, its original file or its metadata; or several at once."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from msinn_core import bitstream
+from msinn_core.errors import CodecError
 from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
 from pipeline.archive.layout import STILL
 from pipeline.archive.row import Row
 from pipeline.errors import ManifestError, UsageError
-from pipeline.formats import images
 from pipeline.formats.records import columns, rows_of
+from pipeline.forms import jxl, near
+from pipeline.forms.base import Refusal
+from pipeline.forms.msinn import MSINN
+from pipeline.forms.near import NEAR
+from pipeline.forms.samples import METADATA
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.decoder import Decoder, check_payload, read_part
+from pipeline.read.files import Files
+from pipeline.read.names import NAMES, names_before, names_joined, names_table
 from pipeline.read.rows import COLUMNS, usable
+from pipeline.read.target import Target
+from pipeline.read.worker import Result, sentence_of
 
 
-def metadata_of(url: str, wanted: str, *, limits: Limits = DEFAULT) -> dict[str, bytes]:
-    """What a coded image carries beside its pixels, by file name: `exif.bin`, `profile.icc`, `packet.xmp`, `jpeg-segments.bin`, `png-chunks.bin`.
+def metadata_of(url: str, wanted: str, *, generation: int | None = None, limits: Limits = DEFAULT) -> dict[str, bytes]:
+    """What a coded or near-lossless image, or one in form `pixels-exact`, carries beside its pixels, by file name: `exif.bin`, `profile.icc`,
+    `packet.xmp`, `jpeg-segments.bin`, `png-chunks.bin`.
 
     Raises:
         UsageError: No such image, or the file itself is kept.
         ManifestError: Damaged.
     """
-    archive = Archive(url)
+    archive = Archive(url, generation)
     row, payload = _payload(archive, wanted, limits)
-    if row.codec != "msinn":
-        raise UsageError(f"{row.name} is kept as the file it was: `msinn get` gives it whole, with all its metadata")
-    return {_METADATA_FILES[kind]: data for kind, data in bitstream.parse(payload).boxes.items() if kind in _METADATA_FILES}
+    part, codec = payload, row.codec
+    try:
+        if codec == NEAR.codec:
+            member = near.parse(payload)
+            part, codec = (member.picture, "jxl") if member.way in near.WITHOUT_NETWORK else (member.bitstream, MSINN.codec)
+        if codec == "jxl":
+            return {_FILES_OF_SAMPLES[name]: data for name, data in jxl.metadata_of(part).items()}
+    except Refusal as error:
+        raise ManifestError(f"{row.name}: {error}") from error
+    if codec != MSINN.codec:
+        raise UsageError(f"{row.name} comes back as the file it was: `msinn get` gives it whole, with all its metadata")
+    return {_METADATA_FILES[kind]: data for kind, data in bitstream.parse(part).boxes.items() if kind in _METADATA_FILES}
 
 
 def _payload(archive: Archive, wanted: str, limits: Limits) -> tuple[Row, bytes]:
@@ -54,13 +76,17 @@ _METADATA_FILES = {
 }
 
 
-def get(url: str, wanted: str, *, original: bool = False, limits: Limits = DEFAULT) -> tuple[str, bytes, list[str]]:
+_FILES_OF_SAMPLES = dict(zip(METADATA, ("profile.icc", "exif.bin", "packet.xmp", "jpeg-segments.bin", "png-chunks.bin"), strict=True))
+
+
+def get(url: str, wanted: str, *, original: bool = False, generation: int | None = None, limits: Limits = DEFAULT) -> tuple[str, bytes, list[str]]:
     """One image by key or original name, reading its byte range only.
 
     Args:
         url: The archive.
         wanted: Key (`000000042`), or original or restored name.
-        original: The payload as stored (`.msn` or the untouched file) instead of a PNG.
+        original: The file itself where its form gives that back, else the payload as stored (`.msn`, `.jxl`), instead of a PNG.
+        generation: Which one of the archive; the newest if not given.
         limits: What is decoded at most.
 
     Returns:
@@ -70,12 +96,54 @@ def get(url: str, wanted: str, *, original: bool = False, limits: Limits = DEFAU
         UsageError: No such image, or nothing was ever stored of it.
         ManifestError: Damaged.
     """
-    archive = Archive(url)
+    archive = Archive(url, generation)
     row, payload = _payload(archive, wanted, limits)
-    if original or row.codec != "msinn":
-        return (row.member or row.key if original else row.restore_name), payload, []
-    picture, problem = Decoder(archive, limits).picture(row, payload)
-    return row.restore_name, images.to_png(picture), [problem] if problem else []
+    if original and row.exact != "bytes":
+        return row.member or row.key, payload, []
+    data, problem = Decoder(archive, limits).restored(row, payload)
+    return row.restore_name, data, [problem] if problem else []
+
+
+def get_many(
+    url: str, wanted: Sequence[str], target: str, *, overwrite: bool = False, generation: int | None = None, limits: Limits = DEFAULT
+) -> Result:
+    """Several images and sidecars, under their restored names in a folder; what lies near each other in a shard is read in one request.
+
+    Args:
+        url: The archive.
+        wanted: Keys, original or restored names, or globs over restored names (`photos/*.png`, `**/*.png`).
+        target: Folder or URL. A table in it, `msinn-names.csv`, says which file holds which original.
+        overwrite: Replace files of other content that are there; otherwise they stay, and are a problem.
+        generation: Which one of the archive; the newest if not given.
+        limits: What is decoded at most.
+
+    Raises:
+        UsageError: One of `wanted` can be no name.
+        NotFoundError: The archive holds nothing of the kind.
+        ManifestError: The archive's books are damaged.
+    """
+    files, out, result = Files(url, limits, generation=generation), Target(target), Result()
+    names = files.matching(wanted)
+    before = names_before(out.read(NAMES), out.store.path(NAMES))
+    out.store.prepare()
+    for name, data in files.read_many(names):
+        try:
+            if isinstance(data, Exception):
+                raise data
+            there = None if overwrite else out.read(name)
+            if there is not None and there != data:
+                raise ManifestError(f"{out.store.path(name)} is there with other content and stays as it is: --overwrite replaces it")
+            side = files.sidecar(name)
+            if there is None:
+                out.write(name, data, files.row(name).mtime if side is None else side.mtime)
+            result.skipped += there is not None and side is None
+            result.images += side is None
+            result.sidecars += side is not None
+        except (ManifestError, CodecError) as error:
+            result.problems.append(sentence_of(name, error))
+    chosen = files.rows.filter(pc.is_in(files.rows.column("key"), pa.array(list({files.row(name).key for name in names}), pa.string())))
+    out.write(NAMES, names_joined(before, names_table(chosen)))
+    return result
 
 
 def _find(archive: Archive, wanted: str) -> Row:
@@ -86,9 +154,7 @@ def _find(archive: Archive, wanted: str) -> Row:
         return rows_of(Row, table)
 
     if wanted.isdigit() and len(wanted) == 9:
-        firsts = archive.run.shard_first
-        shard = max((i for i, first in enumerate(firsts) if first <= int(wanted)), default=0)
-        if (record := archive.record(shard)) is not None:
+        if (record := archive.holding(wanted)) is not None:
             found = [row for row in rows(record) if row.key == wanted]
     else:
         for record in archive.commits():

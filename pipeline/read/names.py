@@ -11,10 +11,13 @@ from dataclasses import replace
 import pyarrow as pa
 
 from pipeline.archive.row import Row, Sidecar
+from pipeline.errors import UsageError
 from pipeline.formats.records import columns, rows_of, to_array
 
 NAMES = "msinn-names.csv"
 """What a restore writes beside the images: which file holds which original."""
+
+_HEADER = b"name,restored_as,lossless,status,sidecar_of\n"
 
 
 def with_single_names(rows: pa.Table) -> tuple[pa.Table, list[str]]:
@@ -56,9 +59,25 @@ def names_table(rows: pa.Table) -> bytes:
     """CSV of all rows: `name` (original), `restored_as`, `lossless` (the file itself), `status`, `sidecar_of` (empty for images)."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("name", "restored_as", "lossless", "status", "sidecar_of"))
     for row in rows_of(Row, rows.select(columns(Row, "name", "restore_name", "codec", "status", "sidecars", "lossless"))):
         writer.writerow((row.name, row.restore_name if row.codec else "", str(bool(row.lossless)).lower(), row.status, ""))
         for side in row.sidecars:
             writer.writerow((side.name, side.restore_name, "true", "kept", row.name))
-    return text.getvalue().encode("utf-8", "replace")
+    return _HEADER + text.getvalue().encode("utf-8", "replace")
+
+
+def names_before(data: bytes | None, place: str) -> list[bytes]:
+    """Lines of a table of names that is there: of files that were fetched before.
+
+    Raises:
+        UsageError: Somebody else's file is called so.
+    """
+    header, *lines = (data or _HEADER).splitlines(keepends=True)
+    if header != _HEADER:
+        raise UsageError(f"{place} is no table of names of ours, and one would take its place: choose another folder")
+    return lines
+
+
+def names_joined(before: list[bytes], table: bytes) -> bytes:
+    """A table of names with those lines of an earlier one that it lacks."""
+    return b"".join([_HEADER, *dict.fromkeys([*before, *table.splitlines(keepends=True)[1:]])])

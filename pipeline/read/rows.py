@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
 from pipeline.archive import manifest
-from pipeline.archive.archive import Archive, Books
-from pipeline.archive.commits import Commit
+from pipeline.archive.archive import Archive, without
+from pipeline.archive.commits import Commit, Place
+from pipeline.archive.layer import Books, with_prefix
 from pipeline.archive.row import Row, Sidecar
 from pipeline.errors import ManifestError, OutageError, StorageError
 from pipeline.formats.records import columns, to_table
@@ -18,7 +18,8 @@ from pipeline.read.salvage import Salvage
 
 COLUMNS = columns(
     Row, "key", "name", "restore_name", "shard_key", "offset", "length", "payload_sha256", "codec", "model_sha256", "recon_sha256", "sidecars",
-    "encoder", "width", "height", "mtime", "lossless", "status", "pixels",
+    "encoder", "width", "height", "mtime", "lossless", "status", "pixels", "form", "exact", "writer", "source_sha256", "error_code",
+    "source_format", "channels", "bit_depth", "source_bytes",
 )  # fmt: skip
 """What a restore needs to know of an image."""
 
@@ -33,10 +34,10 @@ def rows_left(archive: Archive, where: str | None = None) -> tuple[pa.Table, lis
         UsageError: Bad SQL.
     """
     books = archive.books()
-    problems = unfinished(archive, books) + books.problems
+    problems = books.unfinished + books.problems
     wanted = COLUMNS if where is None else None
-    lost: dict[int, tuple[Commit | None, str]] = {shard: (None, sentence) for shard, sentence in books.lost.items()}
-    tables: dict[int, pa.Table] = {}
+    lost: dict[Place, tuple[Commit | None, str]] = {shard: (None, sentence) for shard, sentence in books.lost.items()}
+    tables: dict[Place, pa.Table] = {}
 
     def read(record: Commit) -> tuple[pa.Table, list[str]] | str:
         try:
@@ -49,9 +50,9 @@ def rows_left(archive: Archive, where: str | None = None) -> tuple[pa.Table, lis
     with ThreadPoolExecutor(8) as pool:
         for record, part in zip(books.commits, pool.map(read, books.commits), strict=True):
             if isinstance(part, str):
-                lost[record.shard_id] = (record, part)
+                lost[record.place] = (record, part)
             else:
-                tables[record.shard_id] = part[0]
+                tables[record.place] = part[0]
                 problems += part[1]
     if where is not None:
         problems += [f"{sentence}: a condition cannot find its images, but a restore of everything can" for _, sentence in lost.values()]
@@ -87,35 +88,28 @@ def usable(table: pa.Table, place: str) -> tuple[pa.Table, list[str]]:
     return table.take(pa.array(good, pa.int64())), problems
 
 
-def _salvaged(archive: Archive, books: Books, lost: dict[int, tuple[Commit | None, str]]) -> dict[int, tuple[str, pa.Table]]:
+def _salvaged(archive: Archive, books: Books, lost: dict[Place, tuple[Commit | None, str]]) -> dict[Place, tuple[str, pa.Table]]:
     """For every shard whose books or object are lost a sentence, and the rows that can be had all the same."""
-    salvage = Salvage(archive)
-    wanted = dict(lost)
-    for record in books.commits:
-        if not salvage.present(record.shard):
-            # Another attempt at the shard may have left its own.
-            wanted.setdefault(record.shard_id, (None, f"{archive.store.path(record.shard)} is missing"))
-    committed = {record.shard_id for record in books.commits}
-    for shard in salvage.numbers():
-        if shard < archive.run.shards and shard not in committed:
-            wanted.setdefault(shard, (None, f"shard {shard} is not committed"))
     result = {}
-    for shard, (commit, sentence) in wanted.items():
-        rows, how = salvage.rows(shard, commit)
-        if rows or shard in lost:
-            result[shard] = (f"{sentence}: {how}", to_table(Row, rows, _schema(COLUMNS)))
+    for layer in archive.layers:
+        salvage = Salvage(archive, layer)
+        wanted = {place: found for place, found in lost.items() if place[0] == layer.generation}
+        for record in books.commits:
+            if record.generation == layer.generation and not salvage.present(record.shard):
+                # Another attempt at the shard may have left its own.
+                wanted.setdefault(record.place, (None, f"{archive.store.path(record.shard)} is missing"))
+        committed = {record.shard_id for record in books.commits if record.generation == layer.generation}
+        for shard in salvage.numbers():
+            # A shard of which all is removed is none that is missed.
+            if shard < layer.run.shards and shard not in committed and not archive.is_removed((layer.generation, shard)):
+                wanted.setdefault((layer.generation, shard), (None, f"shard {shard} is not committed"))
+        for place, (commit, sentence) in wanted.items():
+            rows, how = salvage.rows(place[1], commit)
+            if rows or place in lost:
+                table = with_prefix(to_table(Row, rows, _schema(COLUMNS)), layer.prefix)
+                result[place] = (f"{sentence}: {how}", without(table, archive.removed_keys(place)))
     return result
 
 
 def _schema(names: list[str]) -> pa.Schema:
     return pa.schema([manifest.READ_SCHEMA.field(name) for name in names])
-
-
-def unfinished(archive: Archive, books: Books) -> list[str]:
-    """A sentence if the archive does not hold all of its source yet."""
-    shards = archive.run.shards
-    known = {record.shard_id for record in books.commits if record.shard_id < shards} | {shard for shard in books.lost if shard < shards}
-    if len(known) < shards:
-        first = next(shard for shard in itertools.count() if shard not in known)
-        return [f"{shards - len(known)} of {shards} shards are not committed, shard {first} among them: run the same compress to finish"]
-    return [] if archive.sealed else ["the archive is not sealed: run the same compress to finish"]

@@ -15,13 +15,17 @@ from msinn_core import bitstream
 from pipeline.archive import manifest
 from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
+from pipeline.archive.layer import Layer
 from pipeline.archive.layout import sha256
-from pipeline.archive.members import member_name, suffix_of
+from pipeline.archive.members import codec_named, member_name, payload_suffix
 from pipeline.archive.row import Row, Sidecar, sidecar_of
 from pipeline.archive.shard import Member, iterate_damaged, stored_bytes
 from pipeline.errors import ManifestError, StorageError
 from pipeline.formats.parquet import read_bounded
 from pipeline.formats.records import rows_of
+from pipeline.forms import near
+from pipeline.forms.base import Exact
+from pipeline.forms.family import SUFFIXES, WITH_LOSS, promise_of
 from pipeline.limits import DEFAULT, MAX_PARQUET_BYTES
 from pipeline.sources.record import SourceRecord, from_table, printable, utc
 
@@ -30,10 +34,14 @@ _KEY = re.compile(r"\d{9}\.")
 
 
 class _Found(NamedTuple):
-    """A member of a tar, and whether it begins as a coded picture does."""
+    """A member of a tar; if it begins as a coded picture does, or holds one, the first half of its model's SHA-256."""
 
     member: Member
-    coded: bool
+    model: str | None
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 class Salvage:
@@ -41,10 +49,13 @@ class Salvage:
 
     Args:
         archive: With books that are not whole.
+        layer: The generation that the shards are of; the first if not given. Names of objects are from the archive's root, those in rows from the
+            generation's folder.
     """
 
-    def __init__(self, archive: Archive) -> None:
+    def __init__(self, archive: Archive, layer: Layer | None = None) -> None:
         self._archive = archive
+        self._layer = layer or archive.layers[0]
         self._objects: dict[str, dict[str, list[str]]] = {}
         self._scan: bytes | None = None
 
@@ -55,7 +66,7 @@ class Salvage:
 
     def present(self, name: str) -> bool:
         """Whether an object of `shards/` or `manifest/` is there."""
-        folder, _, base = name.partition("/")
+        folder, _, base = name.removeprefix(self._layer.prefix).partition("/")
         return name in self._listed(folder).get(base.partition("-")[0], [])
 
     def rows(self, shard: int, record: Commit | None) -> tuple[list[Row], str]:
@@ -72,7 +83,7 @@ class Salvage:
         else:
             for name in self._named("manifest", shard):
                 rows = self._of_manifest(name)
-                if rows and rows[0].shard_key in whole:
+                if rows and f"{self._layer.prefix}{rows[0].shard_key}" in whole:
                     return rows, f"its images are restored by {self._archive.store.path(name)}"
         for name in whole or names:
             rows = self._of_tar(shard, name)
@@ -87,7 +98,7 @@ class Salvage:
 
     def _of_manifest(self, name: str) -> list[Row]:
         data = self._read(name)
-        if data is None or sha256(data)[:12] not in name:
+        if data is None or sha256(data)[:12] not in _base(name):
             return []
         try:
             return list(rows_of(Row, manifest.read(data)))
@@ -105,7 +116,7 @@ class Salvage:
         """Names of a folder's objects by the shard's number, as it is written in them."""
         if folder not in self._objects:
             found: dict[str, list[str]] = {}
-            for name in self._archive.store.list(folder):
+            for name in self._archive.store.list(self._layer.prefix + folder):
                 found.setdefault(name.rpartition("/")[2].partition("-")[0], []).append(name)
             self._objects[folder] = found
         return self._objects[folder]
@@ -127,7 +138,7 @@ class Salvage:
         except Exception as error:
             self._archive.raise_outage(error)
             return False
-        return digest.hexdigest()[:12] in name
+        return digest.hexdigest()[:12] in _base(name)
 
     def _of_tar(self, shard: int, name: str) -> list[Row]:
         """One row for each image of which the tar holds anything."""
@@ -135,9 +146,9 @@ class Salvage:
         try:
             with self._archive.store.open(name) as file:
                 for member, offset, data in iterate_damaged(file, max_bytes=DEFAULT.max_file_bytes):
-                    coded = data[: len(bitstream.MAGIC)] == bitstream.MAGIC
+                    model = bitstream.model_named(data) or near.model_named(data)
                     if _KEY.match(member):
-                        members.setdefault(member.partition(".")[0], []).append(_Found(Member(member, offset, len(data), sha256(data)), coded))
+                        members.setdefault(member.partition(".")[0], []).append(_Found(Member(member, offset, len(data), sha256(data)), model))
         except Exception as error:
             # What was read before counts.
             self._archive.raise_outage(error)
@@ -153,11 +164,15 @@ class Salvage:
             record: Of the listing, if that is there.
             found: The image's members, in the order of the tar.
         """
-        first, magic = found[0]
-        coded = magic and first.name == f"{key}.msn"
-        stored = coded or record is None or first.name == f"{key}.{suffix_of(record.name)}"
+        run, (first, model) = self._layer.run, found[0]
+        coded = model is not None and first.name == f"{key}.msn"
+        codec = "msinn" if coded else codec_named(first.name, key)
+        codec = "kept" if codec == "msinn" and not coded else codec
+        form, exact = promise_of(codec)
+        stored = coded or record is None or first.name == f"{key}.{payload_suffix(codec, record.name)}"
         # Without the listing, a name of its own: another image may be called as this one's key.
-        restore_name = (record.restore_name if coded else record.keep_name) if record else f"salvaged/{f'{key}.png' if coded else first.name}"
+        bare = f"{key}.png" if exact != Exact.BYTES else first.name.removesuffix(f".{SUFFIXES.get(codec, '').rpartition('.')[2]}")
+        restore_name = (record.keep_name if exact is Exact.BYTES else record.restore_name) if record else f"salvaged/{bare}"
         return Row(
             key=key,
             name=printable(record.name) if record else key,
@@ -166,32 +181,36 @@ class Salvage:
             member=first.name if stored else None,
             mtime=record.mtime if record else None,
             shard_id=shard,
-            shard_key=name,
+            shard_key=name.removeprefix(self._layer.prefix),
             offset=first.offset if stored else None,
             length=first.length if stored else None,
             stored_bytes=stored_bytes(first.length) if stored else 0,
             payload_sha256=first.sha256 if stored else None,
             sidecars=_sidecars(record, key, first.name if stored else None, [part.member for part in (found[1:] if stored else found)]),
-            codec=None if not stored else "msinn" if coded else "kept",
-            model_sha256=self._archive.run.model_sha256 if coded else None,
-            lossless=stored and not coded,
+            codec=codec if stored else None,
+            form=form if stored else None,
+            exact=exact if stored else None,
+            model_sha256=next((digest for digest in run.models if digest[:32] == model), run.model_sha256)
+            if model is not None and codec in WITH_LOSS
+            else None,
+            lossless=stored and codec not in WITH_LOSS,
             decode_verified=False,
-            encoder="cpu" if coded else None,
-            status="coded" if stored and coded else "kept" if stored else "failed",
+            encoder="cpu" if codec in WITH_LOSS and stored else None,
+            status="failed" if not stored else "kept" if exact is Exact.BYTES else "coded",
             attempt="",
         )
 
     def _records(self, shard: int) -> list[SourceRecord]:
         if self._scan is None:
-            name = self._archive.run.scan
+            name = self._layer.scan
             data = self._read(name)
             # A damaged listing would give images the names of others.
-            self._scan = data if data is not None and sha256(data)[:12] in name else b""
+            self._scan = data if data is not None and sha256(data)[:12] in _base(name) else b""
         if not self._scan:
             return []
         try:
             table = read_bounded(self._scan, holding=("shard_id", shard))
-            return [record for record, number in from_table(table) if number == shard]
+            return [record for record, number in from_table(table, self._layer.run.first_key) if number == shard]
         except (pa.ArrowException, KeyError, TypeError, ValueError, AttributeError):
             self._scan = b""  # a listing that its maker damaged names nobody either
             return []

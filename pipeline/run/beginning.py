@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from msinn_core import VERSION
 from msinn_core.errors import CheckpointError
-from msinn_core.model_file import LoadedModel, load_model, parse_model
+from msinn_core.model_file import LoadedModel, load_model, parse_model, shipped_model_bytes
 from pipeline.archive import manifest
 from pipeline.archive.archive import Archive, MissingArchiveError
-from pipeline.archive.layout import RUN, SEAL, sha256
-from pipeline.archive.run_record import RunRecord
-from pipeline.errors import StorageError, UsageError
+from pipeline.archive.layout import ARCHIVE_VERSION, GENERATIONS, NEAR_VERSION, RUN, SEAL, SEAL_NAME, SEALS, SHA256, sha256
+from pipeline.archive.models import publish_models, shipped_bases, stored_model
+from pipeline.archive.run_record import RunRecord, needs_model
+from pipeline.errors import ManifestError, StorageError, UsageError
 from pipeline.formats.parquet import read_bounded
-from pipeline.limits import MAX_MODEL_BYTES, MAX_PARQUET_BYTES, MAX_RUN_BYTES
+from pipeline.limits import MAX_PARQUET_BYTES, MAX_RUN_BYTES
 from pipeline.plan.config import CompressConfig
 from pipeline.run.report import Reporter
 from pipeline.run.shards import Shards
@@ -33,7 +33,7 @@ from pipeline.sources.record import SCAN_SCHEMA, from_table, printable, to_table
 from pipeline.store.base import Store, content_name, open_store
 from pipeline.text import redacted
 
-_OURS = frozenset({RUN, SEAL, "scan", "analyse", "plan", "shards", "manifest", "commits", "model", "tune", "capabilities"})
+_OURS = frozenset({RUN, SEAL, "scan", "analyse", "plan", "shards", "manifest", "commits", "model", "tune", "capabilities", SEALS, GENERATIONS})
 
 
 def refuse_nested(source: str, store: Store) -> None:
@@ -59,41 +59,76 @@ def refuse_foreign(store: Store) -> None:
         )
 
 
-def model_for(which: str, store: Store, own: LoadedModel | None = None) -> LoadedModel:
-    """The model asked for; an archive begun with a model of this name keeps the one it was begun with.
+def refuse_grown(store: Store) -> None:
+    """An archive that has grown is of more than one listing: which of them a source should be as, only a growth can tell.
+
+    Raises:
+        UsageError: It has grown.
+    """
+    newest = max((int(found[1]) for name in store.list(SEALS) if (found := SEAL_NAME.fullmatch(name))), default=1)
+    if newest > 1:
+        raise UsageError(f"{store.url} has grown to generation {newest}: say --grow, which adds what has changed, or says that nothing has")
+
+
+def models_for(which: str, store: Store) -> Sequence[LoadedModel]:
+    """The model asked for; an archive begun with a model of this name, SHA-256 or file name keeps those that it was begun with.
 
     Args:
         which: Name, digest or path.
         store: The archive.
-        own: A model of the dataset's own, which a new archive takes in place of it.
 
     Raises:
         CheckpointError: There is no such model, or it is damaged.
+        ManifestError: The archive has lost one of its own.
         UsageError: It is of the float profile.
     """
-    model = _begun_with(which, store) or own or load_model(which)
-    if model.profile != "int":
+    return _integer(_begun_with(which, store) or [load_model(which)])
+
+
+def stored_models(store: Store, digests: Iterable[str]) -> Sequence[LoadedModel]:
+    """An archive's own models. Raises as `models_for` does."""
+    return _integer([_stored(store, digest) for digest in digests])
+
+
+def _integer(models: Sequence[LoadedModel]) -> Sequence[LoadedModel]:
+    if any((model := each).profile != "int" for each in models):
         raise UsageError(
             f"model {model.name} is of the float profile, whose archives decode on like machines only: pack it with "
             "`msinn models import CKPT -o OUT --calibrate FOLDER`, and name the result with --model"
         )
-    return model
+    return models
 
 
-def _begun_with(which: str, store: Store) -> LoadedModel | None:
+def _begun_with(which: str, store: Store) -> Sequence[LoadedModel]:
     try:
         run = json.loads(store.read(RUN, limit=MAX_RUN_BYTES))
-        begun, asked = str(run["model_sha256"]), run["config"]["model"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError, StorageError):
-        return None
-    if asked == which and re.fullmatch("[0-9a-f]{64}", begun):
-        try:
-            data = store.read(f"model/{begun}.safetensors", limit=MAX_MODEL_BYTES)
-            if hashlib.sha256(data).hexdigest() == begun:
-                return parse_model(data)
-        except (FileNotFoundError, CheckpointError):
-            pass
-    return None
+        begun, asked = [str(run["model_sha256"]), *map(str, run.get("further_models", []))], run["config"]["model"]
+        none_needed = not needs_model(run["config"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError, StorageError):
+        return []
+    if none_needed:
+        return []  # it holds none, and goes on with any
+    first = begun[0]
+    if not (asked == which or Path(which).name.partition(".")[0] == first or (len(which) >= 8 and first.startswith(which))):
+        return []
+    return [_stored(store, digest) for digest in begun]
+
+
+def _stored(store: Store, digest: str) -> LoadedModel:
+    """A model of the archive; the same file, by its hash, may have come with this msinn.
+
+    Raises:
+        ManifestError: It is lost.
+    """
+    fault = "is missing"
+    try:
+        data = stored_model(store, digest) if SHA256.fullmatch(digest) else None
+    except CheckpointError as error:
+        data, fault = None, f"is damaged ({error})"
+    data = data or shipped_model_bytes(digest)
+    if data is None:
+        raise ManifestError(f"{store.url} was begun with model {digest[:12]}, which {fault}: nothing of it can be decoded or gone on with without it")
+    return parse_model(data)
 
 
 class Beginning:
@@ -103,7 +138,7 @@ class Beginning:
         store: The archive.
         source: As the user named it.
         config: The run's.
-        model: What encodes.
+        models: What encodes.
         scan: The listing.
         shards: It, divided.
         preferences: Content of the table whose digest `config` holds, or None.
@@ -116,14 +151,15 @@ class Beginning:
         *,
         source: str,
         config: CompressConfig,
-        model: LoadedModel,
+        models: Sequence[LoadedModel],
         scan: Scan,
         shards: Shards,
         preferences: bytes | None,
         reporter: Reporter,
     ) -> None:
-        self._store, self._source, self._config, self._model = store, source, config, model
+        self._store, self._source, self._config, self._models = store, source, config, models
         self._records, self._shards, self._preferences, self._reporter = scan.records, shards, preferences, reporter
+        self._listed_us = scan.listed_us
         self.digest = scan.digest
         """Of the listing; that which the archive was begun with, where the source has only moved since."""
 
@@ -152,27 +188,30 @@ class Beginning:
 
     def _published(self) -> RunRecord:
         """Write what the run rests on; returns the content of `run.json`."""
-        table = manifest.blocks_bytes(SCAN_SCHEMA, to_table(self._records, self._shards.ids))
-        name = content_name("scan", "00000", sha256(table), "parquet")
-        self._store.publish_bytes(table, name)
-        if self._preferences is not None and self._config.preferences_sha256 is not None:
-            suffix = "parquet" if self._preferences[:4] == b"PAR1" else "csv"
-            self._store.publish_bytes(self._preferences, content_name("plan", "per-image", self._config.preferences_sha256, suffix))
-        self._store.publish_bytes(self._model.data, f"model/{self._model.sha256}.safetensors")
-        return RunRecord(
+        name = publish_listing(self._store, self._records, self._shards)
+        publish_preferences(self._store, self._config, self._preferences)
+        first, *further = self._models
+        near = self._config.budget.kind == "max_error"
+        record = RunRecord(
+            archive_version=NEAR_VERSION if near else ARCHIVE_VERSION,
             source=redacted(self._source),
             scan_digest=self.digest,
             config=self._config.to_json(),
-            model_sha256=self._model.sha256,
+            model_sha256=first.sha256,
+            further_models=[model.sha256 for model in further],
             scan=name,
             shards=len(self._shards),
             images=len(self._records),
             shard_first=self._shards.first(),
+            listed_us=self._listed_us,
             created_at=now(),
-            created_by=f"{socket.gethostname()}:{os.getpid()}",
-            model_name=self._model.name,
+            created_by=created_by(),
+            model_name=first.name,
             msinn=VERSION,
         )
+        if record.needs_model:
+            publish_models(self._store, [model.data for model in self._models], shipped_bases(self._models))
+        return record
 
     def _compare(self, existing: RunRecord) -> None:
         url = self._store.url
@@ -182,11 +221,10 @@ class Beginning:
             changed = [name for name in mine.to_json() if name != "model" and getattr(theirs, name) != getattr(mine, name)]
             what = "; ".join(f"{name} was {getattr(theirs, name)}, now {getattr(mine, name)}" for name in changed)
             raise UsageError(f"{url} was begun with other options ({what}): repeat them to resume, or choose another destination")
-        if existing.model_sha256 != self._model.sha256:
-            raise UsageError(
-                f"{url} was begun with model {existing.model_sha256[:12]}, not {self._model.sha256[:12]}: "
-                f"resume with --model {self._store.path('model/' + existing.model_sha256 + '.safetensors')}"
-            )
+        digests = [model.sha256 for model in self._models]
+        if existing.needs_model and existing.models != digests:
+            begun, asked = (" and ".join(digest[:12] for digest in models) for models in (existing.models, digests))
+            raise UsageError(f"{url} was begun with model {begun}, not {asked}: resume with --model {existing.model_sha256[:12]}, which is in it")
         if existing.scan_digest != self.digest:
             self._explain_difference(existing)
 
@@ -196,7 +234,8 @@ class Beginning:
         Raises:
             UsageError: Files were added, removed or changed in size: which.
         """
-        advice = "bring them back to resume, or choose another destination"
+        sealed = self._store.exists(SEAL)
+        advice = "say --grow to add what has changed" if sealed else "bring them back to resume, or choose another destination"
         try:
             table = read_bounded(self._store.read(existing.scan, limit=MAX_PARQUET_BYTES))
             listed = [record for record, _ in from_table(table)]
@@ -217,6 +256,26 @@ class Beginning:
             f"{self._source} is not as it was when {self._store.url} was begun with {existing.images} images: "
             f"{_difference(dict(before), dict(now)) or 'the same names are in another order, or some are there more often'}{place}: {advice}"
         )
+
+
+def publish_listing(store: Store, records: Iterable[SourceRecord], shards: Shards) -> str:
+    """Write a listing; returns the object's name."""
+    table = manifest.blocks_bytes(SCAN_SCHEMA, to_table(records, shards.ids))
+    name = content_name("scan", "00000", sha256(table), "parquet")
+    store.publish_bytes(table, name)
+    return name
+
+
+def publish_preferences(store: Store, config: CompressConfig, preferences: bytes | None) -> None:
+    """Write the table whose digest `config` holds, if there is one."""
+    if preferences is not None and config.preferences_sha256 is not None:
+        suffix = "parquet" if preferences[:4] == b"PAR1" else "csv"
+        store.publish_bytes(preferences, content_name("plan", "per-image", config.preferences_sha256, suffix))
+
+
+def created_by() -> str:
+    """This host and process, for people."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def now() -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from msinn_core.model_file import LoadedModel
 from pipeline.encode.tasks import WorkConfig
 from pipeline.encode.worker import ShardWorker
 from pipeline.execute.base import Executor, WorkersError
 from pipeline.formats.outcome import Reason
 from pipeline.plan.config import CompressConfig
+from pipeline.plan.findings import Older
 from pipeline.plan.preferences import Preferences
 from pipeline.run.report import Reporter
 from pipeline.run.shards import Shards
@@ -58,34 +62,45 @@ class Context:
 
     Attributes:
         config: What to do.
-        store: The archive.
-        model: What encodes.
+        store: The archive, or the folder of the generation that it grows by.
+        analyses: Where analyses are kept, whatever budget they are for.
+        models: What encodes; images name theirs by its number.
+        chosen: `[N]`, number of each image's model.
         records: The listing, in archive order.
         digest: Of the listing that the archive was begun with.
         shards: The listing, divided.
         preferences: Of single images.
         reporter: Told about progress.
+        older: What the budget counts beside these images, where an archive grows.
         poison: Images to be left alone.
     """
 
     config: CompressConfig
     store: Store
-    model: LoadedModel
+    analyses: Store
+    models: Sequence[LoadedModel]
+    chosen: NDArray[np.int8]
     records: Sequence[SourceRecord]
     digest: str
     shards: Shards
     preferences: Preferences
     reporter: Reporter
+    older: Older | None = None
     poison: Poison = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "poison", Poison(self.reporter))
 
     @property
+    def model(self) -> LoadedModel:
+        """The first; the others are of its shape."""
+        return self.models[0]
+
+    @property
     def sampled_analysis(self) -> bool:
         """Whether the analysis looks at a part of each image. A quality target is searched from the prediction: there a better one saves more
         encodes than it costs."""
-        return len(self.records) > SAMPLED_ABOVE and self.config.budget.is_total
+        return len(self.records) > SAMPLED_ABOVE and self.config.budget.has_threshold
 
     def work_config(self) -> WorkConfig:
         """What workers need to know."""
@@ -98,4 +113,9 @@ class Context:
             device=self.config.device,
             verify_sample=self.config.verify_sample,
             sampled_analysis=self.sampled_analysis,
+            lossless=budget.kind == "lossless",
+            all_forms=self.config.forms == "all",
+            lossless_jpeg=self.config.lossless_jpeg,
+            exact_bytes=self.config.exact == "bytes",
+            max_error=budget.max_error,
         )

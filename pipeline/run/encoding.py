@@ -160,11 +160,15 @@ class Encoding:
         numbers = np.arange(records[0].index, records[-1].index + 1)
         floors = context.preferences.min_psnr_db(numbers)
         if planner is None:
-            q = context.config.budget.value
+            budget = context.config.budget
+            # Within a largest error each image's rate is searched for.
+            q = {"lossless": KEPT_Q, "max_error": 0.0}.get(budget.kind, budget.value)
             return tuple(
-                ImageTask(record, q, skip_reason=skip.get(record.index), min_psnr_db=floor) for record, floor in zip(records, floors, strict=True)
+                ImageTask(record, q, skip_reason=skip.get(record.index), min_psnr_db=floor, model=int(context.chosen[record.index]))
+                for record, floor in zip(records, floors, strict=True)
             )
         choices = planner.promise(shard)
+        all_forms = context.config.forms == "all"
         least, most = context.preferences.q_range(numbers, context.model.config.q_max)
         # Without a curve (unreadable or unusable when it was analysed) an image can only be kept as it is.
         without = Choice(KEPT_Q, 0.0, 0.0, "none")
@@ -172,8 +176,11 @@ class Encoding:
         for record, floor, low, high in zip(records, floors, least.tolist(), most.tolist(), strict=True):
             choice, reason = choices.get(record.index, without), skip.get(record.index)
             tasks.append(
-                ImageTask(record, choice.q, choice.predicted_bytes, choice.clamp, reason, choice.pixels, floor, low, min(high, choice.max_q))
-            )
+                ImageTask(
+                    record, choice.q, choice.predicted_bytes, choice.clamp, reason, choice.pixels, floor, low, min(high, choice.max_q),
+                    int(context.chosen[record.index]), exact_bytes=choice.exact_bytes if all_forms else np.inf,
+                )
+            )  # fmt: skip
         return tuple(tasks)
 
     def _job(self, shard: int, limit: int | None) -> Job[ShardWorker, Commit]:

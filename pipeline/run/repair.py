@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
+from pipeline.archive.layer import Layer
 from pipeline.archive.row import Row
 from pipeline.encode.tasks import ImageTask, ShardTask
 from pipeline.encode.worker import ShardWorker
@@ -14,6 +14,9 @@ from pipeline.errors import ManifestError
 from pipeline.execute.base import Job, patience
 from pipeline.formats.outcome import Reason
 from pipeline.formats.records import columns, rows_of
+from pipeline.forms.family import WITH_LOSS
+from pipeline.forms.msinn import MSINN
+from pipeline.forms.near import NEAR
 from pipeline.plan.curves import KEPT_Q
 from pipeline.run.context import Context, Workers
 from pipeline.sources.record import printable
@@ -104,18 +107,21 @@ class Repair:
         Raises:
             ManifestError: The part of the manifest is lost or damaged.
         """
-        part = Archive(self._context.store.url).manifest_part(record, columns(Row, "key", "q", "codec", "error_code", "sidecars"))
+        part = Layer.read(self._context.store).part(record, columns(Row, "key", "q", "codec", "model_sha256", "error_code", "sidecars"))
         found = {row.key: row for row in rows_of(Row, part)}
+        numbers = {model.sha256: number for number, model in enumerate(self._context.models)}
         tasks = []
         for source in self._context.shards.records(record.shard_id):
             row = found[source.key]
             names = {side.name for side in row.sidecars}
             kept = [i for i, (name, _) in enumerate(source.sidecars) if printable(name) in names]
             source = replace(source, sidecars=tuple(source.sidecars[i] for i in kept), keep_sidecars=tuple(source.keep_sidecars[i] for i in kept))
-            q = row.q if row.codec == "msinn" else None
-            reason = None if row.codec == "msinn" else Reason.named(row.error_code)
+            # The rate of a near-lossless one is searched for again, with the same end.
+            q = row.q if row.codec == MSINN.codec else 0.0 if row.codec == NEAR.codec else None
+            reason = None if row.codec in WITH_LOSS else Reason.named(row.error_code)
             # An image is in the shard without having been coded, or it is not there at all.
             if row.codec is None:
                 reason = Reason.UNREADABLE
-            tasks.append(ImageTask(source, KEPT_Q if q is None else q, skip_reason=reason))
+            codec = None if row.codec in WITH_LOSS else row.codec
+            tasks.append(ImageTask(source, KEPT_Q if q is None else q, skip_reason=reason, model=numbers.get(row.model_sha256 or "", 0), codec=codec))
         return tuple(tasks)

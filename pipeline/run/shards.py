@@ -37,13 +37,18 @@ class Shards:
     """The records of a listing, by shard.
 
     Args:
-        records: All of them, in archive order; at least one.
+        records: All of them, in archive order.
+        firsts: Number of the first record of each shard, where they were divided before.
     """
 
-    def __init__(self, records: Sequence[SourceRecord]) -> None:
+    def __init__(self, records: Sequence[SourceRecord], firsts: Sequence[int] | None = None) -> None:
         self._records = records
-        self.ids = shard_plan(records)
-        self._first = np.searchsorted(self.ids, np.arange(int(self.ids[-1]) + 2))
+        if firsts is None:
+            self.ids = shard_plan(records)
+        else:
+            self.ids = (np.searchsorted(firsts, np.arange(len(records)), side="right") - 1).astype(np.int32)
+        count = int(self.ids[-1]) + 1 if len(records) else 0
+        self._first = np.searchsorted(self.ids, np.arange(count + 1))
 
     def __len__(self) -> int:
         return len(self._first) - 1

@@ -35,6 +35,10 @@ class Fetcher:
         self._footers: OrderedDict[str, list[int]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def out_of_reach(self, part: Part) -> bool:
+        """Whether a listed file surely cannot be read, without reading it: a link to nowhere, no permission. Only of local files can that be told."""
+        return part.kind == FILE and "://" not in part.uri and not os.access(part.uri, os.R_OK)
+
     def fetch(self, part: Part) -> bytes:
         """The part's bytes.
 

@@ -11,6 +11,8 @@ from datetime import datetime
 from typing import Any
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
+from fsspec.spec import AbstractFileSystem
 
 from pipeline.errors import SourceError
 from pipeline.sources.record import printable
@@ -95,7 +97,7 @@ def list_files(source: str, warnings: list[str], left_out: LeftOut) -> tuple[Any
     try:
         if fs.isdir(path):
             _check_readable(fs, path, warnings, left_out)
-            listing, root = fs.find(path, detail=True), path
+            listing, root = _found(fs, path), path
         elif fs.isfile(path):
             listing, root, named = {path: fs.info(path)}, os.path.dirname(path), True
         elif glob.has_magic(path):
@@ -187,6 +189,29 @@ def _check_readable(fs: Any, path: str, warnings: list[str], left_out: LeftOut) 
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def _found(fs: Any, path: str) -> dict[str, dict[str, Any]]:
+    """Every file below a folder. fsspec's own walk leaves out in silence what it cannot list, and its files would look gone."""
+    own = type(fs)._find is AsyncFileSystem._find if isinstance(fs, AsyncFileSystem) else type(fs).find is AbstractFileSystem.find
+    if not own:
+        found: dict[str, dict[str, Any]] = fs.find(path, detail=True)
+        return found
+    found, waiting, seen = {}, [path], {path.rstrip("/"), ""}
+    while waiting:
+        folder = waiting.pop()
+        try:
+            listed = fs.ls(folder, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # gone since its parent was listed
+        for info in listed:
+            name = info["name"].rstrip("/")
+            if info["type"] != "directory":
+                found[info["name"]] = info
+            elif name not in seen:
+                seen.add(name)
+                waiting.append(name)
+    return found
 
 
 def bare(path: str) -> str:

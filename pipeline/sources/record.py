@@ -41,6 +41,7 @@ class Part:
         group: Row group (Parquet kinds), else 0.
         column: Column (`cell`, and the one that `row_json` leaves out), else empty.
         mtime_us: Modification time in microseconds since 1970, or None where the source does not say.
+        container_us: That of the tar or Parquet file which it lies in; None of a whole file, or where the source does not say.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Part:
     group: int = 0
     column: str = ""
     mtime_us: int | None = None
+    container_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class SourceRecord:
         restore_name: Name of the decoded picture when restored; unique in the scan and inside the target.
         keep_name: Name of the untouched file when restored; unique likewise.
         keep_sidecars: The same for each sidecar.
+        first_key: How many images older generations of the archive have had: its key counts on from there.
     """
 
     index: int
@@ -73,11 +76,12 @@ class SourceRecord:
     restore_name: str = ""
     keep_name: str = ""
     keep_sidecars: tuple[str, ...] = ()
+    first_key: int = 0
 
     @property
     def key(self) -> str:
         """Dot-free name inside the archive, the same for every run over the same listing."""
-        return f"{self.index:09d}"
+        return f"{self.first_key + self.index:09d}"
 
     @property
     def mtime(self) -> datetime | None:
@@ -185,11 +189,11 @@ class Listing(Sequence[SourceRecord]):
 
 def _flat(record: SourceRecord) -> tuple[Any, ...]:
     sidecars = tuple((name, _flat_part(part)) for name, part in record.sidecars)
-    return record.index, record.name, _flat_part(record.part), sidecars, record.restore_name, record.keep_name, record.keep_sidecars
+    return record.index, record.name, _flat_part(record.part), sidecars, record.restore_name, record.keep_name, record.keep_sidecars, record.first_key
 
 
 def _flat_part(part: Part) -> tuple[Any, ...]:
-    return part.kind, part.uri, part.length, part.offset, part.group, part.column, part.mtime_us
+    return part.kind, part.uri, part.length, part.offset, part.group, part.column, part.mtime_us, part.container_us
 
 
 def _unflat(flat: tuple[Any, ...]) -> SourceRecord:
@@ -197,13 +201,26 @@ def _unflat(flat: tuple[Any, ...]) -> SourceRecord:
     return SourceRecord(index, name, Part(*part), tuple((name, Part(*part)) for name, part in sidecars), *names)
 
 
-def with_restore_names(records: Iterable[SourceRecord]) -> Listing:
-    """Give every record names for restoring that are unique, even where two sources share a name or a file system ignores case."""
+def with_restore_names(records: Iterable[SourceRecord], others: Iterable[str] = ()) -> Listing:
+    """Give every record names for restoring that are unique, even where two sources share a name or a file system ignores case.
+
+    Args:
+        records: Without such names.
+        others: Names that are not to be given again: of older generations of the archive (`names_given`).
+    """
     # Hashes of names: where two names share one, which has never been seen, one file is called otherwise than it could be.
     taken: set[int] = set()
 
     def digest(name: str) -> int:
         return int.from_bytes(hashlib.blake2b(name.casefold().encode("utf-8", "surrogateescape"), digest_size=8).digest())
+
+    folders: set[str] = set()
+    for name in others:
+        taken.add(digest(name))
+        folders.add(name.rpartition("/")[0])
+    for folder in folders - {""}:
+        parts = folder.split("/")
+        taken.update(digest("/".join(parts[: i + 1])) for i in range(len(parts)))
 
     def listed() -> Iterator[SourceRecord]:
         # A name that is a folder of another cannot be a file.
@@ -230,13 +247,14 @@ def with_restore_names(records: Iterable[SourceRecord]) -> Listing:
         return f"{stem}~{index}.{count}{suffix}"
 
     def kept(record: SourceRecord) -> SourceRecord:
-        keep = unique(safe_name(record.name), record.index)
-        return replace(record, keep_name=keep, keep_sidecars=tuple(unique(safe_name(name), record.index) for name, _ in record.sidecars))
+        number = record.first_key + record.index
+        keep = unique(safe_name(record.name), number)
+        return replace(record, keep_name=keep, keep_sidecars=tuple(unique(safe_name(name), number) for name, _ in record.sidecars))
 
     def named(record: SourceRecord) -> SourceRecord:
         png = os.path.splitext(record.keep_name)[0] + ".png"
         same = png.casefold() == record.keep_name.casefold()
-        return replace(record, restore_name=record.keep_name if same else unique(png, record.index, record.keep_name + ".png"))
+        return replace(record, restore_name=record.keep_name if same else unique(png, record.first_key + record.index, record.keep_name + ".png"))
 
     # All folders are known before the first file is named, and all files before the first picture that was another format.
     return Listing(map(named, Listing(map(kept, Listing(listed())))))
@@ -253,6 +271,7 @@ _PART = pa.struct(
         ("column", pa.string()),
         ("keep_name", pa.string()),
         ("mtime_us", pa.int64()),
+        ("container_us", pa.int64()),
     ]
 )
 SCAN_SCHEMA = pa.schema(
@@ -274,7 +293,7 @@ def _bytes(text: str) -> bytes:
 def _part_row(name: str, part: Part, keep_name: str) -> dict[str, object]:
     return {
         "name": printable(name), "kind": part.kind, "uri": _bytes(redacted(part.uri)), "offset": part.offset, "length": part.length,
-        "group": part.group, "column": part.column, "keep_name": keep_name, "mtime_us": part.mtime_us,
+        "group": part.group, "column": part.column, "keep_name": keep_name, "mtime_us": part.mtime_us, "container_us": part.container_us,
     }  # fmt: skip
 
 
@@ -295,30 +314,45 @@ def to_table(records: Iterable[SourceRecord], shard_ids: Iterable[int]) -> Itera
         yield pa.Table.from_pylist(block, schema=SCAN_SCHEMA)
 
 
-def _part(row: dict[str, object]) -> Part:
+def part_of(row: dict[str, object]) -> Part:
+    """The part of a listing's row. Raises `TypeError` or `KeyError` for what is none."""
     uri = row["uri"]
     if not isinstance(uri, bytes):
         raise TypeError("a listing without the place of a file")
     return Part(
         kind=str(row["kind"]), uri=uri.decode("utf-8", "surrogateescape"), length=int(row["length"]), offset=int(row["offset"]),  # type: ignore[call-overload]
         group=int(row["group"]), column=str(row["column"]), mtime_us=row.get("mtime_us"),  # type: ignore[call-overload, arg-type]
+        container_us=row.get("container_us"),  # type: ignore[arg-type]
     )  # fmt: skip
 
 
-def from_table(table: pa.Table) -> list[tuple[SourceRecord, int]]:
-    """Records and their shard numbers."""
-    return [
-        (
-            SourceRecord(
-                index=row["index"],
-                name=row["name"].decode("utf-8", "surrogateescape"),
-                part=_part(row["part"]),
-                sidecars=tuple((side["name"], _part(side)) for side in row["sidecars"]),
-                restore_name=row["restore_name"],
-                keep_name=row["part"]["keep_name"],
-                keep_sidecars=tuple(side["keep_name"] for side in row["sidecars"]),
-            ),
-            row["shard_id"],
-        )
-        for row in table.to_pylist()
-    ]
+def from_table(table: pa.Table, first_key: int = 0) -> list[tuple[SourceRecord, int]]:
+    """Records and their shard numbers; `first_key`: see `SourceRecord`."""
+    return [(_record(row, first_key), row["shard_id"]) for row in table.to_pylist()]
+
+
+def walk_table(table: pa.Table, first_key: int = 0) -> Iterator[tuple[SourceRecord, int]]:
+    """As `from_table`, a block of rows at a time: listings of millions do not fit in memory as records."""
+    for start in range(0, len(table), _BLOCK):
+        yield from from_table(table.slice(start, _BLOCK), first_key)
+
+
+def names_given(table: pa.Table) -> Iterator[str]:
+    """The names for restoring in a listing's table, of images, files and sidecars; some are there twice."""
+    for batch in table.select(["restore_name", "part", "sidecars"]).to_batches(max_chunksize=_BLOCK):
+        yield from batch.column("restore_name").to_pylist()
+        yield from batch.column("part").field("keep_name").to_pylist()
+        yield from batch.column("sidecars").flatten().field("keep_name").to_pylist()
+
+
+def _record(row: dict[str, Any], first_key: int) -> SourceRecord:
+    return SourceRecord(
+        index=row["index"],
+        name=row["name"].decode("utf-8", "surrogateescape"),
+        part=part_of(row["part"]),
+        sidecars=tuple((side["name"], part_of(side)) for side in row["sidecars"]),
+        restore_name=row["restore_name"],
+        keep_name=row["part"]["keep_name"],
+        keep_sidecars=tuple(side["keep_name"] for side in row["sidecars"]),
+        first_key=first_key,
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tarfile
+import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,6 +45,8 @@ class Scan:
         source_bytes: Bytes of all images, without sidecars.
         warnings: What could not be listed, one sentence each.
         notes: What was left out on purpose, one sentence each.
+        cut: Beginnings of the names of what may be there although it is not listed: of members of damaged tars and Parquet files.
+        listed_us: When it began to be listed, in microseconds since 1970.
     """
 
     records: Listing
@@ -50,6 +54,8 @@ class Scan:
     source_bytes: int
     warnings: list[str]
     notes: list[str] = field(default_factory=list)
+    cut: tuple[str, ...] = ()
+    listed_us: int = 0
 
 
 def scan(source: str, *, image_column: str | None = None, selection: Selection | None = None) -> Scan:
@@ -64,33 +70,56 @@ def scan(source: str, *, image_column: str | None = None, selection: Selection |
         SourceError: Nothing there, no right to list it, or no image column.
     """
     warnings: list[str] = []
+    began = time.time_ns() // 1000
     left_out = LeftOut(selection or Selection())
     fs, root, files = list_files(source, warnings, left_out)
     paths = [path for path, *_ in files]
     found: Iterable[_Found]
+    cut: list[str] = []
     if all(bare(path).endswith(".tar") for path in paths):
-        found = _tars(fs, files, root, warnings, left_out)
+        found = _tars(fs, files, root, warnings, cut, left_out)
     elif all(bare(path).endswith(".parquet") for path in paths):
-        found = _parquets(fs, files, root, image_column, warnings, left_out)
+        found = _parquets(fs, files, root, image_column, warnings, cut, left_out)
     else:
         found = _folder_records(fs, files, root)
-    digest, total = hashlib.sha256(), 0
+    digest, total = ListingDigest(), 0
 
     def numbered() -> Iterator[SourceRecord]:
         nonlocal total
         for i, (name, part, sidecars) in enumerate(found):
             total += max(0, part.length)
-            for label, place in ((name, part), *sidecars):
-                # A source that is signed anew is the same source.
-                line = f"{label}\0{place.kind}\0{redacted(place.uri)}\0{place.group}\0{place.offset}\0{place.length}\n"
-                digest.update(line.encode("utf-8", "surrogateescape"))
+            digest.add(name, part, sidecars)
             yield SourceRecord(index=i, name=name, part=part, sidecars=tuple(sidecars))
 
     records = with_restore_names(numbered())
     if not records:
         why = [*warnings, *left_out.notes()]
         raise SourceError(f"{source} holds no files to archive" + (f": {why[0]}" if why else ""))
-    return Scan(records, digest.hexdigest(), total, list(map(redacted, warnings)), list(map(redacted, left_out.notes())))
+    return Scan(records, digest.hexdigest(), total, list(map(redacted, warnings)), list(map(redacted, left_out.notes())), tuple(cut), began)
+
+
+class ListingDigest:
+    """SHA-256 of a listing: names, places and sizes, record by record.
+
+    Args:
+        times: Also when files were written: of two listings that differ in them alone the second may be of other content.
+    """
+
+    def __init__(self, *, times: bool = False) -> None:
+        self._digest = hashlib.sha256()
+        self._times = times
+
+    def add(self, name: str, part: Part, sidecars: Iterable[tuple[str, Part]]) -> None:
+        """The next record."""
+        for label, place in ((name, part), *sidecars):
+            # A source that is signed anew is the same source.
+            line = f"{label}\0{place.kind}\0{redacted(place.uri)}\0{place.group}\0{place.offset}\0{place.length}\n"
+            line += f"{place.mtime_us}\0{place.container_us}\n" if self._times else ""
+            self._digest.update(line.encode("utf-8", "surrogateescape"))
+
+    def hexdigest(self) -> str:
+        """Of what was added."""
+        return self._digest.hexdigest()
 
 
 _Found = tuple[str, Part, list[tuple[str, Part]]]
@@ -121,12 +150,12 @@ def _webdataset_stem(name: str) -> str:
     return f"{folder}/{base.partition('.')[0]}"
 
 
-def _tars(fs: Any, files: list[File], root: str, warnings: list[str], left_out: LeftOut) -> Iterator[_Found]:
+def _tars(fs: Any, files: list[File], root: str, warnings: list[str], cut: list[str], left_out: LeftOut) -> Iterator[_Found]:
     """Members of all tars, in order; several are listed at once, since each is a walk from header to header."""
     with ThreadPoolExecutor(_TAR_READERS) as pool:
         waiting: deque[Future[tuple[list[_Found], list[str]]]] = deque()
-        for path, size, _ in files:
-            waiting.append(pool.submit(_listed_tar, fs, path, size, root, left_out))
+        for file in files:
+            waiting.append(pool.submit(_listed_tar, fs, file, root, cut, left_out))
             if len(waiting) > _TAR_READERS:
                 found, said = waiting.popleft().result()
                 warnings += said
@@ -137,24 +166,28 @@ def _tars(fs: Any, files: list[File], root: str, warnings: list[str], left_out: 
             yield from found
 
 
-def _listed_tar(fs: Any, path: str, size: int, root: str, left_out: LeftOut) -> tuple[list[_Found], list[str]]:
+def _listed_tar(fs: Any, file: File, root: str, cut: list[str], left_out: LeftOut) -> tuple[list[_Found], list[str]]:
     """A tar's members. What the store cannot give at the moment is not a damaged tar: it ends the scan, and loses nothing."""
+    path = file[0]
     try:
-        found: tuple[list[_Found], list[str]] = retry(lambda: _tar_records(fs, path, size, root, left_out), f"list {printable(path)}")
+        found: tuple[list[_Found], list[str]] = retry(lambda: _tar_records(fs, file, root, cut, left_out), f"list {printable(path)}")
         return found
     except FileNotFoundError as error:
         raise SourceError(f"{printable(path)} vanished while it was listed") from error
 
 
-def _tar_records(fs: Any, path: str, size: int, root: str, left_out: LeftOut) -> tuple[list[_Found], list[str]]:
+def _tar_records(fs: Any, listed: File, root: str, cut: list[str], left_out: LeftOut) -> tuple[list[_Found], list[str]]:
     """Members of one tar, and warnings; a damaged tail costs a warning, not what precedes it."""
     named: list[tuple[str, Part]] = []
     warnings: list[str] = []
     counts: dict[str, int] = defaultdict(int)
+    path, size, written_us = listed
     prefix = os.path.splitext(relative_to(path, root, fs))[0]
+    end = 0
     try:
         with fs.open(path, "rb", block_size=_TAR_BLOCK_BYTES) as file:
             for info in members(file, size):
+                end = info.offset_data + (info.size if info.isreg() and not info.issparse() else 0)
                 if not info.isreg():
                     counts["links, folders and devices left out"] += not info.isdir()
                     continue
@@ -162,27 +195,36 @@ def _tar_records(fs: Any, path: str, size: int, root: str, left_out: LeftOut) ->
                     counts["sparse members left out"] += 1
                     continue
                 if left_out.keeps(info.name, f"{prefix}/{info.name}"):
-                    part = Part(RANGE, path, info.size, info.offset_data, mtime_us=modified_us({"mtime": info.mtime}))
+                    part = Part(RANGE, path, info.size, info.offset_data, mtime_us=modified_us({"mtime": info.mtime}), container_us=written_us)
                     named.append((f"{prefix}/{info.name}", part))
     except TarDamageError as error:
         last = f" ({printable(named[-1][0])})" if named else ""
         warnings.append(f"{printable(path)} cannot be read past member {len(named)}{last}: {error}")
+        cut.append(f"{prefix}/")
+    else:
+        if end + tarfile.BLOCKSIZE > size:
+            # No block of zeros ends it: it may be on its way still, and more may come.
+            cut.append(f"{prefix}/")
     warnings += [f"{printable(path)}: {count} {what}" for what, count in counts.items() if count]
     return list(_group(named, _webdataset_stem)), warnings
 
 
-def _parquets(fs: Any, files: list[File], root: str, image_column: str | None, warnings: list[str], left_out: LeftOut) -> Iterator[_Found]:
+def _parquets(
+    fs: Any, files: list[File], root: str, image_column: str | None, warnings: list[str], cut: list[str], left_out: LeftOut
+) -> Iterator[_Found]:
     """Rows of all Parquet files, in order; a damaged one costs a warning, and what the store cannot give at the moment ends the scan."""
-    for path, size, _ in files:
+    for file in files:
         try:
-            for found in _parquet_records(fs, path, size, root, image_column):
+            for found in _parquet_records(fs, file, root, image_column):
                 if left_out.keeps(found[0]):
                     yield found
         except SourceError as error:
             warnings.append(str(error))
+            cut.append(f"{os.path.splitext(relative_to(file[0], root, fs))[0]}/")
 
 
-def _parquet_records(fs: Any, path: str, size: int, root: str, image_column: str | None) -> Iterator[_Found]:
+def _parquet_records(fs: Any, file: File, root: str, image_column: str | None) -> Iterator[_Found]:
+    path, size, written_us = file
     prefix = os.path.splitext(relative_to(path, root, fs))[0]
     try:
         with retry(lambda: fs.open(path, "rb"), f"list {printable(path)}") as opened:
@@ -201,8 +243,9 @@ def _parquet_records(fs: Any, path: str, size: int, root: str, image_column: str
                 for row in range(group.rows):
                     label = next(labels, None) or f"{start + row:08d}"
                     # The length is the mean of the group: it only serves to divide the work.
-                    part = Part(CELL, path, held // max(group.rows, 1), row, number, column_name)
-                    extra = [(f"{prefix}/{os.path.splitext(label)[0]}.json", Part(ROW_JSON, path, -1, row, number, column_name))] if others else []
+                    part = Part(CELL, path, held // max(group.rows, 1), row, number, column_name, container_us=written_us)
+                    json = f"{prefix}/{os.path.splitext(label)[0]}.json"
+                    extra = [(json, Part(ROW_JSON, path, -1, row, number, column_name, container_us=written_us))] if others else []
                     yield f"{prefix}/{label}", part, extra
                 start += group.rows
     except FileNotFoundError as error:

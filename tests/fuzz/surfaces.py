@@ -10,6 +10,7 @@ import shutil
 import struct
 import tempfile
 import warnings
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,11 @@ import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.numpy import save
 
-from msinn_core import bitstream
+from msinn_core import bitstream, compact
 from msinn_core.codec import Codec
+from msinn_core.compacting import compacted
 from msinn_core.entropy import rans
 from msinn_core.errors import CodecError
 from msinn_core.integer.ops import Compiled
@@ -199,6 +202,55 @@ class Models(Surface):
         codec.decode(stream.to_bytes())
 
 
+class Compacts(Surface):
+    """Compact models, by themselves and as differences: bytes, what they say of their lengths, segments and scales; most with lengths made right."""
+
+    name, refusals, dear = "compacts", (CodecError,), True
+
+    def __init__(self) -> None:
+        base, relative = (self._model(change) for change in (0, 3))
+        self.bases = {sha256(base): base}
+        self.seeds = [compacted(base), compacted(relative, base), (GOLDEN / "integer" / "tuned.compact").read_bytes()]
+
+    @staticmethod
+    def _model(change: int) -> bytes:
+        rng = np.random.default_rng(0)
+        tensors = {f"int.{i}.weight": rng.normal(0, 90, (8, 9, 6)).astype(np.int16) for i in range(3)}
+        tensors |= {f"int.{i}.bias": rng.integers(-(2**28), 2**28, 40).astype(np.int32) for i in range(3)}
+        return save({name: value + value.dtype.type(change * (len(name) % 2 + name.endswith("1.weight"))) for name, value in tensors.items()})
+
+    def make(self, random: Random) -> bytes:
+        data = random.choice(self.seeds)
+        if random.random() < 0.25:
+            return mutated(data, random)
+        fixed = compact._fixed(data)
+        ends = [compact.FIXED.size, compact.FIXED.size + fixed.deflated, compact.FIXED.size + fixed.deflated + fixed.planes]
+        notes, planes, stream = zlib.decompress(data[ends[0] : ends[1]]), data[ends[1] : ends[2]], data[ends[2] :]
+        which = random.random()
+        if which < 0.7:
+            # The segments' records stand first: half of the changes are among them.
+            notes = mutated(notes, random)
+        elif which < 0.85:
+            planes = mutated(planes, random)
+        else:
+            stream = mutated(stream, random)
+        if random.random() < 0.2:
+            claims = random.choice((0, 1, 2**16, 2**25, 2**25 + 1, 2**32 - 1))
+            fixed = fixed._replace(**{random.choice(("size", "segments")): claims})
+        deflated = zlib.compress(notes)
+        fixed = fixed._replace(deflated=len(deflated), notes=len(notes), planes=len(planes), stream=len(stream))
+        return compact.FIXED.pack(*fixed) + deflated + planes + stream
+
+    def read(self, data: bytes) -> None:
+        def base_of(digest: str) -> bytes:
+            if digest not in self.bases:
+                raise CodecError("no such base")
+            return self.bases[digest]
+
+        out = compact.expand(data, base_of)
+        assert sha256(out) == compact.head(data).sha256
+
+
 class Tars(Surface):
     """Tars as sources and as shards."""
 
@@ -282,8 +334,9 @@ class Books(Surface):
         for place in sorted((GOLDEN / "archive").glob("version-*")):
             copy = Path(shutil.copytree(place, self.root / place.name))
             (copy / "model").mkdir(exist_ok=True)
-            digest = json.loads((copy / "run.json").read_text())["model_sha256"]
-            shutil.copy(GOLDEN / "integer" / "model.safetensors", copy / "model" / f"{digest}.safetensors")
+            run = json.loads((copy / "run.json").read_text())
+            suffix = "safetensors" if run["archive_version"] < 3 else "compact"
+            shutil.copy(GOLDEN / "integer" / f"model.{suffix}", copy / "model" / f"{run['model_sha256']}.{suffix}")
             self.archives.append({str(path.relative_to(copy)): path.read_bytes() for path in copy.rglob("*") if path.is_file()})
             shutil.rmtree(copy)
         self.model = next(iter(name for name in self.archives[0] if name.startswith("model/")))
@@ -480,7 +533,7 @@ class Broken(Surface):
 
 
 SURFACES: dict[str, Callable[[], Surface]] = {
-    surface.name: surface for surface in (Bitstreams, Streams, Models, Tars, Parquets, Books, Tables, Images, Names)
+    surface.name: surface for surface in (Bitstreams, Streams, Models, Compacts, Tars, Parquets, Books, Tables, Images, Names)
 }
 HIDDEN: dict[str, Callable[[], Surface]] = {Broken.name: Broken}
 

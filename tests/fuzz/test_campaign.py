@@ -10,7 +10,8 @@ import pytest
 from tests.fuzz import campaign
 
 INPUTS = {
-    "bitstreams": 2500, "streams": 20_000, "models": 250, "tars": 6000, "parquet": 400, "books": 60, "tables": 3000, "images": 800, "names": 4000,
+    "bitstreams": 2500, "streams": 20_000, "models": 250, "compacts": 4000, "tars": 6000, "parquet": 400, "books": 60, "tables": 3000, "images": 800,
+    "names": 4000,
 }  # fmt: skip
 
 
@@ -30,7 +31,7 @@ def test_nothing_hostile_is_more_than_refused(surface: str) -> None:
 @pytest.mark.skipif(shutil.which("gcc") is None or sys.platform != "linux", reason="needs gcc and its sanitizers")
 def test_the_kernels_stand_under_sanitizers() -> None:
     with campaign.sanitizer_builds() as folder:
-        for surface, inputs in (("bitstreams", 150), ("streams", 3000), ("models", 12)):
+        for surface, inputs in (("bitstreams", 150), ("streams", 3000), ("models", 12), ("compacts", 400)):
             tally = campaign.run(surface, seed=1, first=0, inputs=inputs, seconds=240, sanitized=folder)
             assert (tally.inputs, tally.findings) == (inputs, 0), (tally.wrong[:5], tally.hangs[:5], tally.crashes[:5])
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from msinn_core.checkpoint import import_official
 from msinn_core.codec import Codec
+from msinn_core.compact import expand
 from msinn_core.entropy import portable, rans
 from msinn_core.entropy.tables import gaussian_tables
 from msinn_core.float.layers import pack
@@ -141,10 +142,21 @@ def _archived() -> LoadedModel:
 @pytest.mark.parametrize("backend", [None, Portable()], ids=["best", "portable"])
 def test_archived_bitstreams_decode_to_the_pixels_of_their_day(backend: Portable | None) -> None:
     """Model and bitstreams of integer profile 1, made once by `integer/make.py`."""
-    folder = HERE / "integer"
-    codec = Codec(_archived(), backend=backend)
+    _decodes(Codec(_archived(), backend=backend), HERE / "integer", 6)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_first_streams_that_are_predicted_decode_to_the_pixels_of_their_day(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model of format 2 and bitstreams, made once by `predicting/make.py`; by the coder in C and by that in Python."""
+    if not compiled:
+        monkeypatch.setattr(rans, "kernel", None)
+    data = expand((HERE / "predicting" / "model.compact").read_bytes(), lambda _: _archived().data)
+    _decodes(Codec(parse_model(data)), HERE / "predicting", 2)
+
+
+def _decodes(codec: Codec, folder: Path, count: int) -> None:
     expected = json.loads((folder / "expected.json").read_text())
-    assert len(expected) == 6
+    assert len(expected) == count
     for name, digest in expected.items():
         picture, _ = codec.decode((folder / name).read_bytes())
         assert hashlib.sha256(picture.content()).hexdigest() == digest, name

@@ -173,7 +173,7 @@ def _actors(nodes: Nodes) -> list[int]:
 
 
 def test_workers_run_where_their_label_is_and_are_counted_for_prometheus(nodes: Nodes, tmp_path: Path) -> None:
-    photos, archive = make_photos(tmp_path / "in", 64, 320), tmp_path / "dst"
+    photos, archive = make_photos(tmp_path / "in", 40, 320), tmp_path / "dst"
     command = ["compress", str(photos), str(archive), "--q", "5", "--cluster", nodes.address, "--label", "zone=z3", "--memory-per-worker", "200Mi"]
     run = msinn(nodes, *command)
     until_committed(archive, 1, time.monotonic())
@@ -193,7 +193,7 @@ def test_workers_run_where_their_label_is_and_are_counted_for_prometheus(nodes: 
     _until(counted)
     _, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
-    assert 0 < scraped['msinn_images_totalstatus="coded"'] <= 64
+    assert 0 < scraped['msinn_images_totalstatus="coded"'] <= 40
     assert scraped["msinn_shards_total"] >= 1
     assert 0 < scraped["msinn_stored_bytes_total"] < scraped["msinn_source_bytes_total"]
     nowhere = msinn(nodes, *command[:2], str(tmp_path / "other"), *command[3:-1], "900G")
@@ -218,7 +218,7 @@ def test_exit_codes_come_back_from_the_cluster(nodes: Nodes, tmp_path: Path) -> 
 
 def test_a_preempted_node_is_no_fault_of_its_images(nodes: Nodes, tmp_path: Path, matrix: Matrix) -> None:
     """The notice comes, the node goes: its work is done elsewhere, and nobody is suspected of killing workers."""
-    photos, archive = make_photos(tmp_path / "in", 96, 320), tmp_path / "dst"
+    photos, archive = make_photos(tmp_path / "in", 60, 320), tmp_path / "dst"
     run = msinn(nodes, "compress", str(photos), str(archive), "--q", "5", "--cluster", nodes.address)
     until_committed(archive, 1, time.monotonic())
     listed = json.load(urllib.request.urlopen(f"{nodes.dashboard}/api/v0/nodes", timeout=5))["data"]["result"]["result"]
@@ -237,7 +237,7 @@ def test_a_preempted_node_is_no_fault_of_its_images(nodes: Nodes, tmp_path: Path
 
 def test_a_node_that_is_killed_costs_time_and_nothing_else(nodes: Nodes, tmp_path: Path, matrix: Matrix) -> None:
     """Its actors' successors find no room and must not hold up the run."""
-    photos, archive = make_photos(tmp_path / "in", 128, 320), tmp_path / "dst"
+    photos, archive = make_photos(tmp_path / "in", 72, 320), tmp_path / "dst"
     run = msinn(nodes, "compress", str(photos), str(archive), "--bpp", "2.0", "--cluster", nodes.address)
     until_committed(archive, 1, time.monotonic())
     _kill(nodes.processes[2])
@@ -247,5 +247,5 @@ def test_a_node_that_is_killed_costs_time_and_nothing_else(nodes: Nodes, tmp_pat
     matrix.settle("SIGKILL of a Ray node", "one of 2 left, half way", *troubles(err), archive, photos)
     sealed = Archive(str(archive)).seal()
     assert sealed is not None
-    budget = 2.0 * 128 * 320 * 320 / 8
+    budget = 2.0 * 72 * 320 * 320 / 8
     assert 0.995 * budget < sealed["counted_bytes"] <= budget

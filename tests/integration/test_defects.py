@@ -197,7 +197,7 @@ def test_a_trimmed_shard_holds_no_pictures(tmp_path: Path, model: LoadedModel, m
     photos = sorted(make_photos(tmp_path / "in", 8, 128).iterdir())
     records = [SourceRecord(index=i, name=path.name, part=Part("file", str(path), path.stat().st_size)) for i, path in enumerate(photos)]
     worker = ShardWorker(
-        model, open_store(str(tmp_path / "dst")), WorkConfig(target_psnr_db=None, max_pixels=10**6, count_sidecars=False, ms_ssim=False)
+        [model], open_store(str(tmp_path / "dst")), WorkConfig(target_psnr_db=None, max_pixels=10**6, count_sidecars=False, ms_ssim=False)
     )
     tasks = tuple(ImageTask(record, 4.0, 3000.0, pixels=128 * 128) for record in records)
     items = encode_within(tasks, 40_000, worker.loader, worker.coder, worker.config)

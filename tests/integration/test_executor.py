@@ -34,19 +34,19 @@ def shards(archive: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("ray_pool")
-@pytest.mark.parametrize(("kind", "value"), [("bpp", 2.0), ("psnr", 36.0), ("q", 4.0)])
-def test_both_executors_write_the_same_shards(tmp_path: Path, kind: str, value: float) -> None:
+@pytest.mark.parametrize(("kind", "value", "other"), [("bpp", 2.0, "processes"), ("psnr", 36.0, "ray"), ("q", 4.0, "processes")])
+def test_all_executors_write_the_same_shards(tmp_path: Path, kind: str, value: float, other: str) -> None:
     photos = make_photos(tmp_path / "in", 12, 96)
-    for name in ("ray", "local"):
+    for name in (other, "local"):
         config = CompressConfig(budget=Budget(kind=kind, value=value))
         outcome = Run(str(photos), str(tmp_path / name), config, JsonReporter(io.StringIO()), placement=Placement(executor=name)).execute()
         assert outcome.sealed is not None
     if kind == "bpp":
         # Revisions of the plan depend on which shards are done when; both end within their budget.
-        budgets = [Archive(str(tmp_path / name)).seal() for name in ("ray", "local")]
+        budgets = [Archive(str(tmp_path / name)).seal() for name in (other, "local")]
         assert all(seal is not None and seal["counted_bytes"] <= seal["budget_bytes"] for seal in budgets)
     else:
-        assert shards(tmp_path / "ray") == shards(tmp_path / "local")
+        assert shards(tmp_path / other) == shards(tmp_path / "local")
     result = restore(str(tmp_path / "local"), str(tmp_path / "out"), placement=Placement(executor="local"))
     assert (result.images, result.problems) == (12, [])
     assert verify.decode(str(tmp_path / "local"), placement=Placement(executor="local")).problems == []

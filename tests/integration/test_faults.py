@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from pipeline.errors import ManifestError, StorageError
 from pipeline.execute.base import Job, Trials
 from pipeline.execute.placement import Placement
 from pipeline.execute.ray import Ray
+from pipeline.lab.tuned import stored_bytes
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.read import restore, verify
 from pipeline.read.worker import RestoreWorker, Result
@@ -68,27 +69,29 @@ def test_a_killed_driver_is_resumed_by_the_same_command(tmp_path: Path, matrix: 
     matrix.settle("SIGKILL of driver and workers", f"after {len(before)} commits, local", done, recovered, destination, photos)
 
 
-RAY = Placement(executor="ray")
+RAY, PROCESSES = Placement(executor="ray"), Placement(executor="processes", workers=2)
 
 
 class Fragile(ItemLoader):
     """The loader of a real worker whose process dies whenever it meets one image, as a decoder bug or an out-of-memory kill would have it."""
 
-    def load(self, task: ImageTask, with_sidecars: bool) -> Item:
+    def load(self, task: ImageTask, with_sidecars: bool, only_cost: bool = False) -> Item:
         if task.record.name == POISON and task.skip_reason is None:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().load(task, with_sidecars)
+        return super().load(task, with_sidecars, only_cost)
 
 
-def fragile_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
-    worker = make_worker(model, url, config)
+def fragile_worker(models: Sequence[bytes], url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
+    worker = make_worker(models, url, config)
     worker.loader.__class__ = Fragile
     return worker
 
 
 @pytest.mark.usefixtures("ray_pool")
-@pytest.mark.parametrize(("kind", "value"), [("bpp", 6.0), ("q", 4.0)])
-def test_an_image_that_kills_workers_is_isolated_kept_and_named(kind: str, value: float, tmp_path: Path, matrix: Matrix) -> None:
+@pytest.mark.parametrize(("kind", "value", "placement"), [("bpp", 6.0, PROCESSES), ("q", 4.0, RAY), ("q", 4.0, PROCESSES)])
+def test_an_image_that_kills_workers_is_isolated_kept_and_named(
+    kind: str, value: float, placement: Placement, tmp_path: Path, matrix: Matrix
+) -> None:
     photos = make_photos(tmp_path / "in", 8, 64)
     log = io.StringIO()
     outcome = Run(
@@ -96,7 +99,7 @@ def test_an_image_that_kills_workers_is_isolated_kept_and_named(kind: str, value
         str(tmp_path / "dst"),
         CompressConfig(budget=Budget(kind=kind, value=value)),
         JsonReporter(log),
-        placement=RAY,
+        placement=placement,
         worker=fragile_worker,
     ).execute()
     assert outcome.sealed is not None
@@ -106,7 +109,8 @@ def test_an_image_that_kills_workers_is_isolated_kept_and_named(kind: str, value
     assert (outcome.sealed["failed"], outcome.sealed["troubled"]) == (0, 1)
     assert sum(row["status"] == "coded" for row in rows.values()) >= 6
     assert f"{POISON} kills the worker" in log.getvalue()
-    matrix.settle("poison image: SIGKILL of each worker that loads it", f"local, --{kind}", *troubles(log.getvalue()), tmp_path / "dst", photos)
+    where = f"{placement.executor}, --{kind}"
+    matrix.settle("poison image: SIGKILL of each worker that loads it", where, *troubles(log.getvalue()), tmp_path / "dst", photos)
 
 
 class FragileRestorer(RestoreWorker):
@@ -123,7 +127,7 @@ def test_an_image_that_kills_workers_does_not_end_a_restore(tmp_path: Path, monk
     photos, archive = make_photos(tmp_path / "in", 8, 64), str(tmp_path / "dst")
     Run(str(photos), archive, CompressConfig(budget=Budget(kind="q", value=4.0)), JsonReporter(io.StringIO())).execute()
     monkeypatch.setattr("pipeline.read.restore.RestoreWorker", FragileRestorer)
-    result = restore.restore(archive, str(tmp_path / "out"), placement=RAY)
+    result = restore.restore(archive, str(tmp_path / "out"), placement=PROCESSES)
     assert len(result.problems) == 1
     assert result.problems[0].startswith(f"{POISON} kills the worker that decodes it")
     assert result.images == 7
@@ -318,7 +322,7 @@ def test_a_full_disk_is_a_sentence_and_the_run_resumes(tmp_path: Path, matrix: M
     photos, destination = make_photos(tmp_path / "in", 24, 96), tmp_path / "dst"
     destination.mkdir()
     config = CompressConfig(budget=Budget(kind="q", value=9.0))
-    room = len(load_model().data) // 1024 + 90
+    room = stored_bytes((load_model().data,)) // 1024 + 90
     mount = ["mount", "-t", "tmpfs", "-o", f"size={room}k", "tmpfs", str(destination)]
     mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
 
@@ -337,7 +341,7 @@ def test_a_full_disk_is_a_sentence_and_the_run_resumes(tmp_path: Path, matrix: M
         outcome = run()
         took = time.monotonic() - again
         assert outcome.sealed is not None
-        place = "destination, a real 6 MB file system" if mounted else "destination, ENOSPC given by the test"
+        place = "destination, a real 3 MB file system" if mounted else "destination, ENOSPC given by the test"
         matrix.settle("full disk", place, f"{outcome.redone} shards after room was made; {before} kept", took, destination, photos)
         assert not list(destination.rglob(".tmp-*"))
     finally:
@@ -354,8 +358,8 @@ class FullStore(LocalStore):
         super().publish(source, name)
 
 
-def full_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
-    worker = make_worker(model, url, config)
+def full_worker(models: Sequence[bytes], url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
+    worker = make_worker(models, url, config)
     worker.store.__class__ = FullStore
     return worker
 
@@ -387,9 +391,9 @@ class Starved(ImageCoder):
             resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def starved_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
-    worker = make_worker(model, url, config)
-    worker.coder.__class__ = Starved
+def starved_worker(models: Sequence[bytes], url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
+    worker = make_worker(models, url, config)
+    worker.coder.coders[0].__class__ = Starved
     return worker
 
 
@@ -421,9 +425,9 @@ class Glutton(ImageCoder):
         super().compress(item, q, tentative=tentative)
 
 
-def glutton_worker(model: bytes, url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
-    worker = make_worker(model, url, config)
-    worker.coder.__class__ = Glutton
+def glutton_worker(models: Sequence[bytes], url: str, config: WorkConfig, threads: int = 1) -> ShardWorker:
+    worker = make_worker(models, url, config)
+    worker.coder.coders[0].__class__ = Glutton
     return worker
 
 
@@ -445,7 +449,7 @@ def test_what_ray_kills_for_its_memory_is_isolated(tmp_path: Path, matrix: Matri
     if free < 6 * 2**20:
         pytest.fail("this test needs 6 GiB of free memory")
     limit = {"RAY_memory_usage_threshold": f"{(total - free + 3 * 2**20) / total:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
-    command = [sys.executable, "-c", GLUTTONY, "compress", str(photos), str(tmp_path / "dst"), "--q", "4", "--workers", "1"]
+    command = [sys.executable, "-c", GLUTTONY, "compress", str(photos), str(tmp_path / "dst"), "--q", "4", "--workers", "1", "--executor", "ray"]
     root = Path(__file__).parents[2]
     run = subprocess.run(command, env={**os.environ, **limit}, cwd=root, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 3, run.stderr

@@ -38,6 +38,7 @@ from pipeline.limits import Limits
 from pipeline.read import verify
 from pipeline.read.audit import query
 from pipeline.read.dataset import ArchiveDataset
+from pipeline.read.page_html import SCRIPT
 from pipeline.read.restore import restore
 from pipeline.sources import Fetcher, scan
 from pipeline.text import redacted
@@ -230,10 +231,10 @@ def test_books_that_are_no_books(place: Path, text: str) -> None:
 
 
 def test_the_pixel_limit_is_the_readers(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """94 bytes of 10,000 x 10,000 pixels took 8.4 GB and 191 s, because run.json allowed it."""
+    """94 bytes of 12,000 x 12,000 pixels would take 5 GB and minutes, because run.json allows it."""
     digest = Archive(str(place)).run.model_sha256
     bomb = bitstream.Bitstream(
-        profile="int", colour="rgb", model_id=bytes.fromhex(digest)[:16], width=10_000, height=10_000, q=1.0, streams=(b"",) * 10
+        profile="int", colour="rgb", model_id=bytes.fromhex(digest)[:16], width=12_000, height=12_000, q=1.0, streams=(b"",) * 10
     ).to_bytes()
     assert len(bomb) < 200
     run = json.loads((place / "run.json").read_text())
@@ -251,7 +252,7 @@ def test_the_pixel_limit_is_the_readers(place: Path, tmp_path: Path, capsys: pyt
     code, peak = peak_mib("restore", str(place), str(tmp_path / "out-a"))
     assert (code, peak < 1500) == (5, True), peak
     result = restore(str(place), str(tmp_path / "out"))
-    assert any("over the limit of 32000000 pixels: --max-pixels 100000000 decodes it" in problem for problem in result.problems)
+    assert any("over the limit of 100000000 pixels: --max-pixels 144000000 decodes it" in problem for problem in result.problems)
     with pytest.raises(ManifestError, match="over the limit"):
         list(ArchiveDataset(str(place), where="name = 'photo000.png'"))
     assert main(["get", str(place), "photo002.png", "-o", str(tmp_path / "x.png"), "--max-pixels", "1000"]) == 5
@@ -427,8 +428,46 @@ def test_names_reach_the_terminal_and_the_page_as_text(place: Path, tmp_path: Pa
     assert "a\\x1b]0;owned\\x07" in capfd.readouterr().out
     assert main(["audit", str(place), "--html", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
-    assert not re.search(r"<script|<img src=x|<b>|\x1b|\u202e", page)
+    assert page.count("<script") == page.count(f"<script>{SCRIPT}</script>") == 1  # our own
+    assert not re.search(r"<img src=x|<b>|\x1b|\u202e", page)
     assert "&lt;script&gt;" in page
+
+
+def test_a_page_has_an_end_whatever_the_manifest_says(place: Path, tmp_path: Path) -> None:
+    """Texts of a megabyte, values that no chart holds, a reason for each row."""
+
+    def change(rows: list[dict[str, Any]]) -> None:
+        for i, row in enumerate(rows):
+            row.update(name="n" * 10**6 + str(i), psnr_db=[1e308, float("nan"), float("-inf"), -5.0][i % 4], bpp=[1e300, -1.0][i % 2])
+            row.update(error_code="e" * 10**6, error="w" * 10**6, source_format="f" * 10**6, pixels=2**62, stored_bytes=-(2**62))
+            row.update(source_bytes=2**62, width=-1, height=2**31 - 1, mse=float("nan"), q=float("inf"), clamp="c" * 10**6)
+
+    forge(place, change)
+    change_run(place, source="s" * 10**6, model_name="m" * 10**6)
+    assert main(["audit", str(place), "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert len(page) < 10**6
+    assert not re.search(r'="(nan|inf|-inf)"', page)
+
+
+def test_a_page_opens_no_source_that_an_archive_names_elsewhere(web: str, place: Path, tmp_path: Path) -> None:
+    """The listing may name an address that tells somebody who looks, or a pipe that never ends."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for address, said in ((web, "is not on this machine"), (str(pipe), "is no regular file"), ("\0", "cannot be read|null byte")):
+        table = pq.read_table(place / json.loads((place / "run.json").read_text())["scan"])
+        rows = table.to_pylist()
+        for row in rows:
+            row["part"]["uri"] = address.encode()
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), sink)
+        name = f"scan/00000-{sha256(sink.getvalue())[:12]}.parquet"
+        (place / name).write_bytes(sink.getvalue())
+        change_run(place, scan=name)
+        assert main(["audit", str(place), "--html", str(tmp_path / "page.html")]) == 0
+        page = (tmp_path / "page.html").read_text()
+        assert re.search(said, page)
+        assert "Original of" not in page
 
 
 # ---- secrets ----

@@ -109,6 +109,22 @@ def test_bench_shows_both_profiles_and_where_the_time_goes(images: Path, capsys:
     assert "compressai rANS" in said
 
 
+def test_bench_shows_other_codecs_at_the_same_quality(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "peers", str(images / "a.png"), str(images / "b.webp"), "--rounds", "1", "--peers"]
+    assert main([*command, "jpeg", "webp"]) == 0
+    said = capsys.readouterr().out
+    rows = [line.split("|")[1:-1] for line in said.splitlines() if line.startswith("| ") and "---" not in line][1:]
+    assert [row[0].split()[0] for row in rows] == ["msinn-lite,", "msinn-lite,", "JPEG", "WebP"]
+    psnr_db = [float(row[1]) for row in rows]
+    assert psnr_db[0] == psnr_db[1]
+    assert all(abs(other - psnr_db[0]) < 1.5 for other in psnr_db[2:])
+    # Real files of these pictures: ours are the smallest, and a ratio is that of the bytes.
+    assert all(float(row[3]) > 1 for row in rows[2:])
+    assert float(rows[2][3]) == pytest.approx(float(rows[2][2]) / float(rows[0][2]), abs=0.02)
+    assert main([*command, "vvc"]) == 2
+    assert "no wheel or package of vvenc" in capsys.readouterr().err
+
+
 def test_bench_proves_exactness_and_tells_when_it_fails(images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["bench", "exact", str(images), "--limit", "1"]) == 0
     said = capsys.readouterr().out

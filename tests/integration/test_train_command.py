@@ -27,13 +27,12 @@ PHOTOS = Path(__file__).parents[2] / "infra" / "demo" / "photos"
 RUN = """
 name = "tiny"
 preset = "msinn-lite"
-steps = 24
-warmup_steps = 4
+steps = 12
+warmup_steps = 2
 tile = 128
-log_every = 2
-validate_every = 12
-valid_images = 2
-checkpoint_minutes = 0.0
+log_every = 1
+validate_every = 6
+valid_images = 1
 [[stages]]
 until = 1.0
 crop = 32
@@ -71,6 +70,7 @@ def test_a_killed_and_a_stopped_run_repeat_the_curve_of_one_that_ran_through(
     run: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     through, broken = tmp_path / "through", tmp_path / "broken"
+    run += ["--set", "checkpoint_minutes=0.0"]
     assert cli.main([*run, "--out", str(through)]) == 0
     process = started([*run, "--out", str(broken)])
     wait_for_step(broken, 3)
@@ -84,14 +84,14 @@ def test_a_killed_and_a_stopped_run_repeat_the_curve_of_one_that_ran_through(
     assert "resumed at step" in said
     assert cli.main([*run, "--out", str(broken)]) == 0
     assert rows(broken) == rows(through)
-    assert [row["step"] for row in rows(through) if "loss" in row] == list(range(2, 25, 2))
+    assert [row["step"] for row in rows(through) if "loss" in row] == list(range(1, 13))
     assert (broken / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert "min left" in capfd.readouterr().err
 
 
 def test_validation_sets_are_reported_apart(run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = tmp_path / "plain"
-    assert cli.main([*run, "--out", str(plain), "--steps", "12"]) == 0
+    assert cli.main([*run, "--out", str(plain), "--steps", "6"]) == 0
     drawn = tmp_path / "drawn"
     drawn.mkdir()
     for i in range(2):
@@ -99,17 +99,17 @@ def test_validation_sets_are_reported_apart(run: list[str], tmp_path: Path, caps
     at = run.index("--valid")
     run[at + 1 : at + 2] = [str(PHOTOS), f"photo={PHOTOS}", f"drawn={drawn}"]
     named = tmp_path / "named"
-    assert cli.main([*run, "--out", str(named), "--steps", "12"]) == 0
+    assert cli.main([*run, "--out", str(named), "--steps", "6"]) == 0
     found = [row for row in rows(named) if "valid" in row]
-    assert [(row["step"], row.get("set")) for row in found] == [(12, None), (12, "photo"), (12, "drawn")]
+    assert [(row["step"], row.get("set")) for row in found] == [(6, None), (6, "photo"), (6, "drawn")]
     (before,) = [row for row in rows(plain) if "valid" in row]
     assert found[0] == before  # a set without a name is reported as ever
     assert found[1]["valid"] == before["valid"]
     assert found[2]["valid"] != before["valid"]
     assert [row for row in rows(named) if "loss" in row] == [row for row in rows(plain) if "loss" in row]
     said = capsys.readouterr().err
-    assert "step 12  valid  q1" in said
-    assert "step 12  valid drawn  q1" in said
+    assert "step 6  valid  q1" in said
+    assert "step 6  valid drawn  q1" in said
 
 
 def test_its_model_archives_and_begins_another_run(run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +144,7 @@ def test_a_set_that_does_not_fit_streams_and_resumes_exactly(run: list[str], tmp
     for i in range(30):
         Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)).resize((512, 512)).save(photos / f"{i:02d}.png")
     run[run.index("--data") + 1] = str(photos)
-    run += ["--set", "resident_mib=1", "tile=512", "checkpoint_minutes=10.0", "stages=[{until=1.0, crop=32, batch=24}]"]
+    run += ["--set", "resident_mib=1", "tile=512", "log_every=2", "stages=[{until=1.0, crop=32, batch=24}]"]
     assert cli.main([*run, "--out", str(tmp_path / "a"), "--steps", "4"]) == 0
     assert cli.main([*run, "--out", str(tmp_path / "b"), "--steps", "4", "--max-minutes", "0.0001"]) == 0
     assert not (tmp_path / "b" / "log.jsonl").exists()  # stopped within the first row's steps
@@ -161,7 +161,7 @@ def test_two_processes_share_a_run(run: list[str], tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("done at step 3") == 1
-    assert [row["step"] for row in rows(out) if "loss" in row] == [2]
+    assert [row["step"] for row in rows(out) if "loss" in row] == [1, 2, 3]
     alone = tmp_path / "alone"
     assert cli.main([*run, "--out", str(alone), "--steps", "3"]) == 0
     assert rows(alone)[0] != rows(out)[0]  # other crops: the sources are shared out

@@ -130,8 +130,10 @@ class OnDevice:
             table = indexes.to(torch.int32)
             position, size_of = symbols - offsets[table], size[table]
             position = torch.where((position >= 0) & (position < size_of), position, size_of)
-            out.append(torch.stack((bits[base[table] + position].sum(dtype=torch.float64), error.square().sum())))
-        result: NDArray[np.float64] = torch.stack(out).cpu().numpy()
+            of_each = (1, 2, 3)
+            cost = bits[base[table] + position].sum(dim=of_each, dtype=torch.float64)
+            out.append(torch.stack((cost, error.square().sum(dim=of_each)), dim=-1))
+        result: NDArray[np.float64] = torch.stack(out, dim=1).cpu().numpy()
         return result
 
     # Moving values about ---------------------------------------------------------------------------------------------------------------------------
@@ -205,5 +207,11 @@ class OnDevice:
         table = torch.round(torch.arange(256, dtype=torch.float64) * (1 << STATE_BITS) / 255).to(self.device, torch.int32)
         return table[pixels.to(torch.int32)]
 
-    def in_bands(self, x: Tensor, radius: int, width: int, run: Callable[[Tensor, int], Tensor]) -> Tensor:
-        return run(x, 0)
+    def in_bands(self, x: Tensor, radius: int, width: int, run: Callable[..., Tensor], *beside: Tensor) -> Tensor:
+        return run(0, x, *beside)
+
+    def settle(self, x: Tensor) -> None:
+        """Nothing: what is free is of use to the next batch."""
+
+    def pictured(self, height: int, width: int) -> None:
+        """All at once: a device's memory is bounded by the size of its batches."""

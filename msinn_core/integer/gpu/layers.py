@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +17,11 @@ from msinn_core.integer.ops import NUM_TAPS, Layer
 
 LARGEST_WEIGHT = 127 * 256 + 127
 """Of two int8 limbs. Larger ones would need a third."""
+
+
+_COMPILED: set[tuple[Any, ...]] = set()
+_COMPILING = threading.Lock()
+"""Triton promises nothing of two threads that compile at once, nor does its interpreter of two that compute: batches under way side by side would."""
 
 
 class Convolution(Protocol):
@@ -95,10 +102,15 @@ class TritonLayers:
         out = torch.empty((n, height, width, cout), dtype=torch.int16, device=x.device)
         positions = n * height * width
         grid = (-(-positions // tile.positions), len(bias) // tile.out)
-        self._kernels.conv[grid](
-            x, high, low, bias, shift, out if add is None else add, out, positions, height, width, parity & 1,
-            cin, cout, high.shape[2], high.shape[1], int(layer.leaky),
-            kind=layer.kind, taps=NUM_TAPS[layer.kind], adds=add is not None,
-            block_m=tile.positions, block_n=tile.out, block_k=tile.inner, num_warps=tile.warps,
-        )  # fmt: skip
+        # All that Triton compiles anew for.
+        added = out if add is None else add
+        form = (layer.kind, add is not None, tile, cin, cout, x.data_ptr() % 16, added.data_ptr() % 16, x.device)
+        with contextlib.nullcontext() if form in _COMPILED and not self.interpreted else _COMPILING:
+            self._kernels.conv[grid](
+                x, high, low, bias, shift, added, out, positions, height, width, parity & 1,
+                cin, cout, high.shape[2], high.shape[1], int(layer.leaky),
+                kind=layer.kind, taps=NUM_TAPS[layer.kind], adds=add is not None,
+                block_m=tile.positions, block_n=tile.out, block_k=tile.inner, num_warps=tile.warps,
+            )  # fmt: skip
+            _COMPILED.add(form)
         return out

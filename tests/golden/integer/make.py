@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from msinn_core.codec import Codec
-from msinn_core.engines import golden_digest
+from msinn_core.integer.engine import golden_digest
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.packing import pack
 from msinn_core.integer.portable import Portable

@@ -14,7 +14,7 @@ from pipeline.errors import ManifestError
 GOLDEN = Path(__file__).parents[2] / "golden" / "archive"
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_the_golden_record_is_read_and_written_to_the_byte(version: int) -> None:
     data = (GOLDEN / f"version-{version}" / "run.json").read_bytes()
     record = RunRecord.from_bytes(data, "run.json")
@@ -35,7 +35,7 @@ def test_what_others_leave_out_or_add_does_not_matter_unless_it_is_needed() -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"archive_version": 3}, "archive version 3; this msinn reads versions 1 and 2"),
+        ({"archive_version": 7}, "archive version 7; this msinn reads versions 1 to 6"),
         ({"config": None}, "run.json is damaged: it has no config"),
         ({"shards": -1}, "run.json is damaged: shards is -1"),
         ({"images": "5"}, "run.json is damaged: images is no int"),

@@ -210,7 +210,7 @@ def test_a_backend_of_ones_own_that_computes_wrongly_is_refused(tiny: LoadedMode
 def test_a_worker_on_a_gpu_writes_what_one_on_the_cpu_writes(
     tiny: LoadedModel, photo: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the CPU in the GPU's place: the same shards, every image decoded by the CPU; what is too large for the device is coded beside it, and
+    """With the CPU in the GPU's place: the same shards, the sample decoded by the CPU; what is too large for the device is coded beside it, and
     checked by another instruction set."""
     monkeypatch.setattr(gpu_layers, "triton_layers", lambda where: None)
     monkeypatch.setattr(gpu_backend, "OnDevice", lambda where, layers: OnDevice(CPU, layers))
@@ -232,7 +232,7 @@ def test_a_worker_on_a_gpu_writes_what_one_on_the_cpu_writes(
     monkeypatch.setattr(Codec, "decode", lambda self, data: (decoders.append(self.engine.name), decode(self, data))[1])
     for device in ("cpu", "cuda"):
         decoders.clear()
-        config = CompressConfig(budget=Budget(kind="q", value=0.0), model=str(model), device=device)
+        config = CompressConfig(budget=Budget(kind="q", value=0.0), model=str(model), device=device, verify_sample=1.0)
         Run(str(tmp_path / "in"), str(tmp_path / device), config, JsonReporter(io.StringIO()), placement=Placement(executor="local")).execute()
         made[device] = sorted(path.name for path in (tmp_path / device / "shards").iterdir())
         rows = Archive(str(tmp_path / device)).manifest(["encoder", "decode_verified", "status", "error"]).to_pylist()
@@ -257,6 +257,6 @@ def test_every_network_offers_what_the_walk_needs(tiny: LoadedModel) -> None:
     from msinn_core.walk import Network
 
     steps = [name for name in vars(Network) if not name.startswith("_")]
-    assert len(steps) == 9
+    assert len(steps) == 10
     for network in (IntegerNetwork(tiny.config, tiny.integer, Compiled()), Msinn(tiny.config)):
         assert all(callable(getattr(network, name)) for name in steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,21 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from msinn_core import engines, metrics
+from msinn_core import metrics
 from msinn_core.codec import Codec
 from msinn_core.config import MsinnConfig, preset
+from msinn_core.engine import narrowed
+from msinn_core.entropy.tables import gaussian_tables
 from msinn_core.errors import CheckpointError, ConfigError
 from msinn_core.float.layers import MaskedConv2d
 from msinn_core.float.layers import pack as packed_half
 from msinn_core.float.model import Msinn
-from msinn_core.integer import arrays, ops, packing
+from msinn_core.integer import bands, ops, packing
 from msinn_core.integer.arrays import half_of, squeeze, unsqueeze, whole_of
+from msinn_core.integer.bands import PictureBands
+from msinn_core.integer.engine import golden_digest
 from msinn_core.integer.network import IntegerNetwork
-from msinn_core.integer.ops import AVX2, AVX512, CORNERS, DENSE, EDGES, POINT, SCALAR, SSE41, Compiled, Layer
+from msinn_core.integer.ops import AMX, AVX2, AVX512, CORNERS, DENSE, EDGES, POINT, SCALAR, SSE41, Compiled, Layer
 from msinn_core.integer.packing import pack
 from msinn_core.integer.portable import Portable
 from msinn_core.model_file import LoadedModel, integer_model_bytes, load_model, parse_model
@@ -35,7 +40,7 @@ EXTREME = np.array([-32768, 32767, 0, 1, -1], np.int16)
 
 
 def backends() -> Iterator[Compiled]:
-    for isa in (AVX512, AVX2, SSE41, SCALAR):
+    for isa in (AMX, AVX512, AVX2, SSE41, SCALAR):
         yield Compiled(isa=isa)
     yield Compiled(threads=3)
 
@@ -50,7 +55,7 @@ def random_layer(rng: np.random.Generator, cin: int, cout: int, kind: int, leaky
 
 
 @pytest.mark.parametrize("kind", [DENSE, EDGES, CORNERS, POINT])
-@pytest.mark.parametrize("shape", [(1, 1, 2, 1), (2, 3, 6, 12), (5, 13, 10, 17), (3, 40, 4, 33), (33, 7, 12, 16)])
+@pytest.mark.parametrize("shape", [(1, 1, 2, 1), (2, 3, 6, 12), (5, 13, 10, 17), (3, 40, 4, 33), (33, 7, 12, 16), (2, 19, 32, 20), (6, 1100, 24, 6)])
 def test_layers_are_the_same_on_every_backend(kind: int, shape: tuple[int, int, int, int]) -> None:
     h, w, cin, cout = shape
     rng = np.random.default_rng((kind, h))
@@ -64,6 +69,14 @@ def test_layers_are_the_same_on_every_backend(kind: int, shape: tuple[int, int, 
                 assert len(np.unique(expected)) > min(3, expected.size - 1)
                 for backend in backends():
                     assert np.array_equal(backend.conv(x, layer, parity=parity, add=addend), expected)
+
+
+def test_what_checks_a_backend_shares_no_arithmetic_with_it() -> None:
+    """AMX has the units of AVX-512."""
+    for isa in (AMX, AVX512, AVX2):
+        backend = Compiled(isa=isa)
+        others = [other.level for other in ops.other_backends(backend) if isinstance(other, Compiled)]
+        assert others == list(range(min(backend.level, AVX512) - 1, -1, -1))
 
 
 @pytest.mark.parametrize("kind", [EDGES, CORNERS])
@@ -139,30 +152,73 @@ def test_streams_and_pictures_are_the_same_on_every_backend(model: LoadedModel, 
 
 def test_bands_of_rows_change_nothing(codec: Codec, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
     picture = Picture(pixels=np.concatenate([photo, photo[::-1], photo])[:, :64].copy())
-    monkeypatch.setattr(arrays, "BAND_BYTES", 1 << 40)
+    monkeypatch.setattr(bands, "BAND_BYTES", 1 << 40)
     data = codec.encode(picture, 6.0)
     expected = codec.decode(data)[0].pixels
-    monkeypatch.setattr(arrays, "BAND_BYTES", 1)
+    monkeypatch.setattr(bands, "BAND_BYTES", 1)
     assert codec.encode(picture, 6.0) == data
     assert np.array_equal(codec.decode(data)[0].pixels, expected)
 
 
-def test_packing_loses_next_to_nothing(model: LoadedModel, photo: NDArray[np.uint8]) -> None:
-    """Against the float network: bytes within 0.5 % and PSNR within 0.03 dB for one small picture at three rates (0.1 % over Kodak)."""
+@pytest.mark.parametrize("shape", [(352, 96), (96, 352), (330, 70)])
+@pytest.mark.parametrize("which", ["msinn-lite", "golden"])
+def test_a_picture_in_bands_is_the_same(
+    which: str, shape: tuple[int, int], codec: Codec, tiny: LoadedModel, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The finest level and the post-filter in bands of 32 half-size rows or columns, which meet where rows of all grids do, and where none does."""
+    codec = codec if which == "msinn-lite" else Codec(tiny)
+    picture = Picture(pixels=photo[: shape[0], : shape[1]].copy())
+    q = codec.q_max / 2
+    assert PictureBands.of(176, 48) is None
+    data = codec.encode(picture, q)
+    expected, symbols = codec.decode(data)
+    curves = codec.analyse(picture)
+    monkeypatch.setattr(bands, "_LEAST_ROWS", 32)
+    monkeypatch.setattr(bands, "_MOST_ROWS", 64)
+    made = PictureBands.of(176, 48), PictureBands.of(48, 176)
+    assert [(cut.axis, cut.length, cut.band) for cut in made if cut is not None] == [(0, 176, 32), (1, 176, 32)]
+    assert codec.encode(picture, q) == data
+    decoded, read = codec.decode(data)
+    assert np.array_equal(decoded.pixels, expected.pixels)
+    assert all(np.array_equal(a, b) for a, b in zip(read, symbols, strict=True))
+    assert np.array_equal(codec.analyse(picture).mse, curves.mse)
+
+
+@pytest.mark.parametrize(("largest", "kind"), [(0, np.int8), (127, np.int8), (128, np.int16), (-128, np.int8), (-129, np.int16), (40000, np.int32)])
+def test_symbols_are_held_in_the_least_numbers(largest: int, kind: type) -> None:
+    symbols = np.array([[0, largest, 1]], np.int32)
+    held = narrowed(symbols)
+    assert held.dtype == kind
+    assert held.tolist() == [0, largest, 1]
+
+
+def test_latents_are_let_go_of_when_they_are_coded_for_the_last_time(codec: Codec, tile: Picture) -> None:
+    kept, given = codec.transform(tile), codec.transform(tile)
+    again = codec.compress(kept, 5.0)
+    assert all(y.size for y in kept.y)
+    last = codec.compress(given, 5.0, last=True)
+    assert not any(y.size for y in given.y)
+    assert codec.pack(last) == codec.pack(again) == codec.pack(codec.compress(kept, 5.0))
+
+
+@pytest.mark.parametrize(("q", "most_bytes", "most_db"), [(1.0, 0.01, 0.05), (5.5, 0.003, 0.02), (11.0, 0.005, 0.06)])
+def test_packing_loses_next_to_nothing(q: float, most_bytes: float, most_db: float, model: LoadedModel, photo: NDArray[np.uint8]) -> None:
+    """Against the float network by the same tables, one small picture."""
     picture = Picture(pixels=photo[:256, :256].copy())
-    exact, packed = Codec(load_model("msinn-lite-float")), Codec(model)
-    for q in (1.0, 5.5, 11.0):
-        a, b = exact.encode(picture, q), packed.encode(picture, q)
-        assert abs(len(b) / len(a) - 1) < 0.005
-        psnr = [metrics.psnr_db(metrics.mse(codec.decode(data)[0].pixels, picture.pixels)) for codec, data in ((exact, a), (packed, b))]
-        assert abs(psnr[1] - psnr[0]) < 0.03
+    exact = Codec(replace(load_model("msinn-lite-float"), tables=gaussian_tables()))
+    packed = Codec(replace(model, tables=gaussian_tables(), weights=None))
+    a, b = exact.encode(picture, q), packed.encode(picture, q)
+    assert abs(len(b) / len(a) - 1) < most_bytes
+    psnr = [metrics.psnr_db(metrics.mse(codec.decode(data)[0].pixels, picture.pixels)) for codec, data in ((exact, a), (packed, b))]
+    assert abs(psnr[1] - psnr[0]) < most_db
 
 
 def test_the_integer_transform_inverts_without_quantisation(model: LoadedModel, photo: NDArray[np.uint8]) -> None:
     network = IntegerNetwork(model.config, model.integer, Compiled())
     back = network.synthesis(network.analysis(np.ascontiguousarray(photo[:256, :256])))
     error = np.mean((back / 65536 - photo[:256, :256] / 255.0) ** 2)
-    assert -10 * np.log10(error) > 75
+    # Far below what the highest rate leaves, 47 dB.
+    assert -10 * np.log10(error) > 72
 
 
 VARIANTS = [
@@ -179,7 +235,7 @@ def test_every_shape_of_network_packs(config: MsinnConfig, tile: Picture) -> Non
     network = randomised(config)
     x = torch.from_numpy(tile.pixels[:96, :128].copy()).permute(2, 0, 1)[None].float() / 255
     packed = pack(network, [x])
-    golden = engines.golden_digest(IntegerNetwork(config, packed, Portable()))
+    golden = golden_digest(IntegerNetwork(config, packed, Portable()))
     loaded = parse_model(integer_model_bytes(config, packed, golden, name="variant"))
     codec = Codec(loaded)
     data = codec.encode(tile, 1.0)
@@ -188,10 +244,20 @@ def test_every_shape_of_network_packs(config: MsinnConfig, tile: Picture) -> Non
 
 def test_a_loud_channel_takes_no_precision_from_others_and_a_quiet_one_keeps_room() -> None:
     ranges = packing._Ranges(Msinn(TINY))
-    ranges.channels = {"conv": np.array([7.0, 1.0, 0.001]), "skip": np.array([3.0, 2.5, 0.002])}
-    exponents = packing._Packer(Msinn(TINY), ranges).per_channel("conv", "skip")
+    ranges.above = {"conv": np.array([7.0, 1.0, 0.001]), "skip": np.array([0.5, 2.5, 0.002])}
+    ranges.below = {"conv": np.array([1.0, 1.0, 0.001]), "skip": np.array([3.0, 0.3, 0.001])}
+    packer = packing._Packer(Msinn(TINY), ranges)
     # 7, 2.5 and a quarter of 7, doubled, within 32767.
-    assert exponents.tolist() == [11, 12, 13]
+    assert packer.per_channel("conv", "skip").tolist() == packer.per_channel("conv", leaky="skip").tolist() == [11, 12, 13]
+
+
+def test_what_a_leaky_relu_makes_small_takes_no_precision() -> None:
+    ranges = packing._Ranges(Msinn(TINY))
+    ranges.above, ranges.below = {"conv": np.array([1.9, 7.9])}, {"conv": np.array([30.0, 12.0])}
+    packer = packing._Packer(Msinn(TINY), ranges)
+    assert packer.per_channel("conv").tolist() == [9, 10]
+    # Negative values are kept as far as they were measured, without a margin.
+    assert packer.per_channel(leaky="conv").tolist() == [10, 11]
 
 
 def test_packing_needs_pictures() -> None:

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from msinn_core.codec import Codec
-from msinn_core.engines import IntegerEngine
 from msinn_core.entropy.tables import gaussian_tables
 from msinn_core.float.likelihood import gaussian_bits
 from msinn_core.float.rounding import rate_aware_round, rate_aware_round_continuous
+from msinn_core.integer.engine import IntegerEngine
 from msinn_core.metrics import mse
 from msinn_core.model_file import LoadedModel
 from msinn_core.picture import Picture

@@ -78,17 +78,18 @@ def test_an_encoder_that_computes_wrongly_is_found_and_named(kind: type[Compiled
     coder = coder_of(model, gone_bad(model, kind))
     item = encoded(coder, tile, 7)
     assert item.coded
-    check = CrossCheck(coder.codec, 1.0, "node3:4711")
+    check = CrossCheck([coder.codec], 1.0, "node3:4711")
     with pytest.raises(MachineError, match=what) as raised:
         list(check.checked([item]))
     sentence = str(raised.value)
-    assert all(part in sentence for part in ("worker node3:4711", "7.png", coder.codec.engine.name, check.counterpart.engine.name)), sentence
+    assert all(part in sentence for part in ("worker node3:4711", "7.png", coder.codec.engine.name, check.counterpart(0).engine.name)), sentence
     assert "\n" not in sentence
 
 
 def test_a_decoder_that_computes_wrongly_is_found_too(codec: Codec, model: LoadedModel, tile: Picture) -> None:
-    check = CrossCheck(codec, 1.0, "node3:4711")
-    check.__dict__["counterpart"] = gone_bad(model, InThePixels)
+    check = CrossCheck([codec], 1.0, "node3:4711")
+    bad = gone_bad(model, InThePixels)
+    check.counterpart = lambda model: bad  # type: ignore[assignment, misc]
     with pytest.raises(MachineError, match="decodes to other pixels"):
         list(check.checked([encoded(coder_of(model, codec), tile)]))
 
@@ -98,11 +99,11 @@ def counting(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
     """Which of some items a check decodes; all of them must come through."""
 
     def names(items: list[Item], share: float, *, at_least_one: bool = True) -> list[str]:
-        check = CrossCheck(codec, share, "node3:4711")
+        check = CrossCheck([codec], share, "node3:4711")
         seen: list[bytes] = []
-        right = check.counterpart.decode
+        right = check.counterpart(0).decode
         with monkeypatch.context() as patch:
-            patch.setattr(check.counterpart, "decode", lambda data: (seen.append(data), right(data))[1])
+            patch.setattr(check.counterpart(0), "decode", lambda data: (seen.append(data), right(data))[1])
             assert list(check.checked(items, at_least_one=at_least_one)) == items
         return [item.task.record.name for data in seen for item in items if item.data is data]
 
@@ -142,17 +143,17 @@ def test_a_draw_is_of_the_image_and_uniform() -> None:
 
 @pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("torch has no room")])
 def test_too_little_memory_is_no_verdict_on_a_machine(error: Exception, codec: Codec, model: LoadedModel, tile: Picture) -> None:
-    check, item = CrossCheck(codec, 1.0, "node3:4711"), encoded(coder_of(model, codec), tile)
+    check, item = CrossCheck([codec], 1.0, "node3:4711"), encoded(coder_of(model, codec), tile)
 
     def starved(data: bytes) -> None:
         raise error
 
-    check.counterpart.decode = starved  # type: ignore[assignment, method-assign]
+    check.counterpart(0).decode = starved  # type: ignore[assignment, method-assign]
     list(check.checked([item]))
     assert (item.reason, item.payload) == (Reason.CODEC_FAILED, item.source)
     # At the end of a shard its only image is written, and stays.
     late = encoded(coder_of(model, codec), tile)
-    check = CrossCheck(codec, 0.0, "node3:4711")
-    check.counterpart.decode = starved  # type: ignore[assignment, method-assign]
+    check = CrossCheck([codec], 0.0, "node3:4711")
+    check.counterpart(0).decode = starved  # type: ignore[assignment, method-assign]
     list(check.checked([late]))
     assert late.coded

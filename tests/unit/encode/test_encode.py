@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from msinn_core import metrics
-from msinn_core.codec import Codec, Latents, Symbols
+from msinn_core.codec import Codec
+from msinn_core.coding import Latents, Symbols
 from msinn_core.errors import CodecError, DeviceMemoryError
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.model_file import LoadedModel
 from msinn_core.picture import Picture
+from msinn_core.prediction import Curves
 from pipeline.encode.coder import ImageCoder
 from pipeline.encode.item import Item
 from pipeline.encode.search import PSNR_WINDOW_DB, Bracket, verify
@@ -65,6 +68,9 @@ class Garbled(Codec):
 
 class Broken(Codec):
     """A codec that fails."""
+
+    def curves(self, latents: Latents, *, last: bool = False) -> Curves:
+        raise CodecError("it does not analyse")
 
     def pack(self, symbols: Symbols) -> bytes:
         raise CodecError("it does not pack")
@@ -134,8 +140,18 @@ def test_a_try_leaves_the_last_level_until_it_is_measured(coder: ImageCoder, cod
 
 def test_curves_of_what_cannot_be_analysed_are_none(coder: ImageCoder, tile: Picture, model: LoadedModel) -> None:
     assert coder.curves(tile, sampled=False) is not None
-    coder.codec = Small(model)
+    coder.codec = Broken(model)
     assert coder.curves(tile, sampled=False) is None
+
+
+def test_an_image_too_large_for_the_device_is_analysed_by_the_cpu(coder: ImageCoder, tile: Picture, model: LoadedModel) -> None:
+    alone = coder.curves(tile, sampled=False)
+    coder.codec = Small(model)
+    found = coder.curves(tile, sampled=False)
+    assert alone is not None
+    assert found is not None
+    assert np.array_equal(found.bytes, alone.bytes)
+    assert coder.lost is None
 
 
 @pytest.mark.parametrize("start", [0.0, 4.0, 11.0])

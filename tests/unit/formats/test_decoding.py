@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.formats import decoding, images
-from pipeline.formats.decoding import Allowance, Loader
+from pipeline.formats import images, process
+from pipeline.formats.decoding import Loader
 from pipeline.formats.outcome import Reason
+from pipeline.formats.process import Allowance
 
 
 @pytest.fixture
@@ -108,14 +109,14 @@ def test_a_decoder_that_dies_is_started_again_and_the_file_is_tried_twice(loader
 def test_a_machine_that_starts_no_process_decodes_here_and_says_so(loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     sound = encoded(Image.new("L", (8, 8)), "PNG")
     with monkeypatch.context() as patch:
-        patch.setattr(decoding.sys, "executable", "/bin/false")
+        patch.setattr(process.sys, "executable", "/bin/false")
         assert loader.load(sound).reason is None
         assert loader._process is None
     # It may pass.
     assert loader.load(sound).reason is None
     assert loader._process is not None
     loader.close()
-    monkeypatch.setattr(decoding.subprocess, "Popen", lambda *arguments, **options: (_ for _ in ()).throw(BlockingIOError(11, "no processes")))
+    monkeypatch.setattr(process.subprocess, "Popen", lambda *arguments, **options: (_ for _ in ()).throw(BlockingIOError(11, "no processes")))
     for _ in range(2):
         assert loader.load(sound).reason is None
     with pytest.warns(UserWarning, match="without bounds"):
@@ -126,17 +127,17 @@ def test_half_an_answer_is_not_taken_for_the_next(loader: Loader, monkeypatch: p
     """Pixels of one picture were read as the beginning of another's answer, and unpickled."""
     first = encoded(Image.fromarray(np.random.default_rng(2).integers(0, 255, (300, 300), np.uint8)), "PNG")
     second = encoded(Image.new("L", (9, 7)), "PNG")
-    receive = decoding._receive
+    receive = process._receive
 
     def half(connection: socket.socket, expect: None = None) -> list[bytearray]:
         connection.recv(1000)
         raise MemoryError
 
     assert loader.load(second).reason is None
-    monkeypatch.setattr(decoding, "_receive", half)
+    monkeypatch.setattr(process, "_receive", half)
     with pytest.raises(MemoryError):
         loader.load(first)
-    monkeypatch.setattr(decoding, "_receive", receive)
+    monkeypatch.setattr(process, "_receive", receive)
     found = loader.load(second)
     assert found.picture is not None
     assert found.picture.pixels.shape == (7, 9)

@@ -13,6 +13,7 @@ from pipeline.encode.tasks import ANALYSIS_SCHEMA
 from pipeline.errors import BudgetInfeasibleError, ManifestError, UsageError
 from pipeline.formats.outcome import Reason
 from pipeline.plan.config import Budget, CompressConfig
+from pipeline.plan.findings import Older
 from pipeline.plan.outlook import outlook
 from pipeline.plan.planner import Choice, Planner
 from pipeline.plan.preferences import Preferences
@@ -254,3 +255,29 @@ def test_the_outlook_rises_from_the_least_budget_to_the_most(objective: str) -> 
     same.solve()
     assert same.predicted_total() == pytest.approx(middle.counted_bytes, rel=1e-3)
     assert np.mean([choice.mse for choice in chosen(same).values()]) == pytest.approx(255**2 * 10 ** (-middle.pooled_psnr_db / 10), rel=5e-3)
+
+
+@pytest.mark.parametrize("objective", ["mse", "psnr", "minimum"])
+def test_a_price_chooses_what_the_total_did_that_came_to_it(objective: str) -> None:
+    total = planner("bytes", 60_000.0, objective=objective)  # type: ignore[arg-type]
+    total.solve()
+    price = planner("slope", float(np.exp(total.threshold)), objective=objective)  # type: ignore[arg-type]
+    price.solve()
+    assert price.budget_bytes is None
+    assert [choice.q for choice in chosen(price).values()] == [choice.q for choice in chosen(total).values()]
+    assert price.multiplier == pytest.approx(total.multiplier)
+    most = planner("slope", 0.0)
+    most.solve()
+    # Where nothing is spared an image is its file, if that is smaller than the best coding.
+    assert {choice.q for choice in chosen(most).values()} <= {11.0, np.inf}
+
+
+def test_a_total_of_a_grown_archive_leaves_the_new_images_what_the_old_do_not_take() -> None:
+    made = planner("bpp", 2.0)
+    made.older = Older(counted_bytes=50_000, pixels=20 * PIXELS, source_bytes=0)
+    assert made.budget_bytes == 2.0 * 40 * PIXELS / 8 - 50_000
+    made.solve()
+    assert made.predicted_total() <= made.budget_bytes
+    made.older = Older(counted_bytes=199_000, pixels=20 * PIXELS, source_bytes=0)
+    with pytest.raises(BudgetInfeasibleError, match=r"1,000 bytes for the new images, beside the 199,000 of the older ones.*--bpp 2\.\d"):
+        made.solve()

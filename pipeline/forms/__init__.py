@@ -1,0 +1,1 @@
+"""Forms in which an image is stored: what each gives back, and how."""

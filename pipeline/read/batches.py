@@ -1,0 +1,132 @@
+"""Images of an archive decoded by a GPU: batches of one padded size, several under way at once, out in the order of their rows.
+
+```
+Stored, with its payload --> in_batches --> decoded on the device --> host threads: compared with the hash of what was verified, PNG
+DeviceMemoryError: halves; one image alone, or a device that failed: left to the CPU, which decodes it when its turn comes
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from msinn_core.codec import Codec
+from msinn_core.coding import Decoded
+from msinn_core.engine import BatchEngine
+from msinn_core.errors import CodecError, DeviceMemoryError
+from msinn_core.flight import in_batches
+from msinn_core.picture import Picture
+from pipeline.archive.conversion import Conversion
+from pipeline.archive.row import Row
+from pipeline.formats import images
+from pipeline.forms import samples
+from pipeline.forms.family import WITH_LOSS
+from pipeline.read.decoder import Decoder
+
+
+@dataclass
+class Stored:
+    """An image on its way out of an archive.
+
+    Attributes:
+        row: Of the manifest.
+        conversion: What it is written as, if not what its form gives back.
+        payload: Of a coded image (checked, beside a GPU), or in an exact form; None for files that are kept, and once it is decoded.
+        data: The file that is to be written.
+        there: It is there already, whole and equal.
+        problem: A sentence if it is not exactly what was verified.
+        error: Why nothing comes back.
+    """
+
+    row: Row
+    conversion: Conversion | None = None
+    payload: bytes | None = None
+    data: bytes | None = None
+    there: bool = False
+    problem: str | None = None
+    error: Exception | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether the row says what its file holds: what a salvaged one decodes to is known only once it is decoded."""
+        row = self.row
+        if self.converted:
+            return False
+        return (row.payload_sha256 if row.codec == "kept" else row.source_sha256 if row.exact == "bytes" else row.recon_sha256) is not None
+
+    @property
+    def converted(self) -> bool:
+        """Whether another file is written than its form gives back."""
+        return self.conversion is not None and self.conversion.format_of(self.row) is not None
+
+    def finish(self, picture: Picture, problem: str | None, decoder: Decoder) -> None:
+        """Its picture is there."""
+        made = self.conversion.file_of(self.row, picture, decoder.loader) if self.conversion is not None else images.to_png(picture)
+        self.data, self.problem, self.payload = made, problem, None
+
+
+def decode_one(image: Stored, decoder: Decoder) -> None:
+    """Decode an image that is not decoded yet; what it raises is its `error`."""
+    if image.payload is None:
+        return
+    try:
+        if image.row.codec in WITH_LOSS:
+            image.finish(*decoder.picture(image.row, image.payload), decoder)
+            return
+        found = decoder.exact(image.row, image.payload)
+        if image.conversion is not None:
+            image.data = image.conversion.file_of(image.row, found, decoder.loader)
+        else:
+            image.data = found if isinstance(found, bytes) else samples.to_png(found)
+        image.payload = None
+    except Exception as error:  # whatever one image does, the others come back
+        image.error, image.payload = error, None
+
+
+def decode_batches(stored: Iterable[Stored], decoder: Decoder, codec: Codec, engine: BatchEngine) -> Iterator[Stored]:
+    """The images, in their order, decoded.
+
+    Args:
+        stored: As they are read.
+        decoder: Of the archive.
+        codec: On a device; rows of other models are decoded by themselves.
+        engine: Its engine.
+    """
+
+    def size_of(image: Stored) -> tuple[int, int] | None:
+        waits = image.payload is not None and image.row.codec == "msinn" and image.row.model_sha256 in (None, codec.model.sha256)
+        waits = waits and decoder.lost is None
+        return codec.size_of(image.payload) if waits and image.payload is not None else None
+
+    def run(batch: list[Stored]) -> None:
+        _decode(batch, decoder, codec, engine)
+
+    for image in in_batches(stored, size_of, run, engine):
+        decode_one(image, decoder)
+        yield image
+
+
+def _decode(batch: list[Stored], decoder: Decoder, codec: Codec, engine: BatchEngine) -> None:
+    """Decode, compare and finish the images of a batch; what is left with its payload is the CPU's.
+
+    Raises:
+        DeviceMemoryError: The device has too little memory for all of them.
+    """
+    try:
+        found = codec.decode_batch([image.payload for image in batch if image.payload is not None])
+    except DeviceMemoryError:
+        raise
+    except Exception as error:  # whatever a device, a driver or a compiler raises: the CPU does without them, or says what is wrong with an image
+        decoder.gives_way(error)
+        return
+
+    def finish(image: Stored, one: Decoded | CodecError) -> None:
+        # What a damaged stream raises is said by the CPU: it alone decides that an image is lost.
+        if isinstance(one, tuple):
+            try:
+                image.finish(one[0], decoder.compared(image.row, one[0], codec), decoder)
+            except Exception as error:  # whatever one image does, the others come back
+                image.error, image.payload = error, None
+
+    list(engine.threads.map(finish, batch, found))
