@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
-from msinn_core.model_file import retired_models, shipped_models
+from msinn_core.model_file import WEIGHTS, retired_models, shipped_models
 from pipeline.archive import manifest
 from pipeline.archive.archive import Archive
 from pipeline.archive.layout import sha256
@@ -200,6 +201,15 @@ def test_only_what_nothing_names_is_removed(made: tuple[Path, dict[str, bytes]],
     assert main(["gc", str(archive), "--delete"]) == 2
     assert "nothing is removed" in capsys.readouterr().err
     assert left[0].exists()
+
+
+def test_the_named_commits_have_the_models() -> None:
+    git = ["git", "-C", str(WEIGHTS)]
+    if shutil.which("git") is None or subprocess.run([*git, "rev-parse", "--is-shallow-repository"], capture_output=True).stdout.strip() != b"false":
+        pytest.skip("not a git checkout with its history")
+    for digest, commit in retired_models().items():
+        files = [subprocess.run([*git, "show", f"{commit}:./{name}.safetensors"], capture_output=True).stdout for name in shipped_models()]
+        assert digest in [sha256(file) for file in files], commit
 
 
 def test_a_lost_model_that_came_with_an_earlier_msinn_is_named(made: tuple[Path, dict[str, bytes]]) -> None:
