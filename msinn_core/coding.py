@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -95,8 +96,15 @@ class PictureCodec:
         self._threads = threads
         self.coder = StreamCoder(model.tables, model.weights)
         self.engine: Engine = engine_for(model, device=device, threads=threads, backend=backend)
-        self.heads: Mapping[int, Head] = heads_of(model) if isinstance(self.engine, ReducingEngine) else {}
-        """By scale; empty if neither the model's file nor the package has any: `decode_reduced` is not for such a model."""
+
+    @cached_property
+    def heads(self) -> Mapping[int, Head]:
+        """By scale; empty if neither the model's file nor the package has any: `decode_reduced` is not for such a model.
+
+        Raises:
+            CheckpointError: The package's heads are damaged.
+        """
+        return heads_of(self.model) if isinstance(self.engine, ReducingEngine) else {}
 
     @property
     def q_max(self) -> float:
