@@ -15,6 +15,17 @@ if TYPE_CHECKING:
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
+def add_scale(p: argparse.ArgumentParser) -> None:
+    """Declare `--scale`."""
+    p.add_argument(
+        "--scale",
+        type=int,
+        default=1,
+        metavar="N",
+        help="2, 4, 8 or 16: pictures so many times smaller each way, by the first bytes of coded images alone",
+    )
+
+
 def size(text: str) -> float:
     """Bytes from `500000`, `500k`, `1.5G`, `2Gi`."""
     number = text.rstrip("kKMGTiB")

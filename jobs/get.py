@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from jobs.arguments import add_generation, add_limits, limits_of
-from jobs.output import finish, print_problems
+from jobs.arguments import add_generation, add_limits, add_scale, limits_of
+from jobs.output import finish, print_full, print_problems
 from pipeline.text import shown
 
 _SAME_FORMAT = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
@@ -25,6 +25,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     what = p.add_mutually_exclusive_group()
     what.add_argument("--original", action="store_true", help="the stored payload itself")
     what.add_argument("--metadata", action="store_true", help="list what the image carries beside its pixels; with -o FOLDER write it there")
+    add_scale(p)
     add_generation(p)
     add_limits(p)
     p.set_defaults(command=_get)
@@ -35,6 +36,8 @@ def _get(arguments: argparse.Namespace) -> int:
     from pipeline.formats.images import IMAGE_SUFFIXES
     from pipeline.read.get import get
 
+    if arguments.scale != 1 and (arguments.metadata or arguments.original):
+        raise UsageError("--scale makes a smaller picture: leave out --metadata and --original")
     several = len(arguments.keys) > 1 or any(sign in arguments.keys[0] for sign in "*?")
     if several and (arguments.metadata or arguments.original):
         raise UsageError("--metadata and --original are of one image: give one key")
@@ -44,7 +47,12 @@ def _get(arguments: argparse.Namespace) -> int:
     if arguments.metadata:
         return _get_metadata(arguments)
     name, data, problems = get(
-        arguments.archive, arguments.key, original=arguments.original, generation=arguments.generation, limits=limits_of(arguments)
+        arguments.archive,
+        arguments.key,
+        original=arguments.original,
+        scale=arguments.scale,
+        generation=arguments.generation,
+        limits=limits_of(arguments),
     )
     output = arguments.output or Path(name).name
     if output == "-":
@@ -75,11 +83,13 @@ def _get_several(arguments: argparse.Namespace) -> int:
         arguments.keys,
         arguments.output,
         overwrite=arguments.overwrite,
+        scale=arguments.scale,
         generation=arguments.generation,
         limits=limits_of(arguments),
     )
     if result.skipped:
         print(f"{result.skipped} images were there already, whole and equal", file=sys.stderr)
+    print_full(result.full)
     done = f"{result.images} images and {result.sidecars} sidecars written to {shown(arguments.output)}"
     return finish(result.problems, done, "not everything came back exactly")
 

@@ -72,3 +72,9 @@ def finish(problems: list[str], done: str, verdict: str) -> int:
 def print_devices(what: str, devices: set[str]) -> None:
     """What `--device auto` found, in one line of the summary."""
     print(f"{what}  {'; '.join(map(shown, sorted(devices))) or 'nothing: there was nothing to do'}")
+
+
+def print_full(images: int) -> None:
+    """Say how many smaller pictures were made of full ones."""
+    if images:
+        print(f"{images} images were decoded in full and made smaller: their forms, or their models, have no shorter way", file=sys.stderr)

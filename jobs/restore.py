@@ -8,9 +8,9 @@ import functools
 import sys
 from typing import TYPE_CHECKING
 
-from jobs.arguments import add_device, add_executor, add_generation, add_limits, limits_of, placement_of
+from jobs.arguments import add_device, add_executor, add_generation, add_limits, add_scale, limits_of, placement_of
 from jobs.exits import EXIT_SOME_FAILED
-from jobs.output import finish, print_devices
+from jobs.output import finish, print_devices, print_full
 
 if TYPE_CHECKING:
     from pipeline.archive.conversion import Conversion
@@ -33,6 +33,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="write every picture so; files of that format that are stored to the byte come back so. original: nothing else",
     )  # fmt: skip
     p.add_argument("--quality", type=int, metavar="N", help="1 to 100, with --as jpeg, webp, avif (default: 95) or jxl (default: without loss)")
+    add_scale(p)
     p.add_argument("--dry-run", action="store_true", help="say what it would take on disk; write nothing")
     add_limits(p)
     p.set_defaults(command=_restore)
@@ -47,7 +48,9 @@ def _restore(arguments: argparse.Namespace) -> int:
 
     if arguments.quality is not None and arguments.form is None:
         raise UsageError("--quality belongs to --as jpeg, webp, avif or jxl")
-    conversion = Conversion(arguments.form, arguments.quality) if arguments.form is not None else None
+    conversion = None
+    if arguments.form is not None or arguments.scale != 1:
+        conversion = Conversion(arguments.form or "png", arguments.quality, arguments.scale)
     if arguments.dry_run:
         return _foresee(arguments, conversion)
 
@@ -77,6 +80,7 @@ def _restore(arguments: argparse.Namespace) -> int:
         print(f"{result.failed_at_source} images could not be read when the archive was made; nothing is stored of them", file=sys.stderr)
     if result.left_out:
         print(f"{result.left_out} images are not stored to the byte and were left out: without --as original they come back as PNG", file=sys.stderr)
+    print_full(result.full)
     if arguments.device == "auto":
         print_devices("decoded on", result.computed_on)
     code = finish(

@@ -1,4 +1,5 @@
-"""From parameters to a model file: packed to integers where asked for, with tables of its symbols, constants of rate prediction, golden vector."""
+"""From parameters to a model file: packed to integers where asked for, with tables of its symbols, heads, constants of rate prediction and its golden
+vector."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from msinn_core.codec import Codec
 from msinn_core.config import SIZE_MULTIPLE, MsinnConfig
 from msinn_core.errors import CheckpointError
 from msinn_core.float.model import Msinn
+from msinn_core.heads_fitting import fit_heads
 from msinn_core.integer.engine import golden_digest
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.packing import pack
@@ -98,7 +100,11 @@ def _measured(make: Callable[..., bytes], pictures: Sequence[Picture], table_pic
     # The constants of rate prediction are those of the tables, so tables come first.
     tables, weights = calibration.fit_tables(parse_model(make()), table_pictures or pictures, threads=threads)
     make = partial(make, tables=tables) if weights is None else partial(make, tables=tables, weights=weights)
-    return make(calibration=calibration.fit(Codec(parse_model(make()), threads=threads), pictures))
+    model = parse_model(make())
+    codec = Codec(model, threads=threads)
+    if model.profile == "int":
+        make = partial(make, heads=fit_heads(codec, [*table_pictures, *pictures]))
+    return make(calibration=calibration.fit(codec, pictures))
 
 
 def _crop(picture: Picture) -> Tensor | None:

@@ -6,6 +6,8 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import NamedTuple
 
 import google_crc32c
 
@@ -40,6 +42,9 @@ MAX_SIDE = 65535
 _FIXED = struct.Struct("<4sBBBB16sIIHH")
 _ENTRY = struct.Struct("<BI")
 _CHECKS = struct.Struct("<II")
+
+MAX_HEADER_BYTES = _FIXED.size + len(_KNOWN) * _ENTRY.size + _CHECKS.size
+"""Of everything before the payload: a bitstream has each kind of section once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,17 +130,23 @@ def _inflate(kind: int, data: memoryview) -> bytes:
     return raw
 
 
-def parse(data: bytes | memoryview) -> Bitstream:
-    """Check and take apart one bitstream. Nothing is allocated from a field before header and payload checksums agree.
+class _Header(NamedTuple):
+    """All before the payload, checked: `sections` has kind (without the mark), whether it is deflated, first byte and length of each."""
 
-    Raises:
-        BadMagicError: Not an msinn bitstream.
-        UnsupportedVersionError: Version, flag, profile, colour mode or section kind unknown to this reader.
-        TruncatedError: The data end too early.
-        ChecksumError: Header or payload are damaged.
-        BitstreamError: Any other rule of FORMAT.md is broken.
-    """
-    data = memoryview(data)
+    profile: str
+    colour: str
+    model_id: bytes
+    width: int
+    height: int
+    q: float
+    sections: list[tuple[int, bool, int, int]]
+    start: int
+    end: int
+    payload_crc: int
+
+
+def _header(data: memoryview) -> _Header:
+    """Raises as `parse`, for what the header says."""
     if len(data) < len(MAGIC):
         if data != MAGIC[: len(data)] or not len(data):
             raise BadMagicError("these bytes are not an msinn bitstream")
@@ -165,26 +176,100 @@ def parse(data: bytes | memoryview) -> Bitstream:
         raise UnsupportedVersionError(f"section kind {unknown[0]:#x} is unknown to this reader in version {version}")
     if kinds != sorted(set(kinds)) or sum(STREAM_BASE <= kind < ALPHA for kind in kinds) != NUM_STREAMS:
         raise BitstreamError("the section table is out of order or incomplete")
-    end = start + sum(length for _, length in entries)
-    _need(data, end)
-    if len(data) > end:
-        raise BitstreamError(f"{len(data) - end} bytes follow the end of the bitstream")
-    if google_crc32c.value(bytes(data[start:])) != payload_crc:
+    ends = [start + total for total in accumulate(length for _, length in entries)]
+    sections = [(plain, kind != plain, end - length, length) for (kind, length), plain, end in zip(entries, kinds, ends, strict=True)]
+    return _Header(PROFILES[profile], COLOUR_MODES[colour], model_id, width, height, q_steps / Q_STEPS, sections, start, ends[-1], payload_crc)
+
+
+def parse(data: bytes | memoryview) -> Bitstream:
+    """Check and take apart one bitstream. Nothing is allocated from a field before header and payload checksums agree.
+
+    Raises:
+        BadMagicError: Not an msinn bitstream.
+        UnsupportedVersionError: Version, flag, profile, colour mode or section kind unknown to this reader.
+        TruncatedError: The data end too early.
+        ChecksumError: Header or payload are damaged.
+        BitstreamError: Any other rule of FORMAT.md is broken.
+    """
+    data = memoryview(data)
+    header = _header(data)
+    _need(data, header.end)
+    if len(data) > header.end:
+        raise BitstreamError(f"{len(data) - header.end} bytes follow the end of the bitstream")
+    if google_crc32c.value(bytes(data[header.start :])) != header.payload_crc:
         raise ChecksumError("the bitstream's payload is damaged: its CRC32C differs")
-    streams, boxes = [], {}
-    for (kind, length), plain in zip(entries, kinds, strict=True):
-        section = data[start : start + length]
-        start += length
-        if STREAM_BASE <= plain < ALPHA:
-            if kind & _DEFLATED:
-                raise BitstreamError("a symbol stream is marked as deflated")
-            streams.append(bytes(section))
+    return _taken_apart(header, {kind: data[first : first + length] for kind, _, first, length in header.sections})
+
+
+def _taken_apart(header: _Header, found: Mapping[int, memoryview]) -> Bitstream:
+    """Of the sections that were found, by kind; streams that were not are empty."""
+    streams, boxes = [b""] * NUM_STREAMS, {}
+    for kind, deflated, _, _ in header.sections:
+        if STREAM_BASE <= kind < ALPHA and deflated:
+            raise BitstreamError("a symbol stream is marked as deflated")
+        if kind not in found:
+            continue
+        if STREAM_BASE <= kind < ALPHA:
+            streams[kind - STREAM_BASE] = bytes(found[kind])
         else:
-            boxes[plain] = _inflate(plain, section) if kind & _DEFLATED else bytes(section)
+            boxes[kind] = _inflate(kind, found[kind]) if deflated else bytes(found[kind])
     return Bitstream(
-        profile=PROFILES[profile], colour=COLOUR_MODES[colour], model_id=model_id, width=width, height=height, q=q_steps / Q_STEPS,
+        profile=header.profile, colour=header.colour, model_id=header.model_id, width=header.width, height=header.height, q=header.q,
         streams=tuple(streams), boxes=boxes,
     )  # fmt: skip
+
+
+class Prefix(NamedTuple):
+    """What a reader of some streams needs of a bitstream.
+
+    Attributes:
+        size: Bytes from the first to the end of the last of these streams.
+        alpha: First byte and length of the alpha plane, which lies at the end; None if there is none.
+    """
+
+    size: int
+    alpha: tuple[int, int] | None
+
+
+def prefix_of(data: bytes | memoryview, num_streams: int) -> Prefix:
+    """Where the first `num_streams` (1 to 10) of the ten streams end, from the header alone: `MAX_HEADER_BYTES` of data are enough.
+
+    Raises:
+        BitstreamError: As `parse`, for what the header says.
+    """
+    header = _header(memoryview(data))
+    last, alpha = STREAM_BASE + num_streams - 1, None
+    size = next(first + length for kind, _, first, length in header.sections if kind == last)
+    for kind, _, first, length in header.sections:
+        if kind == ALPHA:
+            alpha = first, length
+    return Prefix(size, alpha)
+
+
+def parse_prefix(data: bytes | memoryview, num_streams: int, alpha: bytes | None = None) -> Bitstream:
+    """Check and take apart the beginning of a bitstream: metadata and the first `num_streams` streams; the others are empty.
+
+    The header's checksum is compared. That of the payload cannot be: whoever decodes the streams finds damage by their ends (FORMAT.md, section 8).
+
+    Args:
+        data: At least `prefix_of(...).size` bytes; what follows is not looked at, but for an alpha plane that is not given by itself.
+        num_streams: 1 to 10.
+        alpha: The bytes of the alpha plane's section, if there is one.
+
+    Raises:
+        BitstreamError: As `parse`.
+    """
+    data = memoryview(data)
+    header, prefix = _header(data), prefix_of(data, num_streams)
+    _need(data, prefix.size)
+    found = {kind: data[first : first + length] for kind, _, first, length in header.sections if first + length <= prefix.size and kind != ALPHA}
+    if prefix.alpha is not None:
+        first, length = prefix.alpha
+        found[ALPHA] = data[first : first + length] if alpha is None else memoryview(alpha)
+        if len(found[ALPHA]) != length:
+            raise TruncatedError(f"the alpha plane has {len(found[ALPHA])} bytes where the table says {length}")
+    # An empty stream after the prefix ends where it does: it is none of its.
+    return _taken_apart(header, {kind: part for kind, part in found.items() if not STREAM_BASE + num_streams <= kind < ALPHA})
 
 
 def check_model(stream: Bitstream, model_sha256: str, profile: str) -> None:

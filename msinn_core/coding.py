@@ -7,12 +7,15 @@ compress(latents, q) -> symbols          the network's part
 pack(symbols) -> bytes                   the entropy coder's part, needs no network and may run in another thread
 decode(bytes) -> picture, symbols        everything back
 decode_known(bytes, symbols)             the same without a second walk, for an encoder that verifies
+decode_reduced(beginning, scale)         a picture 2, 4, 8 or 16 times smaller, from the first bytes and by the coarse levels alone
 ```
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -21,14 +24,15 @@ from numpy.typing import NDArray
 from msinn_core import bitstream, metrics
 from msinn_core.bitstream import Bitstream
 from msinn_core.config import DEFAULT_MAX_PIXELS, LATENT_STRIDES
-from msinn_core.engine import Engine, FlatSymbols, narrowed
+from msinn_core.engine import Engine, FlatSymbols, ReducingEngine, narrowed
 from msinn_core.engines import engine_for
 from msinn_core.entropy.first_stream import StreamCoder
 from msinn_core.errors import BitstreamError, CheckpointError, ConfigError, PixelLimitError
 from msinn_core.framing import boxes_of, colour_of, finished_picture, padded_pixels, padded_side
+from msinn_core.heads import Head
 from msinn_core.integer.backend import Backend
 from msinn_core.integer.ops import other_backends
-from msinn_core.model_file import LoadedModel
+from msinn_core.model_file import LoadedModel, heads_of
 from msinn_core.picture import Picture
 from msinn_core.prediction import Curves, curves_of, part_of, probe_rates, stretched
 from msinn_core.walk import HasPicture
@@ -92,6 +96,15 @@ class PictureCodec:
         self._threads = threads
         self.coder = StreamCoder(model.tables, model.weights)
         self.engine: Engine = engine_for(model, device=device, threads=threads, backend=backend)
+
+    @cached_property
+    def heads(self) -> Mapping[int, Head]:
+        """By scale; empty if neither the model's file nor the package has any: `decode_reduced` is not for such a model.
+
+        Raises:
+            CheckpointError: The package's heads are damaged.
+        """
+        return heads_of(self.model) if isinstance(self.engine, ReducingEngine) else {}
 
     @property
     def q_max(self) -> float:
@@ -176,6 +189,28 @@ class PictureCodec:
         padded, symbols = self.engine.decode(stream.streams, stream.q, self._shape(stream.width, stream.height))
         return finished_picture(stream, padded), symbols
 
+    def decode_reduced(self, data: bytes | memoryview, scale: int, alpha: bytes | None = None) -> Picture:
+        """A picture `scale` times smaller each way, rounded up, from the beginning of a bitstream, by the coarse levels of the network alone.
+
+        The same pixels on every machine. Close to the full picture area-downscaled, and not equal to it.
+
+        Args:
+            data: As much of the bitstream as `bitstream.prefix_of(data, heads[scale].num_streams)` says, or more.
+            scale: One of `heads`.
+            alpha: The bytes of the alpha plane's section, if there is one and `data` end before it.
+
+        Raises:
+            ConfigError: There is no head for this scale.
+            BitstreamError: As in `decode`; damage in a stream that is read is found by the stream's end.
+            PixelLimitError: The full picture is over the pixel limit.
+        """
+        head = self.heads.get(scale)
+        if head is None or not isinstance(self.engine, ReducingEngine):
+            raise ConfigError(f"model {self.model.name} has no head for scale {scale}: decode in full, and reduce")
+        stream = self._allowed(bitstream.parse_prefix(data, head.num_streams, alpha))
+        padded = self.engine.decode_reduced(stream.streams, stream.q, self._shape(stream.width, stream.height), head)
+        return finished_picture(stream, padded, scale)
+
     def decode_known(self, data: bytes | memoryview, symbols: Symbols) -> Decoded:
         """What `decode` gives of the bitstream of known symbols; without a second walk if they hold theirs.
 
@@ -220,8 +255,10 @@ class PictureCodec:
         return self
 
     def _parse(self, data: bytes | memoryview) -> Bitstream:
+        return self._allowed(bitstream.parse(data))
+
+    def _allowed(self, stream: Bitstream) -> Bitstream:
         """A bitstream that this codec may decode."""
-        stream = bitstream.parse(data)
         bitstream.check_model(stream, self.model.sha256, self.model.profile)
         self._check_size(stream.width, stream.height)
         if stream.q > self.q_max:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from msinn_core.heads import Head
 from msinn_core.integer.backend import Backend
 from msinn_core.walk import HasPicture
 
@@ -66,6 +67,24 @@ class Engine(Protocol):
 
     def tally(self, latents: list[Any], rates: list[float], shape: tuple[int, int], *, last: bool = False) -> Tally:
         """What the rates would cost and lose, from one context pass at the last of them; `last` as in `compress`."""
+
+
+@runtime_checkable
+class ReducingEngine(Engine, Protocol):
+    """An engine that gives pictures of less than full size by a part of its network: one of an integer network."""
+
+    def decode_reduced(self, streams: Sequence[bytes], q: float, shape: tuple[int, int], head: Head) -> NDArray[np.uint8]:
+        """The picture of a head's scale, `[16h / scale, 16w / scale, 3]`.
+
+        Args:
+            streams: Ten; those that the head does not read are not looked at.
+            q: Rate index.
+            shape: `(h, w)` of y5.
+            head: Of the network's model.
+
+        Raises:
+            BitstreamError: Streams that do not fit.
+        """
 
 
 @runtime_checkable

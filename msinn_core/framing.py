@@ -12,6 +12,7 @@ from msinn_core.bitstream import Bitstream
 from msinn_core.config import SIZE_MULTIPLE
 from msinn_core.errors import BitstreamError
 from msinn_core.picture import Picture
+from msinn_core.reduction import area_reduced, reduced_side
 
 
 def padded_side(side: int) -> int:
@@ -38,14 +39,14 @@ def padded_pixels(picture: Picture) -> NDArray[np.uint8]:
     return np.pad(pixels, padding, mode="edge") if any(p[1] for p in padding) else np.require(pixels, requirements=["C", "W"])
 
 
-def finished_picture(stream: Bitstream, padded: NDArray[np.uint8]) -> Picture:
-    """The picture of decoded pixels: cropped, grey where it was, with all that came with it."""
-    array = np.ascontiguousarray(padded[: stream.height, : stream.width])
+def finished_picture(stream: Bitstream, padded: NDArray[np.uint8], scale: int = 1) -> Picture:
+    """The picture of decoded pixels, which are so many times smaller: cropped, grey where it was, with all that came with it."""
+    array = np.ascontiguousarray(padded[: reduced_side(stream.height, scale), : reduced_side(stream.width, scale)])
     if stream.colour == "grey":
         # The nearest whole number to the mean of the three.
         array = ((array.sum(axis=2, dtype=np.uint16) + 1) // 3).astype(np.uint8)
     boxes = stream.boxes
-    alpha = _read_alpha(boxes[bitstream.ALPHA], stream) if bitstream.ALPHA in boxes else None
+    alpha = area_reduced(_read_alpha(boxes[bitstream.ALPHA], stream), scale) if bitstream.ALPHA in boxes else None
     return Picture(
         pixels=array, alpha=alpha, icc=boxes.get(bitstream.ICC), exif=boxes.get(bitstream.EXIF), xmp=boxes.get(bitstream.XMP),
         jpeg_segments=boxes.get(bitstream.JPEG_SEGMENTS), png_chunks=boxes.get(bitstream.PNG_CHUNKS),

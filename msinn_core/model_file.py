@@ -1,8 +1,9 @@
 """Model files: safetensors only, identified by the SHA-256 of their bytes.
 
 A model file holds the network (`net.*` of the float profile, `int.*` of the integer profile), the CDF tables (`tables.*`), the weights of the first
-stream's prediction (`first.weights`, of format 2), the constants of rate prediction (`calibration.*`) and, as metadata, format version, name,
-profile and configuration. Nothing in it is executed and nothing in it is recomputed by a decoder. Integer models are read and run without torch.
+stream's prediction (`first.weights`, of format 2), the constants of rate prediction (`calibration.*`), heads (`heads.*`, of newer integer models;
+readers that do not know them pass over them) and, as metadata, format version, name, profile and configuration. Nothing in it is executed and nothing
+in it is recomputed by a decoder. Integer models are read and run without torch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from msinn_core.config import LATENT_CHANNELS, MsinnConfig
 from msinn_core.entropy.first_stream import StreamCoder
 from msinn_core.entropy.tables import Tables, gaussian_tables
 from msinn_core.errors import CheckpointError, ConfigError
+from msinn_core.heads import Head, read_heads
 
 if TYPE_CHECKING:
     from msinn_core.float.model import Msinn
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 FORMAT = "msinn-model-1"
 PREDICTING_FORMAT = "msinn-model-2"
 """Of models that have weights for the first stream: who does not know them cannot read what is coded with these."""
+
+HEADS_FORMAT = "msinn-heads-1"
+"""Of files of heads for models that were made before heads were: `weights/heads.json` says for which."""
 
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT_MODEL = "msinn-lite"
@@ -73,6 +78,7 @@ class LoadedModel:
         calibration: Constants of rate prediction.
         data: The file's bytes, to be archived beside what is coded with it.
         card: Where it comes from, as JSON; empty if the file does not say.
+        heads: By scale, those that the file has; see `heads_of`.
     """
 
     name: str
@@ -87,6 +93,7 @@ class LoadedModel:
     calibration: Calibration
     data: bytes
     card: str = ""
+    heads: Mapping[int, Head] = field(default_factory=dict)
 
     @property
     def num_parameters(self) -> int:
@@ -105,6 +112,7 @@ def integer_model_bytes(
     tables: Tables | None = None,
     weights: NDArray[np.int16] | None = None,
     calibration: Calibration | None = None,
+    heads: Mapping[str, NDArray[Any]] | None = None,
 ) -> bytes:
     """A model file of the integer profile.
 
@@ -116,11 +124,13 @@ def integer_model_bytes(
         tables: CDF tables; built here once if not given.
         weights: Of the prediction of the first stream.
         calibration: Constants of rate prediction; neutral ones if not given.
+        heads: Tensors of `heads.head_tensors`; without them the model's pictures of less than full size are made of full ones.
     """
     tensors: dict[str, NDArray[Any]] = {f"int.{key}": np.array(value, order="C") for key, value in packed.items()}
     tensors["golden.sha256"] = np.frombuffer(golden, np.uint8)
     if weights is not None:
         tensors["first.weights"] = weights
+    tensors |= heads or {}
     return write_model(tensors, config, name=name, profile="int", tables=tables, calibration=calibration)
 
 
@@ -237,6 +247,7 @@ def parse_model(data: bytes) -> LoadedModel:
         calibration=calibration,
         data=data,
         card=metadata.get("card", ""),
+        heads=read_heads(tensors) if profile == "int" else {},
     )
 
 
@@ -282,6 +293,38 @@ def retired_models() -> dict[str, str]:
     """SHA-256 of models that came with earlier versions, to a git commit that has them."""
     retired: dict[str, str] = json.loads((WEIGHTS / "retired.json").read_text())
     return retired
+
+
+def shipped_heads() -> dict[str, dict[str, str]]:
+    """Name and SHA-256 of the files of heads that come with the package, by the SHA-256 of the model that they are for."""
+    index: dict[str, dict[str, str]] = json.loads((WEIGHTS / "heads.json").read_text())
+    return index
+
+
+def heads_bytes(tensors: Mapping[str, NDArray[Any]], model_sha256: str) -> bytes:
+    """A file of heads (`heads.head_tensors`) for a model that has none in its own file."""
+    return save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, metadata={"format": HEADS_FORMAT, "model": model_sha256})
+
+
+def heads_of(model: LoadedModel) -> Mapping[int, Head]:
+    """Heads of a model by scale: those of its file, else those that the package has for this very file, else none.
+
+    Raises:
+        CheckpointError: The package's file of them is damaged.
+    """
+    shipped = None if model.heads or model.profile != "int" else shipped_heads().get(model.sha256)
+    if shipped is None:
+        return model.heads
+    try:
+        data = (WEIGHTS / shipped["file"]).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"the shipped heads {shipped['file']} cannot be read ({error.strerror}); install msinn again") from error
+    if hashlib.sha256(data).hexdigest() != shipped["sha256"]:
+        raise CheckpointError(f"the shipped heads {shipped['file']} are damaged: their SHA-256 differs from the recorded one; install msinn again")
+    metadata, tensors = _read(data)
+    if metadata.get("format") != HEADS_FORMAT or metadata.get("model") != model.sha256:
+        raise CheckpointError(f"the shipped heads {shipped['file']} are of format {metadata.get('format')!r}, or of another model")
+    return read_heads(tensors)
 
 
 def shipped_model_bytes(digest: str) -> bytes | None:

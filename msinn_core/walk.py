@@ -10,6 +10,7 @@ picture --analysis--> y5 y4 y3 y2 y1                 steps k = 0..4 code them in
                 support = rise(y, support)           one inverse level of the transform: twice the size
    picture(support)                                 the last step's refine and rise, and the post-filter: a decoder, or an encoder that verifies
 ```
+`begun` ends after some of the steps: its support is what a picture of less than full size is made from.
 
 A network is whatever implements `Network`; a coder decides what happens to the symbols of a half (collected, read, estimated, digested). Shapes and
 kinds of arrays are the network's own.
@@ -119,15 +120,30 @@ def walk(net: Network[A], coder: Any, gains: Any, shape: tuple[int, ...]) -> Wal
     Returns:
         The walk, which has the picture for whoever asks.
     """
+    support = begun(net, coder, gains, shape, NUM_STEPS - 1)
+    return Walked(net, gains, _coded(net, coder, NUM_STEPS - 1, support, shape, gains), support)
+
+
+def begun(net: Network[A], coder: Any, gains: Any, shape: tuple[int, ...], num_steps: int) -> A:
+    """Code the latents of the first steps, and return the support of the step that follows.
+
+    Args:
+        net: The network.
+        coder: Supplies the symbols.
+        gains: Gains at the q in force.
+        shape: Of y5, without channels.
+        num_steps: 1 to `NUM_STEPS`; after the last the support is the picture before its post-filter.
+    """
     support: A | None = None
-    for k in range(NUM_STEPS - 1):
+    for k in range(num_steps):
         anchors, rest = _coded(net, coder, k, support, shape, gains)
         # What is no longer needed is let go of, here and below: of a large picture each of these is hundreds of megabytes.
         y = net.join(anchors, anchor_parity(k), rest)
         del anchors, rest
         support = net.rise(k, net.refine(k, y, support, gains), support)
         del y
-    return Walked(net, gains, _coded(net, coder, NUM_STEPS - 1, support, shape, gains), support)
+    assert support is not None
+    return support
 
 
 def _coded(net: Network[A], coder: Any, k: int, support: A | None, shape: tuple[int, ...], gains: Any) -> tuple[A, A]:

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from msinn_core.engine import Compressed, Flat8, FlatSymbols, Tally, narrowed, stride
 from msinn_core.entropy.first_stream import StreamCoder
+from msinn_core.heads import Head, known
 from msinn_core.integer.arrays import I16, I32
 from msinn_core.integer.backend import Backend
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.quantiser import widened_zone
-from msinn_core.walk import NUM_STEPS, Walked, anchor_parity, walk
+from msinn_core.walk import NUM_STEPS, Walked, anchor_parity, begun, walk
 
 GOLDEN_Q = 5.5
 GOLDEN_SHAPE = (2, 4)
@@ -150,6 +151,16 @@ class IntegerEngine:
         reader = _Reader(streams, self.coder)
         pixels = self._walk(reader, self.network.gains(q), shape).picture()
         return pixels, reader.symbols_out
+
+    def decode_reduced(self, streams: Sequence[bytes], q: float, shape: tuple[int, int], head: Head) -> NDArray[np.uint8]:
+        support = self.support(streams[: head.num_streams], q, shape, head.num_steps)
+        pixels: NDArray[np.uint8] = self.network.reduced(support, head)
+        return pixels
+
+    def support(self, streams: Sequence[bytes], q: float, shape: tuple[int, int], num_steps: int) -> Any:
+        """The support after some steps; streams that are not given are taken as empty, with all symbols 0: latents at their predicted means."""
+        reader = _Reader(known(streams), self.coder)
+        return begun(self.network, reader, self.network.gains(q), (*self.backend.lead, *shape), num_steps)
 
     def tally(self, latents: list[Any], rates: list[float], shape: tuple[int, int], *, last: bool = False) -> Tally:
         gains, gain = self._gains_per_level(rates[-1])

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from msinn_core.config import MsinnConfig
+from msinn_core.heads import OUT_SHIFT, Head
 from msinn_core.integer.backend import Array, Backend
 from msinn_core.integer.ops import POINT
 from msinn_core.integer.packed import IntegerGains, PackedModel, Stack, Unit
@@ -178,6 +180,19 @@ class IntegerNetwork:
             return self.rise(k, self.refine(k, self.join(anchors, parity, rest), below, gains), below)
 
         return bands.inverse(halves, support, radius, risen, _POST_RADIUS if self.model.post else 0, self.picture)
+
+    def reduced(self, support: Array, head: Head) -> Array:
+        """The picture of a head's scale, uint8 `[..., H / scale, W / scale, 3]`, of the support after its steps."""
+        backend = self.backend
+        for _ in range(head.num_squeezes):
+            support = backend.squeeze(support)
+
+        def run(first: int, rows: Array) -> Array:
+            return backend.conv(backend.narrow(rows, head.in_shift), head.layer)
+
+        found = backend.in_bands(support, 1, support.shape[-1], run)
+        nothing = backend.to_device(np.zeros((*support.shape[:-1], 3), np.int32))
+        return backend.corrected(nothing, found, OUT_SHIFT)
 
     def picture(self, support: Array) -> Array:
         """uint8 `[..., H, W, 3]`."""

@@ -75,7 +75,48 @@ class Stack:
     activations: tuple[I16 | None, ...]
 
 
-class PackedModel:
+class PackedTensors:
+    """Tensors of a packed model, read within the bounds that make every operation exact.
+
+    Args:
+        tensors: By name.
+    """
+
+    def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        self._tensors = tensors
+
+    def get(self, name: str, shape: tuple[int, ...], low: int = -(1 << 31), high: int = (1 << 31) - 1, kind: type = np.int32) -> NDArray[Any]:
+        """A tensor whose values lie in [low, high]: the bounds within which no operation of INTEGER.md overflows. Raises `CheckpointError`."""
+        try:
+            value = self._tensors[name]
+        except KeyError:
+            raise CheckpointError(f"the integer model lacks {name}") from None
+        if value.shape != shape or value.dtype != kind:
+            raise CheckpointError(f"{name} of the integer model is {value.dtype} {list(value.shape)}, not {np.dtype(kind)} {list(shape)}")
+        if value.size and not low <= int(value.min()) <= int(value.max()) <= high:
+            raise CheckpointError(f"{name} of the integer model leaves the range {low} to {high}")
+        return value
+
+    def shift(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Shifts from state to layer inputs."""
+        return self.get(name, shape, 0, 30)
+
+    def layer(self, name: str, kind: int, leaky: bool) -> Layer:
+        """A layer whose sums fit 32 bits whatever its inputs."""
+        weight = self._tensors.get(f"{name}.weight")
+        if weight is None or weight.ndim != 3 or weight.dtype != np.int16 or weight.shape[1] != NUM_TAPS[kind] or weight.shape[2] % 2:
+            raise CheckpointError(f"{name}.weight of the integer model is missing or of the wrong shape")
+        cout = len(weight)
+        if not (1 <= cout <= MAX_CHANNELS and 2 <= weight.shape[2] <= MAX_CHANNELS):
+            raise CheckpointError(f"{name} of the integer model has {weight.shape[2]} inputs and {cout} outputs; it takes up to {MAX_CHANNELS} each")
+        bias, shift = self.get(f"{name}.bias", (cout,)), self.get(f"{name}.shift", (cout,), 1, 30)
+        sums = np.abs(weight.astype(np.int64)).sum(axis=(1, 2)) * 32768 + np.abs(bias.astype(np.int64)) + (1 << (shift.astype(np.int64) - 1))
+        if int(sums.max()) >= 1 << 31 or int(weight.min()) == -32768:
+            raise CheckpointError(f"{name} of the integer model can overflow 32 bits: it was not made by our packer")
+        return Layer(weight, bias, shift, kind, leaky)
+
+
+class PackedModel(PackedTensors):
     """Parts of a packed model, within the bounds that make every operation exact.
 
     Args:
@@ -87,70 +128,42 @@ class PackedModel:
     """
 
     def __init__(self, config: MsinnConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
+        super().__init__(tensors)
         self.config = config
-        self._tensors = tensors
         self.affine = config.coupling == "affine"
         self._leaky = config.context_activation != "gelu"
-        self.tables = {name: self._get(f"tables.{name}", (size,), low, high, kind) for name, (size, low, high, kind) in TABLES.items()}
+        self.tables = {name: self.get(f"tables.{name}", (size,), low, high, kind) for name, (size, low, high, kind) in TABLES.items()}
         self.reciprocal = (2.0**20 / self.tables["couple"]).astype(np.float32)
         shape, limit = (config.anchor_num, sum(LATENT_CHANNELS)), MAX_LOG2_GAIN << 16
-        self._gain_log2, self._scale_log2 = (self._get(f"gains.{key}_log2", shape, -limit, limit) for key in ("gain", "scale"))
-        self._inv_log2 = self._get("gains.inv_log2", shape, -limit, MAX_LOG2_INV_GAIN << 16)
-        self.first = int(self._get("levels.first", (), -(1 << 22), 1 << 22))
-        self.step = int(self._get("levels.step", (), 1, 1 << 16))
-        self.initial = self._get("initial", (2 * LATENT_CHANNELS[0],), kind=np.int16)
+        self._gain_log2, self._scale_log2 = (self.get(f"gains.{key}_log2", shape, -limit, limit) for key in ("gain", "scale"))
+        self._inv_log2 = self.get("gains.inv_log2", shape, -limit, MAX_LOG2_INV_GAIN << 16)
+        self.first = int(self.get("levels.first", (), -(1 << 22), 1 << 22))
+        self.step = int(self.get("levels.step", (), 1, 1 << 16))
+        self.initial = self.get("initial", (2 * LATENT_CHANNELS[0],), kind=np.int16)
         self.units = [[self._unit(level, i) for i in range(depth)] for level, depth in enumerate(config.depths)]
         self.cc = [self._stack(f"cc.{k}", config.cc_layers, DENSE, DENSE) if k else None for k in range(NUM_STEPS)]
         self.sc = [self._stack(f"sc.{k}", config.sc_layers, EDGES, CORNERS) for k in range(NUM_STEPS)]
         self.lrp = [self._stack(f"lrp.{k}", config.lrp_layers, DENSE, DENSE) for k in range(NUM_STEPS)] if config.lrp else None
         self.parameters = [self._stack(f"parameters.{k}", 3, POINT, POINT) for k in range(NUM_STEPS)]
         self.first_parameters = [self._without_spatial(stack) for stack in self.parameters]
-        self.scale_exponents = [int(self._get(f"parameters.{k}.scale_exponent", (), -16, 16)) for k in range(NUM_STEPS)]
-        self.mean_shifts = [int(self._get(f"parameters.{k}.mean_shift", (), 0, MAX_SHIFT_UP)) for k in range(NUM_STEPS)]
+        self.scale_exponents = [int(self.get(f"parameters.{k}.scale_exponent", (), -16, 16)) for k in range(NUM_STEPS)]
+        self.mean_shifts = [int(self.get(f"parameters.{k}.mean_shift", (), 0, MAX_SHIFT_UP)) for k in range(NUM_STEPS)]
         self.in_shifts = {
-            (kind, k): self._shift(f"{kind}.{k}.in_shift", (channels,))
+            (kind, k): self.shift(f"{kind}.{k}.in_shift", (channels,))
             for k, c in enumerate(LATENT_CHANNELS)
             for kind, channels in (("cc", c), ("sc", c), ("lrp", c if k == 0 else 2 * c))
             if not (kind == "cc" and k == 0) and not (kind == "lrp" and not config.lrp)
         }
         self.post = self._post_layers()
-        self.out_shift = int(self._get("post.out_shift", (), 0, MAX_SHIFT_UP)) if self.post else 0
-        self.post_in_shift = self._shift("post.in_shift", (12 if config.post_filter == "lite" else 3,)) if self.post else np.zeros(0, np.int32)
+        self.out_shift = int(self.get("post.out_shift", (), 0, MAX_SHIFT_UP)) if self.post else 0
+        self.post_in_shift = self.shift("post.in_shift", (12 if config.post_filter == "lite" else 3,)) if self.post else np.zeros(0, np.int32)
 
-    # Reading the packed tensors ----------------------------------------------------------------------------------------------------------------
-
-    def _get(self, name: str, shape: tuple[int, ...], low: int = -(1 << 31), high: int = (1 << 31) - 1, kind: type = np.int32) -> NDArray[Any]:
-        """A tensor whose values lie in [low, high]: the bounds within which no operation of INTEGER.md overflows."""
-        try:
-            value = self._tensors[name]
-        except KeyError:
-            raise CheckpointError(f"the integer model lacks {name}") from None
-        if value.shape != shape or value.dtype != kind:
-            raise CheckpointError(f"{name} of the integer model is {value.dtype} {list(value.shape)}, not {np.dtype(kind)} {list(shape)}")
-        if value.size and not low <= int(value.min()) <= int(value.max()) <= high:
-            raise CheckpointError(f"{name} of the integer model leaves the range {low} to {high}")
-        return value
-
-    def _shift(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        return self._get(name, shape, 0, 30)
-
-    def _layer(self, name: str, kind: int, leaky: bool) -> Layer:
-        weight = self._tensors.get(f"{name}.weight")
-        if weight is None or weight.ndim != 3 or weight.dtype != np.int16 or weight.shape[1] != NUM_TAPS[kind] or weight.shape[2] % 2:
-            raise CheckpointError(f"{name}.weight of the integer model is missing or of the wrong shape")
-        cout = len(weight)
-        if not (1 <= cout <= MAX_CHANNELS and 2 <= weight.shape[2] <= MAX_CHANNELS):
-            raise CheckpointError(f"{name} of the integer model has {weight.shape[2]} inputs and {cout} outputs; it takes up to {MAX_CHANNELS} each")
-        bias, shift = self._get(f"{name}.bias", (cout,)), self._get(f"{name}.shift", (cout,), 1, 30)
-        sums = np.abs(weight.astype(np.int64)).sum(axis=(1, 2)) * 32768 + np.abs(bias.astype(np.int64)) + (1 << (shift.astype(np.int64) - 1))
-        if int(sums.max()) >= 1 << 31 or int(weight.min()) == -32768:
-            raise CheckpointError(f"{name} of the integer model can overflow 32 bits: it was not made by our packer")
-        return Layer(weight, bias, shift, kind, leaky)
+    # Parts of the network --------------------------------------------------------------------------------------------------------------------------
 
     def _stack(self, name: str, num_layers: int, first: int, others: int) -> Stack:
-        layers = tuple(self._layer(f"{name}.{i}", others if i else first, self._leaky and i < num_layers - 1) for i in range(num_layers))
+        layers = tuple(self.layer(f"{name}.{i}", others if i else first, self._leaky and i < num_layers - 1) for i in range(num_layers))
         tables = tuple(
-            None if self._leaky or i == num_layers - 1 else self._get(f"{name}.{i}.gelu", (65536,), kind=np.int16) for i in range(num_layers)
+            None if self._leaky or i == num_layers - 1 else self.get(f"{name}.{i}.gelu", (65536,), kind=np.int16) for i in range(num_layers)
         )
         return Stack(layers, tables)
 
@@ -162,7 +175,7 @@ class PackedModel:
 
     def _unit(self, level: int, i: int) -> Unit:
         name, channels = f"unit.{level}.{i}", 12 << level
-        matrix, bias = self._get(f"{name}.matrix", (channels, channels)), self._get(f"{name}.bias", (channels,))
+        matrix, bias = self.get(f"{name}.matrix", (channels, channels)), self.get(f"{name}.bias", (channels,))
         if int(np.abs(matrix.astype(np.int64)).sum(axis=0).max()) >= 1 << 26 or int(np.abs(bias.astype(np.int64)).max()) > 1 << 26:
             raise CheckpointError(f"{name} of the integer model leaves the range in which its sums are exact")
         try:
@@ -172,15 +185,15 @@ class PackedModel:
         if not float(np.abs(forward).sum()) < 2**52:
             raise CheckpointError(f"{name}.matrix of the integer model has no inverse that can be computed with")
         layers = (
-            self._layer(f"{name}.conv1", DENSE, True),
-            self._layer(f"{name}.skip", POINT, False),
-            self._layer(f"{name}.conv2", DENSE, True),
-            self._layer(f"{name}.zero", POINT, False),
+            self.layer(f"{name}.conv1", DENSE, True),
+            self.layer(f"{name}.skip", POINT, False),
+            self.layer(f"{name}.conv2", DENSE, True),
+            self.layer(f"{name}.zero", POINT, False),
         )
         return Unit(
             layers,
-            self._shift(f"{name}.z_shift", (channels // 2,)),
-            int(self._get(f"{name}.t_shift", (), 0, 16)),
+            self.shift(f"{name}.z_shift", (channels // 2,)),
+            int(self.get(f"{name}.t_shift", (), 0, 16)),
             matrix.astype(np.float64),
             bias.astype(np.float64),
             np.ascontiguousarray(forward),
@@ -194,22 +207,22 @@ class PackedModel:
             return self._paper_layers()
         layers = {}
         for name in ("conv1", "up3", "up2", "conv2"):
-            layers[name] = self._layer(f"post.{name}", POINT if name.startswith("up") else DENSE, False)
+            layers[name] = self.layer(f"post.{name}", POINT if name.startswith("up") else DENSE, False)
         for name in ("c1", "c2", "c3", "c4", "u3", "u2"):
-            layers[f"{name}.0"] = self._layer(f"post.{name}.0", DENSE, True)
-            layers[f"{name}.2"] = self._layer(f"post.{name}.2", DENSE, False)
-            layers[f"{name}.up_dim"] = self._layer(f"post.{name}.up_dim", POINT, False)
+            layers[f"{name}.0"] = self.layer(f"post.{name}.0", DENSE, True)
+            layers[f"{name}.2"] = self.layer(f"post.{name}.2", DENSE, False)
+            layers[f"{name}.up_dim"] = self.layer(f"post.{name}.up_dim", POINT, False)
         return layers
 
     def _paper_layers(self) -> dict[str, Layer]:
-        layers = {name: self._layer(f"post.{name}", POINT if name.startswith("up") else DENSE, False) for name in ("conv1", "up3", "up2", "conv2")}
+        layers = {name: self.layer(f"post.{name}", POINT if name.startswith("up") else DENSE, False) for name in ("conv1", "up3", "up2", "conv2")}
         for name in ("conv1", "conv2", "conv3", "up_conv3", "up_conv2"):
             for part, kind in (("0", DENSE), ("2", DENSE), ("fc0", POINT), ("fc2", POINT), ("up_dim", POINT)):
-                layers[f"{name}.{part}"] = self._layer(f"post.{name}.{part}", kind, part == "0")
+                layers[f"{name}.{part}"] = self.layer(f"post.{name}.{part}", kind, part == "0")
         for i in range(4):
             for part in ("1", "2"):
-                layers[f"refine{i}.{part}"] = self._layer(f"post.refine{i}.{part}", DENSE, False)
-        self.gate_table = self._get("tables.gate", (4096,), 0, 32767, np.int16)
+                layers[f"refine{i}.{part}"] = self.layer(f"post.refine{i}.{part}", DENSE, False)
+        self.gate_table = self.get("tables.gate", (4096,), 0, 32767, np.int16)
         return layers
 
     # Gains -----------------------------------------------------------------------------------------------------------------------------------------

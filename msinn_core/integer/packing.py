@@ -88,9 +88,33 @@ class _Ranges:
             handle.remove()
 
 
-def _exponent(largest: float) -> int:
+def exponent_of(largest: float) -> int:
     """Fractional bits with which `MARGIN * largest` still fits 16 bits."""
     return min(_MAX_EXPONENT, math.floor(math.log2(32767 / (MARGIN * max(largest, 1e-4)))))
+
+
+def whole_numbers(name: str, weight: Array, bias: Array, exponents: Array) -> tuple[Array, Array, Array]:
+    """Weight int16, bias and shift int32 of a layer, as large as the bound of INTEGER.md lets them be.
+
+    Args:
+        name: Of the layer.
+        weight: `[cout, taps, cin]`, for whole numbers as inputs.
+        bias: `[cout]`.
+        exponents: `[cout]`, fractional bits of the outputs.
+
+    Raises:
+        CheckpointError: Weights that do not fit.
+    """
+    weights, biases, shifts = np.zeros(weight.shape, np.int16), np.zeros(len(weight), np.int32), np.zeros(len(weight), np.int32)
+    for o, row in enumerate(weight):
+        for k in range(int(exponents[o]) + 30, int(exponents[o]), -1):
+            w, b, shift = np.rint(row * 2.0**k), round(bias[o] * 2.0**k), k - int(exponents[o])
+            if np.abs(w).max() <= 32767 and 32768 * np.abs(w).sum() + abs(b) + (1 << (shift - 1)) < 1 << 31:
+                weights[o], biases[o], shifts[o] = w, b, shift
+                break
+        else:
+            raise CheckpointError(f"{name}: output channel {o} has weights too large for 16 bits")
+    return weights, biases, shifts
 
 
 class _Packer:
@@ -116,15 +140,7 @@ class _Packer:
         if scaled.shape[2] % 2:  # products come in pairs: the walk appends a channel of zeros
             scaled = np.concatenate((scaled, np.zeros((*scaled.shape[:2], 1))), axis=2)
         out = np.broadcast_to(np.asarray(out_exponent), (len(full),)).astype(np.int64).copy()
-        weights, biases, shifts = np.zeros(scaled.shape, np.int16), np.zeros(len(full), np.int32), np.zeros(len(full), np.int32)
-        for o, row in enumerate(scaled):
-            for k in range(int(out[o]) + 30, int(out[o]), -1):
-                w, b, shift = np.rint(row * 2.0**k), round(bias[o] * 2.0**k), k - int(out[o])
-                if np.abs(w).max() <= 32767 and 32768 * np.abs(w).sum() + abs(b) + (1 << (shift - 1)) < 1 << 31:
-                    weights[o], biases[o], shifts[o] = w, b, shift
-                    break
-            else:
-                raise CheckpointError(f"{module}: output channel {o} has weights too large for 16 bits")
+        weights, biases, shifts = whole_numbers(module, scaled, bias, out)
         self.put(f"{name}.weight", weights, np.int16)
         self.put(f"{name}.bias", biases)
         self.put(f"{name}.shift", shifts)
@@ -135,7 +151,7 @@ class _Packer:
         for i in range(num_layers):
             source = f"{module}.{2 * i}"
             # A table of GELU belongs to one scale.
-            out = last if i == num_layers - 1 else _exponent(self.ranges.out[source]) if gelu else self.per_channel(leaky=source)
+            out = last if i == num_layers - 1 else exponent_of(self.ranges.out[source]) if gelu else self.per_channel(leaky=source)
             in_exponent = self.conv(f"{name}.{i}", source, kinds[min(i, 1)], in_exponent, out)
             if gelu and i < num_layers - 1:
                 x = np.arange(-32768, 32768) / 2.0 ** int(np.asarray(out))
@@ -152,11 +168,11 @@ class _Packer:
             ranges.append(np.maximum(above[leaky], below[leaky] * CUSHIONED))
         largest = np.max(ranges, axis=0)
         # Not without end: a channel that is quiet on photographs may be loud on what is none.
-        return np.array([_exponent(float(value)) for value in np.maximum(largest, largest.max() * QUIET)])
+        return np.array([exponent_of(float(value)) for value in np.maximum(largest, largest.max() * QUIET)])
 
     def state_inputs(self, name: str, module: str) -> Array:
         """Exponents, and the shifts they mean, of a layer that reads latents."""
-        exponents = np.array([_exponent(float(value)) for value in self.ranges.inputs[module]])
+        exponents = np.array([exponent_of(float(value)) for value in self.ranges.inputs[module]])
         self.put(name, STATE_BITS - exponents)
         return exponents
 
@@ -210,7 +226,7 @@ def _units(packer: _Packer, model: Msinn) -> None:
             packer.conv(f"{name}.skip", f"{module}.0.skip", POINT, z, inner)
             hidden = packer.conv(f"{name}.conv2", f"{module}.0.conv2", DENSE, hidden, inner)
             half = len(z)
-            t = _exponent(ranges.out_halves[f"{module}.1.conv"][1] if unit.affine else ranges.out[f"{module}.1.conv"])
+            t = exponent_of(ranges.out_halves[f"{module}.1.conv"][1] if unit.affine else ranges.out[f"{module}.1.conv"])
             out = np.concatenate((np.full(half, _S_EXPONENT), np.full(half, t))) if unit.affine else np.full(half, t)
             packer.conv(f"{name}.zero", f"{module}.1.conv", POINT, hidden, out)
             packer.put(f"{name}.t_shift", STATE_BITS - t)
@@ -228,7 +244,7 @@ def _context(packer: _Packer, model: Msinn) -> None:
         sc_last = f"{sc_module}.{2 * config.sc_layers - 2}"
         if k == 0:
             scale = model.initial_scale.detach().double().numpy().reshape(-1)
-            cc_exponent = _exponent(float(np.abs(scale).max()))
+            cc_exponent = exponent_of(float(np.abs(scale).max()))
             packer.put("initial", np.concatenate((np.rint(scale * 2.0**cc_exponent), np.zeros(channels))), np.int16)
             cc = np.full(2 * channels, cc_exponent)
         else:
@@ -240,7 +256,7 @@ def _context(packer: _Packer, model: Msinn) -> None:
         sc = packer.stack(f"sc.{k}", sc_module, config.sc_layers, (EDGES, CORNERS), inputs, packer.per_channel(sc_last), gelu)
         head = f"entropy_parameters.{k}"
         scales, means = ranges.out_halves[f"{head}.4"]
-        exponents = (min(_SCALE_EXPONENT, _exponent(scales)), _exponent(means))
+        exponents = (min(_SCALE_EXPONENT, exponent_of(scales)), exponent_of(means))
         out = np.repeat(exponents, channels)
         packer.stack(f"parameters.{k}", head, 3, (POINT, POINT), np.concatenate((cc, sc)), out, gelu)
         packer.put(f"parameters.{k}.scale_exponent", exponents[0])
@@ -256,32 +272,32 @@ def _paper_post(packer: _Packer) -> None:
     def block(name: str, inputs: Array, last: int | None = None) -> Array:
         module = f"{unet}.{name}"
         if last is None:
-            last = _exponent(max(ranges.out[part] for part in (module, f"{module}.conv.2", f"{module}.up_dim")))
-        hidden = packer.conv(f"post.{name}.0", f"{module}.conv.0", DENSE, inputs, _exponent(ranges.out[f"{module}.conv.0"]))
+            last = exponent_of(max(ranges.out[part] for part in (module, f"{module}.conv.2", f"{module}.up_dim")))
+        hidden = packer.conv(f"post.{name}.0", f"{module}.conv.0", DENSE, inputs, exponent_of(ranges.out[f"{module}.conv.0"]))
         packer.conv(f"post.{name}.up_dim", f"{module}.up_dim", POINT, inputs, last)
         out = packer.conv(f"post.{name}.2", f"{module}.conv.2", DENSE, hidden, last)
-        squeezed = packer.conv(f"post.{name}.fc0", f"{module}.conv.3.fc.0", POINT, out, _exponent(ranges.out[f"{module}.conv.3.fc.0"]))
+        squeezed = packer.conv(f"post.{name}.fc0", f"{module}.conv.3.fc.0", POINT, out, exponent_of(ranges.out[f"{module}.conv.3.fc.0"]))
         packer.conv(f"post.{name}.fc2", f"{module}.conv.3.fc.2", POINT, squeezed, _GATE_EXPONENT)
         return out
 
     inputs = np.full(3, _MAX_EXPONENT)
     packer.put("post.in_shift", STATE_BITS - inputs)
-    out = packer.conv("post.conv1", "post_net.conv1", DENSE, inputs, _exponent(ranges.out["post_net.conv1"]))
+    out = packer.conv("post.conv1", "post_net.conv1", DENSE, inputs, exponent_of(ranges.out["post_net.conv1"]))
     down1 = block("conv1", out)
     down2 = block("conv2", down1)
     # The refinements add to what they are given: one scale for all of them.
     names = [f"{unet}.context_refine.{i}" for i in range(4)]
     parts = [f"{name}.conv2" for name in names] + [f"{unet}.conv3", f"{unet}.conv3.conv.2", f"{unet}.conv3.up_dim"]
-    common = _exponent(max(ranges.out[part] for part in [*names, *parts]))
+    common = exponent_of(max(ranges.out[part] for part in [*names, *parts]))
     out = block("conv3", down2, common)
     for i, name in enumerate(names):
-        hidden = packer.conv(f"post.refine{i}.1", f"{name}.conv1", DENSE, out, _exponent(ranges.out[f"{name}.conv1"]))
+        hidden = packer.conv(f"post.refine{i}.1", f"{name}.conv1", DENSE, out, exponent_of(ranges.out[f"{name}.conv1"]))
         packer.conv(f"post.refine{i}.2", f"{name}.conv2", DENSE, hidden, common)
-    up = packer.conv("post.up3", f"{unet}.up3.0", POINT, out, _exponent(ranges.out[f"{unet}.up3.0"]))
+    up = packer.conv("post.up3", f"{unet}.up3.0", POINT, out, exponent_of(ranges.out[f"{unet}.up3.0"]))
     out = block("up_conv3", np.concatenate((down2, up[: len(up) // 4])))
-    up = packer.conv("post.up2", f"{unet}.up2.0", POINT, out, _exponent(ranges.out[f"{unet}.up2.0"]))
+    up = packer.conv("post.up2", f"{unet}.up2.0", POINT, out, exponent_of(ranges.out[f"{unet}.up2.0"]))
     out = block("up_conv2", np.concatenate((down1, up[: len(up) // 4])))
-    last = _exponent(SCALE * ranges.out["post_net.conv2"])
+    last = exponent_of(SCALE * ranges.out["post_net.conv2"])
     packer.conv("post.conv2", "post_net.conv2", DENSE, out, last, factor=SCALE)
     packer.put("post.out_shift", STATE_BITS - last)
     values = 1 / (1 + np.exp(-(np.arange(4096) * 16 + 7.5 - 32768) / 2.0**_GATE_EXPONENT))
@@ -296,7 +312,7 @@ def _post(packer: _Packer, model: Msinn) -> None:
     ranges = packer.ranges
 
     def simple(name: str, kind: int, inputs: Array) -> Array:
-        return packer.conv(f"post.{name}", f"post_net.{name}", kind, inputs, _exponent(ranges.out[f"post_net.{name}"]))
+        return packer.conv(f"post.{name}", f"post_net.{name}", kind, inputs, exponent_of(ranges.out[f"post_net.{name}"]))
 
     def block(name: str, inputs: Array) -> Array:
         parts = (f"post_net.{name}", f"post_net.{name}.conv.2", f"post_net.{name}.up_dim")
@@ -314,7 +330,7 @@ def _post(packer: _Packer, model: Msinn) -> None:
     out = block("u3", np.concatenate((b, up[: len(up) // 4])))
     up = simple("up2", POINT, out)
     out = block("u2", np.concatenate((a, up[: len(up) // 4])))
-    last = _exponent(SCALE * ranges.out["post_net.conv2"])
+    last = exponent_of(SCALE * ranges.out["post_net.conv2"])
     packer.conv("post.conv2", "post_net.conv2", DENSE, out, last, factor=SCALE)
     packer.put("post.out_shift", STATE_BITS - last)
 

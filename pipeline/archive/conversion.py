@@ -20,6 +20,7 @@ from typing import Any
 
 from PIL import Image
 
+from msinn_core.heads import SCALES
 from msinn_core.picture import Picture
 from pipeline.archive.row import Row
 from pipeline.errors import ManifestError, UsageError
@@ -50,6 +51,7 @@ class Conversion:
     Attributes:
         format: One of `FORMATS`.
         quality: 1 to 100, of what loses something; None: `DEFAULT_QUALITY`, and JPEG XL without loss.
+        scale: How many times smaller pictures are written, each way, rounded up: 2, 4, 8 or 16; 1: as they are.
 
     Raises:
         UsageError: Another value, or a quality of what has none.
@@ -57,12 +59,17 @@ class Conversion:
 
     format: str
     quality: int | None = None
+    scale: int = 1
 
     def __post_init__(self) -> None:
+        checked_scale(self.scale)
         if self.format not in FORMATS:
             raise UsageError(f"no format {self.format!r} to restore in; there are {', '.join(FORMATS)}")
         if self.quality is not None and (self.format in ("png", "original") or not 1 <= self.quality <= 100):
             raise UsageError(f"--quality takes 1 to 100, with --as jpeg, webp, avif or jxl: it is {self.quality}, with {self.format}")
+
+        if self.scale > 1 and self.format == "original":
+            raise UsageError("--scale makes smaller pictures, and --as original gives files to the byte: leave one of them out")
 
     def leaves_out(self, row: Row) -> bool:
         """Whether nothing of it is written."""
@@ -72,7 +79,7 @@ class Conversion:
         """In which format a row's picture is written; None: as the file that its form gives back."""
         if self.format == "original" or row.codec is None:
             return None
-        if row.exact == "bytes" and (row.source_format == self.format or not row.pixels or _reason(row) not in _LOADED):
+        if row.exact == "bytes" and ((row.source_format == self.format and self.scale == 1) or not row.pixels or _reason(row) not in _LOADED):
             return None
         deep = (row.bit_depth or 8) > 8
         alpha = row.channels in (2, 4) or _reason(row) == Reason.PALETTE_ALPHA
@@ -81,7 +88,11 @@ class Conversion:
     def is_lossless(self, row: Row) -> bool:
         """Whether what is written has every sample of the source."""
         wanted = self.format_of(row)
-        return bool(row.lossless) and (wanted in (None, "png") or (wanted == "jxl" and self.quality in (None, 100)))
+        return (
+            bool(row.lossless)
+            and (wanted is None or self.scale == 1)
+            and (wanted in (None, "png") or (wanted == "jxl" and self.quality in (None, 100)))
+        )
 
     def name_of(self, row: Row) -> str:
         """What it is called: as the source, with the ending of its format."""
@@ -93,7 +104,7 @@ class Conversion:
 
         Args:
             row: Of the manifest.
-            found: What its form gives back.
+            found: What its form gives back, or the smaller picture that `scale` asks for.
             loader: Decodes image files.
 
         Raises:
@@ -113,6 +124,13 @@ class Conversion:
             raise ManifestError(f"{row.name}: {error}") from error
         except (OSError, ValueError) as error:
             raise ManifestError(f"{row.name} cannot be written as {wanted}: {error}") from error
+
+
+def checked_scale(scale: int) -> int:
+    """A scale, as it is. Raises `UsageError` for one that no picture can be had at."""
+    if scale not in (1, *SCALES):
+        raise UsageError(f"--scale takes {', '.join(map(str, SCALES[:-1]))} or {SCALES[-1]}, how many times smaller each way: it is {scale}")
+    return scale
 
 
 def _reason(row: Row) -> Reason | None:

@@ -23,6 +23,7 @@ from pipeline.formats import images
 from pipeline.forms import samples
 from pipeline.forms.family import WITH_LOSS
 from pipeline.read.decoder import Decoder
+from pipeline.read.reduced import Part, Reduced
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Stored:
         row: Of the manifest.
         conversion: What it is written as, if not what its form gives back.
         payload: Of a coded image (checked, beside a GPU), or in an exact form; None for files that are kept, and once it is decoded.
+        part: What was read of it for a smaller picture, and `reduced`, which decodes that; None where a full one is wanted.
+        full: Whether a smaller picture was made of the full one.
         data: The file that is to be written.
         there: It is there already, whole and equal.
         problem: A sentence if it is not exactly what was verified.
@@ -42,6 +45,9 @@ class Stored:
     row: Row
     conversion: Conversion | None = None
     payload: bytes | None = None
+    part: Part | None = None
+    reduced: Reduced | None = None
+    full: bool = False
     data: bytes | None = None
     there: bool = False
     problem: str | None = None
@@ -68,9 +74,15 @@ class Stored:
 
 def decode_one(image: Stored, decoder: Decoder) -> None:
     """Decode an image that is not decoded yet; what it raises is its `error`."""
-    if image.payload is None:
+    if image.payload is None and image.part is None:
         return
     try:
+        if image.part is not None and image.reduced is not None and image.conversion is not None:
+            smaller, image.problem = image.reduced.picture(image.row, image.part)
+            image.data, image.full = image.conversion.file_of(image.row, smaller, decoder.loader), image.part.head is None
+            image.part = None
+            return
+        assert image.payload is not None
         if image.row.codec in WITH_LOSS:
             image.finish(*decoder.picture(image.row, image.payload), decoder)
             return
@@ -81,7 +93,7 @@ def decode_one(image: Stored, decoder: Decoder) -> None:
             image.data = found if isinstance(found, bytes) else samples.to_png(found)
         image.payload = None
     except Exception as error:  # whatever one image does, the others come back
-        image.error, image.payload = error, None
+        image.error, image.payload, image.part = error, None, None
 
 
 def decode_batches(stored: Iterable[Stored], decoder: Decoder, codec: Codec, engine: BatchEngine) -> Iterator[Stored]:

@@ -34,11 +34,13 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
         transform: Applied to each Pillow image: mode L, LA, RGB or RGBA with EXIF and ICC profile in `info` if it was coded, whatever the file
             holds if it was kept.
         sidecars: Whether to read the images' sidecars too.
+        scale: 2, 4, 8 or 16: images so many times smaller, each way, rounded up; of coded ones only the first bytes are read, and only the coarse
+            levels of the network run.
         limits: What is decoded at most.
 
     Raises:
         ManifestError: There is no archive, or its books are damaged (`restore` gives back what is left).
-        UsageError: The condition is not SQL.
+        UsageError: The condition is not SQL, or there is no such scale.
     """
 
     def __init__(
@@ -49,11 +51,12 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
         where: str | None = None,
         transform: Callable[[Image.Image], Any] | None = None,
         sidecars: bool = False,
+        scale: int = 1,
         limits: Limits = DEFAULT,
     ) -> None:
         archive = Archive(url, generation)
         self._rows = pictures(archive, where)
-        self._reader = Reader(archive.store.url, transform, sidecars, limits)
+        self._reader = Reader(archive.store.url, transform, sidecars, limits, scale)
 
     def __len__(self) -> int:
         return len(self._rows)

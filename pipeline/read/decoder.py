@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -57,13 +58,20 @@ class Decoder:
         self.loader = Loader(limits.max_pixels)
         self.lost: str | None = None
         self.used: set[str] = set()
+        self._loading = threading.RLock()
 
     def codec(self, model_sha256: str | None, device: str) -> Codec:
         """The codec of a model (of the run's, for None), loaded once. A float model runs on the kind of device that encoded.
 
+        Safe to call from several threads.
+
         Raises:
             ManifestError: The archive has lost the model; or `CheckpointError`.
         """
+        with self._loading:
+            return self._codec(model_sha256, device)
+
+    def _codec(self, model_sha256: str | None, device: str) -> Codec:
         # What rows name is theirs who wrote them: each model is held in memory, so only those that the run names count.
         if model_sha256 is not None and model_sha256 not in self._archive.run.models:
             raise ManifestError(f"{self._archive.store.url} is not made with model {model_sha256[:12]}, which a row of its manifest names")

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from msinn_core import bitstream
 from msinn_core.errors import CodecError
+from msinn_core.picture import Picture
 from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
+from pipeline.archive.conversion import Conversion, checked_scale
 from pipeline.archive.layout import STILL
 from pipeline.archive.row import Row
 from pipeline.errors import ManifestError, UsageError
 from pipeline.formats.records import columns, rows_of
-from pipeline.forms import jxl, near
+from pipeline.forms import jxl, near, samples
 from pipeline.forms.base import Refusal
 from pipeline.forms.msinn import MSINN
 from pipeline.forms.near import NEAR
-from pipeline.forms.samples import METADATA
+from pipeline.forms.samples import METADATA, Samples
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.decoder import Decoder, check_payload, read_part
 from pipeline.read.files import Files
-from pipeline.read.names import NAMES, names_before, names_joined, names_table
+from pipeline.read.names import NAMES, names_before, names_joined, names_table, with_single_names
+from pipeline.read.reduced import Reduced
+from pipeline.read.restore import as_wanted
 from pipeline.read.rows import COLUMNS, usable
 from pipeline.read.target import Target
-from pipeline.read.worker import Result, sentence_of
+from pipeline.read.worker import RestoreWorker, Result, sentence_of
 
 
 def metadata_of(url: str, wanted: str, *, generation: int | None = None, limits: Limits = DEFAULT) -> dict[str, bytes]:
@@ -56,15 +61,21 @@ def metadata_of(url: str, wanted: str, *, generation: int | None = None, limits:
 
 def _payload(archive: Archive, wanted: str, limits: Limits) -> tuple[Row, bytes]:
     """The row of an image, and its payload, checked."""
+    row = _stored(archive, wanted)
+    payload = read_part(archive, row, row.offset, row.length, limits)
+    check_payload(row, payload)
+    return row, payload
+
+
+def _stored(archive: Archive, wanted: str) -> Row:
+    """The row of an image of which something is stored."""
     try:
         row = _find(archive, wanted)
     except ManifestError as error:
         raise error if STILL in str(error) else ManifestError(f"{error}; {STILL}") from error
     if row.codec is None:
         raise UsageError(f"{row.name} could not be read when the archive was made: nothing is stored of it")
-    payload = read_part(archive, row, row.offset, row.length, limits)
-    check_payload(row, payload)
-    return row, payload
+    return row
 
 
 _METADATA_FILES = {
@@ -79,12 +90,15 @@ _METADATA_FILES = {
 _FILES_OF_SAMPLES = dict(zip(METADATA, ("profile.icc", "exif.bin", "packet.xmp", "jpeg-segments.bin", "png-chunks.bin"), strict=True))
 
 
-def get(url: str, wanted: str, *, original: bool = False, generation: int | None = None, limits: Limits = DEFAULT) -> tuple[str, bytes, list[str]]:
+def get(
+    url: str, wanted: str, *, original: bool = False, scale: int = 1, generation: int | None = None, limits: Limits = DEFAULT
+) -> tuple[str, bytes, list[str]]:
     """One image by key or original name, reading its byte range only.
 
     Args:
         url: The archive.
         wanted: Key (`000000042`), or original or restored name.
+        scale: 2, 4, 8 or 16: a PNG so many times smaller, each way, rounded up; of a coded image only the bytes are read that this takes.
         original: The file itself where its form gives that back, else the payload as stored (`.msn`, `.jxl`), instead of a PNG.
         generation: Which one of the archive; the newest if not given.
         limits: What is decoded at most.
@@ -93,10 +107,12 @@ def get(url: str, wanted: str, *, original: bool = False, generation: int | None
         A file name, the bytes, and problems (see `Decoder.picture`).
 
     Raises:
-        UsageError: No such image, or nothing was ever stored of it.
-        ManifestError: Damaged.
+        UsageError: No such image, or nothing was ever stored of it; or no such scale.
+        ManifestError: Damaged, or (`NoPictureError`) a scale is asked for of what is no picture.
     """
     archive = Archive(url, generation)
+    if checked_scale(scale) > 1:
+        return _smaller(archive, wanted, scale, limits)
     row, payload = _payload(archive, wanted, limits)
     if original and row.exact != "bytes":
         return row.member or row.key, payload, []
@@ -104,8 +120,23 @@ def get(url: str, wanted: str, *, original: bool = False, generation: int | None
     return row.restore_name, data, [problem] if problem else []
 
 
+def _smaller(archive: Archive, wanted: str, scale: int, limits: Limits) -> tuple[str, bytes, list[str]]:
+    row, decoder = _stored(archive, wanted), Decoder(archive, limits)
+    reduced = Reduced(archive, decoder, scale, limits)
+    found, problem = reduced.picture(row, reduced.read(row))
+    name = os.path.splitext(row.restore_name)[0] + ".png"
+    return name, samples.to_png(Samples.of_picture(found) if isinstance(found, Picture) else found), [problem] if problem else []
+
+
 def get_many(
-    url: str, wanted: Sequence[str], target: str, *, overwrite: bool = False, generation: int | None = None, limits: Limits = DEFAULT
+    url: str,
+    wanted: Sequence[str],
+    target: str,
+    *,
+    overwrite: bool = False,
+    scale: int = 1,
+    generation: int | None = None,
+    limits: Limits = DEFAULT,
 ) -> Result:
     """Several images and sidecars, under their restored names in a folder; what lies near each other in a shard is read in one request.
 
@@ -114,18 +145,29 @@ def get_many(
         wanted: Keys, original or restored names, or globs over restored names (`photos/*.png`, `**/*.png`).
         target: Folder or URL. A table in it, `msinn-names.csv`, says which file holds which original.
         overwrite: Replace files of other content that are there; otherwise they stay, and are a problem.
+        scale: 2, 4, 8 or 16: PNGs so many times smaller, as `restore` with a `Conversion` of this scale writes them.
         generation: Which one of the archive; the newest if not given.
         limits: What is decoded at most.
 
     Raises:
-        UsageError: One of `wanted` can be no name.
+        UsageError: One of `wanted` can be no name, or there is no such scale.
         NotFoundError: The archive holds nothing of the kind.
         ManifestError: The archive's books are damaged.
     """
+    conversion = Conversion("png", scale=scale)
     files, out, result = Files(url, limits, generation=generation), Target(target), Result()
     names = files.matching(wanted)
     before = names_before(out.read(NAMES), out.store.path(NAMES))
     out.store.prepare()
+    chosen = files.rows.filter(pc.is_in(files.rows.column("key"), pa.array(list({files.row(name).key for name in names}), pa.string())))
+    if scale > 1:
+        # Sidecars come below, as they are.
+        pictures = [name for name in names if files.sidecar(name) is None]
+        chosen, _ = with_single_names(as_wanted(chosen, conversion)[0])
+        keys = {files.row(name).key for name in pictures}
+        worker = RestoreWorker(url, target, overwrite, limits, conversion=conversion)
+        result.add(worker.restore([replace(row, sidecars=()) for row in rows_of(Row, chosen) if row.key in keys]))
+        names = [name for name in names if name not in set(pictures)]
     for name, data in files.read_many(names):
         try:
             if isinstance(data, Exception):
@@ -141,7 +183,6 @@ def get_many(
             result.sidecars += side is not None
         except (ManifestError, CodecError) as error:
             result.problems.append(sentence_of(name, error))
-    chosen = files.rows.filter(pc.is_in(files.rows.column("key"), pa.array(list({files.row(name).key for name in names}), pa.string())))
     out.write(NAMES, names_joined(before, names_table(chosen)))
     return result
 

@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 from PIL import Image
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from msinn_core.picture import Picture
 from pipeline.archive.archive import Archive
+from pipeline.archive.conversion import checked_scale
 from pipeline.archive.layout import sha256
 from pipeline.archive.row import Row
 from pipeline.errors import ManifestError
@@ -20,10 +22,12 @@ from pipeline.formats import images
 from pipeline.formats.records import rows_of
 from pipeline.forms import samples
 from pipeline.forms.family import WITH_LOSS
+from pipeline.forms.samples import Samples
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.audit import select
 from pipeline.read.decoder import Decoder, read_part
 from pipeline.read.ranges import Blocks
+from pipeline.read.reduced import NoPictureError, Part, Reduced
 from pipeline.read.rows import COLUMNS, usable
 
 
@@ -39,10 +43,10 @@ default_collate_fn_map[Sidecars] = _collate_sidecars
 
 
 class Stored(NamedTuple):
-    """What is stored of an image, and of its sidecars if they are wanted."""
+    """What is stored of an image (for a smaller picture, the part that this takes), and of its sidecars if they are wanted."""
 
     row: Row
-    payload: bytes
+    payload: bytes | Part
     sidecars: Sidecars | None
 
 
@@ -65,6 +69,7 @@ class _Opened:
     archive: Archive
     decoder: Decoder
     blocks: Blocks
+    reduced: Reduced
 
 
 class Reader:
@@ -75,10 +80,15 @@ class Reader:
         transform: Applied to each Pillow image.
         sidecars: Whether to read the images' sidecars too.
         limits: What is decoded at most.
+        scale: How many times smaller images are given: 1, 2, 4, 8 or 16.
+
+    Raises:
+        UsageError: Another scale.
     """
 
-    def __init__(self, url: str, transform: Callable[[Image.Image], Any] | None, sidecars: bool, limits: Limits = DEFAULT) -> None:
+    def __init__(self, url: str, transform: Callable[[Image.Image], Any] | None, sidecars: bool, limits: Limits = DEFAULT, scale: int = 1) -> None:
         self.url = url
+        self.scale = checked_scale(scale)
         self.transform = transform
         self.sidecars = sidecars
         self.limits = limits
@@ -96,7 +106,11 @@ class Reader:
             StorageError: The store cannot be read.
         """
         opened = self.open()
-        payload = read_part(opened.archive, row, row.offset, row.length, self.limits, via=opened.blocks.read_range)
+        payload: bytes | Part
+        if self.scale > 1:
+            payload = opened.reduced.read(row, via=opened.blocks.read_range)
+        else:
+            payload = read_part(opened.archive, row, row.offset, row.length, self.limits, via=opened.blocks.read_range)
         if not self.sidecars:
             return Stored(row, payload, None)
         found = Sidecars()
@@ -118,16 +132,29 @@ class Reader:
         sample: dict[str, Any] = {"key": row.key, "name": row.name, "image": image if self.transform is None else self.transform(image)}
         return sample if stored.sidecars is None else sample | {"sidecars": stored.sidecars}
 
-    def _image(self, row: Row, payload: bytes) -> Image.Image:
+    def _image(self, row: Row, payload: bytes | Part) -> Image.Image:
+        if isinstance(payload, Part):
+            return self._smaller(row, payload)
         decoder = self.open().decoder
         if row.codec in WITH_LOSS:
             picture, problem = decoder.picture(row, payload)
             if problem is not None:
                 raise ManifestError(problem)
-            image = images.to_image(picture)
-            image.info |= {name: value for name, value in (("exif", picture.exif), ("icc_profile", picture.icc)) if value is not None}
-            return image
-        found = decoder.exact(row, payload)
+            return _imaged(picture)
+        return self._opened_file(row, decoder.exact(row, payload))
+
+    def _smaller(self, row: Row, part: Part) -> Image.Image:
+        try:
+            found, problem = self.open().reduced.picture(row, part)
+        except NoPictureError:
+            # What the archive never made a picture of Pillow may know all the same: as at full size it is given as Pillow has it.
+            kept = self._opened_file(row, part.data)
+            return (kept.convert("RGBA" if "transparency" in kept.info else "RGB") if kept.mode in ("1", "P", "PA") else kept).reduce(self.scale)
+        if problem is not None:
+            raise ManifestError(problem)
+        return _imaged(found) if isinstance(found, Picture) else self._opened_file(row, found)
+
+    def _opened_file(self, row: Row, found: bytes | Samples) -> Image.Image:
         # As Pillow has files of 16 bits: of colours it keeps the upper 8.
         kept: Image.Image = images.opened(found if isinstance(found, bytes) else samples.to_png(found))
         if kept.width * kept.height > self.limits.max_pixels:
@@ -141,5 +168,12 @@ class Reader:
         """Archive and decoder of this process: a forked one must not use its parent's connections."""
         if self._opened is None or self._opened.process != os.getpid():
             archive = Archive(self.url)
-            self._opened = _Opened(os.getpid(), archive, Decoder(archive, self.limits), Blocks(archive.store))
+            decoder = Decoder(archive, self.limits)
+            self._opened = _Opened(os.getpid(), archive, decoder, Blocks(archive.store), Reduced(archive, decoder, self.scale, self.limits))
         return self._opened
+
+
+def _imaged(picture: Picture) -> Image.Image:
+    image = images.to_image(picture)
+    image.info |= {name: value for name, value in (("exif", picture.exif), ("icc_profile", picture.icc)) if value is not None}
+    return image

@@ -50,6 +50,8 @@ class ArchiveStream(IterableDataset[dict[str, Any]]):
         where: SQL condition over the manifest.
         transform: Applied to each Pillow image; see `ArchiveDataset`.
         sidecars: Whether to read the images' sidecars too.
+        scale: 2, 4, 8 or 16: images so many times smaller, each way, rounded up; of coded ones only the first bytes are read, and only the coarse
+            levels of the network run.
         shuffle: Shards in random order, rows through a buffer; otherwise all in archive order.
         buffer: Rows among which the next is chosen. They are numbers, not images: 100,000 cost nothing but locality of reading.
         seed: Of the order.
@@ -71,6 +73,7 @@ class ArchiveStream(IterableDataset[dict[str, Any]]):
         where: str | None = None,
         transform: Callable[[Image.Image], Any] | None = None,
         sidecars: bool = False,
+        scale: int = 1,
         shuffle: bool = True,
         buffer: int = 1000,
         seed: int = 0,
@@ -83,7 +86,7 @@ class ArchiveStream(IterableDataset[dict[str, Any]]):
         self._rows = pictures(archive, where)
         self._edges = shard_edges(self._rows)
         self._digest = hashlib.sha256("\n".join(self._rows.column("key").to_pylist()).encode()).hexdigest()
-        self._reader = Reader(archive.store.url, transform, sidecars, limits)
+        self._reader = Reader(archive.store.url, transform, sidecars, limits, scale)
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._rank = rank if rank is not None else torch.distributed.get_rank() if together else 0
         self._num_ranks = num_ranks if num_ranks is not None else torch.distributed.get_world_size() if together else 1

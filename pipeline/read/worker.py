@@ -22,10 +22,11 @@ from pipeline.forms import samples
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.batches import Stored, decode_batches, decode_one
 from pipeline.read.decoder import Decoder, check_payload, read_part
+from pipeline.read.reduced import Reduced
 from pipeline.read.target import Target
 
 _READERS = 4
-"""Payloads that are read at once, beside a GPU."""
+"""Payloads that are read at once, beside a GPU or for smaller pictures: what is decoded so quickly must not wait for each request."""
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Result:
     Attributes:
         images: Images written (or checked); `file_bytes`: of the files that were made of them.
         sidecars: Sidecars written.
+        full: Smaller pictures among them that were made of full ones, because their form or their model has no shorter way.
         left_out: Images that were not asked for in the format in which they can be had.
         failed_at_source: Rows of which nothing was ever stored.
         skipped: Images among them that were there already, whole and equal.
@@ -48,6 +50,7 @@ class Result:
     sidecars: int = 0
     failed_at_source: int = 0
     left_out: int = 0
+    full: int = 0
     problems: list[str] = field(default_factory=list)
     computed_on: set[str] = field(default_factory=set)
 
@@ -57,6 +60,7 @@ class Result:
         self.file_bytes += other.file_bytes
         self.skipped += other.skipped
         self.sidecars += other.sidecars
+        self.full += other.full
         self.failed_at_source += other.failed_at_source
         self.problems += other.problems
         self.computed_on |= other.computed_on
@@ -91,6 +95,7 @@ class RestoreWorker:
         self.target = Target(target) if target is not None else None
         self.overwrite = overwrite
         self.conversion = conversion
+        self._reduced = Reduced(self.archive, self.decoder, conversion.scale, limits) if conversion is not None and conversion.scale > 1 else None
         self._instead: str | None = None
 
     @property
@@ -113,6 +118,12 @@ class RestoreWorker:
 
     def _decoded(self, rows: list[Row]) -> Iterator[Stored]:
         """The images of rows, in their order, each with the bytes of its file or the error that it costs."""
+        if self._reduced is not None:
+            with ThreadPoolExecutor(_READERS) as readers:
+                for image in ahead(self._begun, rows, readers, 4 * _READERS):
+                    decode_one(image, self.decoder)
+                    yield image
+            return
         coded = next((row for row in rows if row.codec == "msinn"), None)
         codec = None if coded is None or self.device == "cpu" else self._codec_of(coded)
         if codec is None or codec.batches is None:
@@ -140,6 +151,9 @@ class RestoreWorker:
         try:
             if image.known and self._is_there(row.restore_name, lambda data: holds(data, row)):
                 image.there = True
+                return image
+            if self._reduced is not None and image.converted:
+                image.part, image.reduced = self._reduced.read(row), self._reduced
                 return image
             payload = self._read(row, row.offset, row.length)
             if (row.codec != "kept" or image.converted) and (row.codec != "msinn" or self.device == "cpu"):
@@ -169,6 +183,7 @@ class RestoreWorker:
             elif image.data is not None:
                 self._write(row.restore_name, image.data, row.mtime)
                 result.file_bytes += len(image.data)
+            result.full += image.full
             result.images += 1
         except Exception as error:  # likewise
             self._raise_outage(error)

@@ -25,12 +25,13 @@ from msinn_core.engine import Compressed, FlatSymbols, Tally
 from msinn_core.entropy.first_stream import StreamCoder
 from msinn_core.errors import CodecError, DeviceLostError, DeviceMemoryError
 from msinn_core.flight import IN_FLIGHT
+from msinn_core.heads import Head, known
 from msinn_core.integer.backend import Backend
 from msinn_core.integer.engine import IntegerEngine
 from msinn_core.integer.gpu.backend import OnDevice
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.packed import IntegerGains
-from msinn_core.walk import NUM_STEPS, Walked, walk
+from msinn_core.walk import NUM_STEPS, Walked, begun, walk
 
 BYTES_PER_PIXEL = 160
 """Of the device, for each pixel of a batch under way: 125 were measured, three batches of 32 side by side."""
@@ -275,6 +276,15 @@ class DeviceEngine:
     def decode(self, streams: Sequence[bytes], q: float, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], list[FlatSymbols]]:
         pictures, symbols = self.decode_many([streams], [q], shape)
         return pictures[0], symbols[0]
+
+    @torch.inference_mode()
+    def decode_reduced(self, streams: Sequence[bytes], q: float, shape: tuple[int, int], head: Head) -> NDArray[np.uint8]:
+        with self.on_stream() as stream:
+            reader = _Reader([known(streams[: head.num_streams])], self.coder, self.threads, stream, [[]])
+            support = begun(self.network, reader, self._gains([q]), (1, *shape), head.num_steps)
+            pictures = _to_host(self.network.reduced(support, head))
+        found: NDArray[np.uint8] = pictures.numpy()[0]
+        return found
 
     def tally(self, latents: list[Any], rates: list[float], shape: tuple[int, int], *, last: bool = False) -> Tally:
         return self.tally_many([latents], rates, shape)[0]

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.numpy import load
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -21,6 +23,7 @@ from msinn_core.codec import Codec
 from msinn_core.entropy import rans
 from msinn_core.errors import BitstreamError, CheckpointError, DeviceMemoryError
 from msinn_core.float.model import Msinn
+from msinn_core.heads import SCALES, read_heads
 from msinn_core.integer import portable
 from msinn_core.integer.gpu import backend as gpu_backend
 from msinn_core.integer.gpu import layers as gpu_layers
@@ -61,6 +64,17 @@ def tiny() -> LoadedModel:
 
 def on_device(model: LoadedModel, form: type[Float64Layers] | type[TritonLayers]) -> Codec:
     return Codec(model, backend=OnDevice(CPU, form()), threads=2)
+
+
+@pytest.mark.parametrize("form", NETWORKS)
+def test_smaller_pictures_are_those_of_the_cpu(tiny: LoadedModel, form: type[Float64Layers] | type[TritonLayers]) -> None:
+    heads = read_heads(load((GOLDEN.parent / "heads" / "heads.safetensors").read_bytes()))
+    model, data = replace(tiny, heads=heads), (GOLDEN / "colour-5.53.msn").read_bytes()
+    codec, device = Codec(model), on_device(model, form)
+    assert isinstance(device.engine, DeviceEngine)
+    assert {scale: device.decode_reduced(data, scale).content() for scale in SCALES} == {
+        scale: codec.decode_reduced(data, scale).content() for scale in SCALES
+    }
 
 
 def random_layer(rng: np.random.Generator, kind: int, cin: int, cout: int, *, largest: bool) -> Layer:
