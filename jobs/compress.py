@@ -120,6 +120,7 @@ def _add_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _compress(arguments: argparse.Namespace) -> int:
+    from jobs.exits import EXIT_SOME_FAILED
     from jobs.plan_view import print_plan
     from pipeline.archive.layout import sha256
     from pipeline.errors import UsageError
@@ -205,7 +206,7 @@ def _compress(arguments: argparse.Namespace) -> int:
     if outcome.grown is not None and not arguments.json:
         _say_growth(outcome.grown)
         if outcome.grown.nothing:
-            return 0
+            return EXIT_SOME_FAILED if outcome.grown.unread or outcome.warnings else 0
     if arguments.dry_run:
         if outcome.plan is None:
             return 0  # nothing to encode
@@ -217,11 +218,13 @@ def _compress(arguments: argparse.Namespace) -> int:
 def _say_growth(grown: Grown) -> None:
     read = f" ({grown.compared:,} files read to be sure, {grown.compared_bytes:,} bytes)" if grown.compared else ""
     if grown.nothing:
-        print(f"nothing has changed since generation {grown.generation}: {grown.unchanged:,} images are as they were{read}")
+        stay = f"; {grown.unread:,} of them could not be read now" if grown.unread else ""
+        print(f"nothing has changed since generation {grown.generation}: {grown.unchanged:,} images are as they were{read}{stay}")
         return
+    stay = f"; {grown.unread:,} could not be read and stay" if grown.unread else ""
     print(
         f"generation  {grown.generation}: {grown.added:,} images added, {grown.changed:,} changed, {grown.vanished:,} vanished, "
-        f"{grown.unchanged:,} as they were{read}"
+        f"{grown.unchanged:,} as they were{read}{stay}"
     )
 
 
@@ -328,6 +331,6 @@ def _summarise(destination: str, outcome: Outcome, as_json: bool, *, say_device:
         over = sealed["counted_bytes"] - (outcome.budget_bytes or 0)
         print(f"msinn: the archive is complete but {over:,.0f} bytes over its budget of {outcome.budget_bytes:,.0f}", file=sys.stderr)
         return EXIT_BUDGET
-    if sealed["failed"] or sealed.get("troubled") or sealed["scan_warnings"]:
+    if sealed["failed"] or sealed.get("troubled") or sealed["scan_warnings"] or (outcome.grown is not None and outcome.grown.unread):
         return EXIT_SOME_FAILED
     return 0

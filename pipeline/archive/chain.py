@@ -88,7 +88,8 @@ def read_chain(store: Store, first: RunRecord, asked: int | None, manifest: Call
     if missing is not None:
         # Whoever wrote that there are so many may have made it up: one sentence for all.
         more = f" ({last - len(sealed)} of {last} seals are)" if last - len(sealed) > 1 else ""
-        problems.append(f"{store.path(seal_name(missing))} is missing{more}")
+        mends = ": compress --grow makes it again from MANIFEST.json" if missing == 1 else ""
+        problems.append(f"{store.path(seal_name(missing))} is missing{more}{mends}")
     layers = [Layer(store, first)]
     for number in sorted({number for number in sealed if 1 < number <= last} | _numbers(folders, last)):
         layer = _layer(store, number, seals.get(number), folders.get(str(number)), problems)

@@ -347,5 +347,6 @@ class Run:
         records = [committed[i] for i in range(len(self._shards))]
         if self._growing is not None:
             self._growing.check_whole(begun, records)
-            return seal_growth(self._root, begun, self._growing.growth(), records, extra)
+            run, growth = self._growing.settled(begun, records)
+            return seal_growth(self._root, run, growth, records, extra)
         return seal(self._store, begun, records, extra)
