@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.arguments import add_device, add_executor, minutes, placement_of, size
+from jobs.arguments import add_device, add_executor, add_source_storage, add_storage, minutes, placement_of, size
 from msinn_core.config import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def _add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("source", metavar="SRC", help="folder, glob, .tar shards or .parquet; local or any fsspec URL (s3://...)")
     p.add_argument("destination", metavar="DST", help="root of the archive: folder or URL")
+    add_storage(p)
+    add_source_storage(p)
     budget = p.add_mutually_exclusive_group()
     budget.add_argument("--bpp", type=float, metavar="X", help="bits per pixel of the whole dataset, as stored")
     budget.add_argument("--bytes", type=size, metavar="N", help="bytes of the whole dataset, as stored; takes k, M, G, T and Ki, Mi, Gi, Ti")

@@ -26,8 +26,8 @@ class Removed:
     Attributes:
         key: In the archive; `name`: of its file.
         generation: Where it lies, with `shard_id`.
-        why: `vanished`; `changed`: the generation holds the file anew, under another key; or `unread`: a row of its own, of a file that had changed and
-            could not be read, in place of which the older generation's image stays.
+        why: `vanished`; `changed`: the generation holds the file anew, under another key; or `unread`: a row of its own, of a file that had changed
+            and could not be read, in place of which the older generation's image stays.
     """
 
     key: Annotated[str, Column(pa.string())]

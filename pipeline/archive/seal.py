@@ -59,8 +59,8 @@ class Growth:
         folder: Where it lies; `folders`: where each later generation lies, this one's too, by its number in words.
         older: Commits of older generations of whose shards it has images.
         kept: Totals of `COUNTS` over the images that it keeps from them, less those of rows of its own that it does not show.
-        added: Images whose names are new; `changed`: whose files have changed; `vanished`: whose files are gone; `unread`: whose files may have changed
-            and could not be read, so that they stay as they were.
+        added: Images whose names are new; `changed`: whose files have changed; `vanished`: whose files are gone; `unread`: whose files may have
+            changed and could not be read, so that they stay as they were.
         hidden: Numbers of shards of its own of which it has no image: of nothing but files that could not be read.
     """
 

@@ -162,7 +162,7 @@ class Curve:
 
     Attributes:
         points: Rising in bytes.
-        images: How many they are from; `of_shards`: of how many shards, where not of all, else None.
+        images: How many they are from; `of_shards`: of how many of all `shards`, where not of all, else None.
         without_wishes: Whether single images had floors, caps or weights, which are not in it.
         generations: Those whose images are in it, where others have some too, else None.
     """
@@ -170,6 +170,7 @@ class Curve:
     points: list[Outlook]
     images: int
     of_shards: int | None
+    shards: int
     without_wishes: bool = False
     generations: list[int] | None = None
 
@@ -217,7 +218,7 @@ def curve(archive: Archive) -> Curve | str:
         return "no image of the stored analysis can be coded"
     without_wishes = any(each.preferences_sha256 is not None for each in configs)
     generations = sorted({layer.generation for layer in names.values()}) if missing else None
-    return Curve(points, images, len(tables) if len(tables) < shards and generations is None else None, without_wishes, generations)
+    return Curve(points, images, len(tables) if len(tables) < shards and generations is None else None, shards, without_wishes, generations)
 
 
 def _stored(archive: Archive, layer: Layer) -> tuple[CompressConfig, list[str]] | str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from pipeline.read.audit import select
 from pipeline.read.decoder import Decoder, read_part
 from pipeline.read.ranges import Blocks
 from pipeline.read.rows import COLUMNS, usable
+from pipeline.store.options import use_options
 
 
 class Sidecars(dict[str, bytes]):
@@ -75,13 +76,22 @@ class Reader:
         transform: Applied to each Pillow image.
         sidecars: Whether to read the images' sidecars too.
         limits: What is decoded at most.
+        storage_options: Of the archive's store, for the processes that it travels to.
     """
 
-    def __init__(self, url: str, transform: Callable[[Image.Image], Any] | None, sidecars: bool, limits: Limits = DEFAULT) -> None:
+    def __init__(
+        self,
+        url: str,
+        transform: Callable[[Image.Image], Any] | None,
+        sidecars: bool,
+        limits: Limits = DEFAULT,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.url = url
         self.transform = transform
         self.sidecars = sidecars
         self.limits = limits
+        self.storage_options = storage_options
         self._opened: _Opened | None = None
 
     def sample(self, table: pa.Table, index: int) -> dict[str, Any]:
@@ -140,6 +150,7 @@ class Reader:
     def open(self) -> _Opened:
         """Archive and decoder of this process: a forked one must not use its parent's connections."""
         if self._opened is None or self._opened.process != os.getpid():
+            use_options(self.url, self.storage_options)
             archive = Archive(self.url)
             self._opened = _Opened(os.getpid(), archive, Decoder(archive, self.limits), Blocks(archive.store))
         return self._opened

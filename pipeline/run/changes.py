@@ -152,7 +152,9 @@ class Changes:
                 if record.first_key + record.index in keys and record.name.startswith(cut):
                     hidden.add(record.first_key + record.index)
         if hidden:
-            self._reporter.warn(f"{len(hidden)} images lie in tars, Parquet files or folders that cannot be read to their end now: they stay as they are")
+            self._reporter.warn(
+                f"{len(hidden)} images lie in tars, Parquet files or folders that cannot be read to their end now: they stay as they are"
+            )
         return [place for place in gone.tolist() if int(before.key[place]) not in hidden]
 
     # Doubt -----------------------------------------------------------------------------------------------------------------------------------------

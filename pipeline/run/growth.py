@@ -116,8 +116,8 @@ class Growing:
     def settled(self, run: RunRecord, records: Sequence[Commit]) -> tuple[RunRecord, Growth]:
         """What the new generation is, for its seal, and its run as that says it.
 
-        A file that had changed and could not be read when it was to be stored does not replace what the archive has of it: the older generation's image
-        stays, and the row that says what failed is not shown. The list of what is removed is another one then, in the seal alone.
+        A file that had changed and could not be read when it was to be stored does not replace what the archive has of it: the older generation's
+        image stays, and the row that says what failed is not shown. The list of what is removed is another one then, in the seal alone.
 
         Args:
             run: As the generation was begun.
@@ -133,7 +133,9 @@ class Growing:
             return run, self._growth()
         shard = {row.key: record.shard_id for _, record, row in failed}
         for old, _ in staying:
-            self._reporter.warn(f"{old.name} has changed and could not be read: it stays as generation {old.generation} has it; grow again to have it anew")
+            self._reporter.warn(
+                f"{old.name} has changed and could not be read: it stays as generation {old.generation} has it; grow again to have it anew"
+            )
         stays = {old.key for old, _ in staying}
         unread = [Removed(key=row.key, name=row.name, generation=self.generation, shard_id=shard[row.key], why=UNREAD) for _, row in staying]
         name, data = removed_object([*(each for each in self.removed if each.key not in stays), *unread])

@@ -19,6 +19,7 @@ from fsspec.utils import glob_translate
 from pipeline.errors import SourceError
 from pipeline.sources.record import printable
 from pipeline.store.errors import from_outside
+from pipeline.store.options import options_of
 from pipeline.text import without_secrets
 
 
@@ -92,8 +93,8 @@ File = tuple[str, int, int | None]
 def list_files(source: str, warnings: list[str], cut: list[str], left_out: LeftOut) -> tuple[Any, str, list[File]]:
     """File system, common root, and every file that is wanted, sorted; beginnings of names that may be there unlisted go to `cut`."""
     try:
-        fs, path = fsspec.core.url_to_fs(source)
-    except (ValueError, ImportError) as error:
+        fs, path = fsspec.core.url_to_fs(source, **options_of(source))
+    except (ValueError, ImportError, TypeError) as error:
         raise SourceError(f"cannot open {source}: {error}") from error
     named = False
     try:

@@ -32,7 +32,7 @@ from pipeline.errors import BudgetInfeasibleError, CommitConflictError, Manifest
 from pipeline.execute import processes
 from pipeline.execute.placement import Placement
 from pipeline.plan.config import Budget, CompressConfig
-from pipeline.read import gc, verify
+from pipeline.read import gc, page_facts, verify
 from pipeline.read.dataset import ArchiveDataset
 from pipeline.read.diff import Comparison
 from pipeline.read.export import export
@@ -313,6 +313,11 @@ def test_new_images_are_stored_at_the_price_of_the_others(budgeted: Path, tmp_pa
     prices = sorted(row["lambda"] for row in Archive(str(place), 1).manifest(["lambda"]).to_pylist())
     assert prices[0] <= price <= prices[-1]
     assert archive.layers[1].run.config["budget"] == {"kind": "slope", "value": pytest.approx(price)}
+    # The page's curve is of all images that there are, from both analyses; of one generation, from its own.
+    both, first = (page_facts.curve(Archive(str(place), number)) for number in (2, 1))
+    assert isinstance(both, page_facts.Curve)
+    assert isinstance(first, page_facts.Curve)
+    assert (both.images, both.generations, first.images) == (28, None, 16)
     # They are of one kind, and look alike.
     quality = [float(np.mean([row["psnr_db"] for row in some])) for some in (old, new)]
     assert quality[0] == pytest.approx(quality[1], abs=0.7)
@@ -353,6 +358,16 @@ def test_a_quality_is_that_of_the_new_images(budgeted: Path, tmp_path: Path) -> 
     new = [row["psnr_db"] for row in rows if row["shard_key"].startswith("generations")]
     assert len(new) == 14
     assert all(quality is None or quality >= 30 for quality in new)  # kept where coding would not shrink it
+
+
+def test_the_page_says_which_generations_its_curve_is_of(budgeted: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(budgeted / "dst", tmp_path / "dst"))
+    grown(budgeted / "in", place, Q)
+    curve = page_facts.curve(Archive(str(place)))
+    assert isinstance(curve, page_facts.Curve)
+    assert (curve.images, curve.generations) == (14, [1])  # 2 of 16 have changed
+    assert main(["-q", "audit", str(place), "--html", str(tmp_path / "page.html"), "--no-originals"]) == 0
+    assert "predicts it from 14 images, of generation 1 alone: of the others no analysis is stored" in (tmp_path / "page.html").read_text()
 
 
 # Kills, and two at once ---------------------------------------------------------------------------------------------------------------------------
