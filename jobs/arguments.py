@@ -68,12 +68,11 @@ def use_storage(arguments: argparse.Namespace) -> None:
         if not getattr(arguments, option, None):
             continue
         from pipeline.errors import UsageError
-        from pipeline.store.objects import local_folder
         from pipeline.store.options import use_options
 
         address = next(getattr(arguments, name) for name in names if hasattr(arguments, name))
         words = f"--{option.replace('_', '-')}"
-        if local_folder(address) is not None:
+        if "://" not in address or address.startswith("file://"):
             raise UsageError(f"{words} is about an object store, and {address} is a folder of this machine")
         use_options(address, dict(_setting(words, pair) for pair in getattr(arguments, option)))
 

@@ -223,7 +223,8 @@ def _walks(fs: Any) -> bool:
 
 def _globbed(fs: Any, path: str, root: str, warnings: list[str], cut: list[str]) -> dict[str, dict[str, Any]]:
     """What a glob names. A folder that it looks into and that cannot be listed is told, and its files are not taken for gone: see `_found`."""
-    if not _walks(fs):
+    own = type(fs)._glob is AsyncFileSystem._glob if isinstance(fs, AsyncFileSystem) else type(fs).glob is AbstractFileSystem.glob
+    if not own or not _walks(fs):
         found: dict[str, dict[str, Any]] = fs.glob(path, detail=True)
         return found
     parts = path[len(root) :].lstrip("/").split("/")

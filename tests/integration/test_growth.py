@@ -1001,6 +1001,12 @@ def test_a_changed_file_that_cannot_be_read_does_not_replace_the_copy_of_it(tmp_
     assert after["02.png"] != before["02.png"]
     assert main(["gc", str(archive), "--delete"]) == 0
     assert (verify.fixity(str(archive)).problems, verify.decode(str(archive)).problems) == ([], [])
+    # Without its seal, which names the list, it is the same.
+    seal = (archive / "seals" / "00002.json").read_bytes()
+    (archive / "seals" / "00002.json").unlink()
+    assert restore(str(archive), str(tmp_path / "unsealed")).problems
+    assert contents(tmp_path / "unsealed") == after
+    (archive / "seals" / "00002.json").write_bytes(seal)
     # When it can be read it is had anew; one that cannot be even before is told, too, and is no change.
     (tmp_path / "away.bmp").rename(source / "01.bmp")
     again = grown(source, archive)
