@@ -25,6 +25,9 @@ COLUMNS = columns(
 )  # fmt: skip
 """What a restore needs to know of an image."""
 
+OLDER = "~older-"
+"""In the name of an image that is there in a later version too, where it is lost whether the later took its place; its key follows."""
+
 
 def rows_left(archive: Archive, where: str | None = None) -> tuple[pa.Table, list[str]]:
     """All rows, or those that fulfil an SQL condition; where the books are damaged, what can be put together otherwise.
@@ -105,7 +108,7 @@ def _as_older(archive: Archive, tables: dict[Place, pa.Table]) -> list[str]:
 
 def _older_name(name: str, key: str) -> str:
     stem, suffix = os.path.splitext(name)
-    return f"{stem}~older-{key}{suffix}"
+    return f"{stem}{OLDER}{key}{suffix}"
 
 
 _TEXTS = columns(Row, "key", "name", "restore_name", "shard_key")

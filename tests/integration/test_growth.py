@@ -1073,6 +1073,13 @@ def test_where_a_list_of_removed_images_is_lost_older_versions_are_told_and_call
     found = contents(tmp_path / "out")
     assert found["photo01.png"] == right["photo01.png"]
     assert {"photo01~older-000000002.png", "photo04.png"} <= found.keys()
+    export(str(copy), str(tmp_path / "tars"), "webdataset")
+    members: dict[str, str] = {}
+    for path in (tmp_path / "tars").glob("*.tar"):
+        with tarfile.open(path) as tar:
+            members |= dict.fromkeys(tar.getnames(), path.name)
+    assert "generation-00002" in members["photo01.png"]
+    assert "photo01~older-000000002.png" in members
 
 
 def test_gc_that_was_killed_after_its_notes_is_finished_by_the_same_command(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
