@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 from typing import TYPE_CHECKING
 
 from msinn_core.config import DEFAULT_MAX_PIXELS
@@ -55,6 +57,53 @@ def minutes(text: str) -> float:
 def add_generation(p: argparse.ArgumentParser) -> None:
     """Which generation of an archive that has grown."""
     p.add_argument("--generation", type=int, metavar="N", help="the archive as it was first (1), or after a growth (default: the newest)")
+
+
+def add_storage(p: argparse.ArgumentParser) -> None:
+    """Settings of the archive's store."""
+    p.add_argument(
+        "--storage-option", action="append", default=[], metavar="KEY=VALUE",
+        help="a setting of the archive's store, as fsspec takes it: endpoint_url=https://..., profile=NAME; env:NAME as VALUE is that variable's, "
+        "for secrets; repeat",
+    )  # fmt: skip
+
+
+def add_source_storage(p: argparse.ArgumentParser) -> None:
+    """Settings of the source's store."""
+    p.add_argument("--source-option", action="append", default=[], metavar="KEY=VALUE", help="the same of the store of SRC; repeat")
+
+
+def use_storage(arguments: argparse.Namespace) -> None:
+    """Let what the command opens be opened with the settings that were given. Raises `UsageError` for one that is none."""
+    for option, names in (("storage_option", ("archive", "destination")), ("source_option", ("source",))):
+        if not getattr(arguments, option, None):
+            continue
+        from pipeline.errors import UsageError
+        from pipeline.store.options import use_options
+
+        address = next(getattr(arguments, name) for name in names if hasattr(arguments, name))
+        words = f"--{option.replace('_', '-')}"
+        if "://" not in address or address.startswith("file://"):
+            raise UsageError(f"{words} is about an object store, and {address} is a folder of this machine")
+        use_options(address, dict(_setting(words, pair) for pair in getattr(arguments, option)))
+
+
+def _setting(words: str, pair: str) -> tuple[str, object]:
+    """A setting of a store: text, or what JSON says (numbers, true, objects). What is wrong is said without its value, which may be a secret."""
+    from pipeline.errors import UsageError
+
+    key, equals, value = pair.partition("=")
+    if not equals or not key.isidentifier():
+        raise UsageError(f"{words} takes KEY=VALUE")
+    if value.startswith("env:"):
+        found = os.environ.get(value.removeprefix("env:"))
+        if found is None:
+            raise UsageError(f"{words} {key}={value}: there is no such variable in the environment")
+        return key, found
+    try:
+        return key, json.loads(value)
+    except (ValueError, RecursionError):
+        return key, value
 
 
 def add_executor(p: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.arguments import add_generation, add_limits, limits_of
+from jobs.arguments import add_generation, add_limits, add_storage, limits_of
 from jobs.exits import EXIT_VERIFY
 from jobs.output import raw
 from pipeline.text import shown
@@ -24,6 +24,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """Declare the verb."""
     p = verbs.add_parser("audit", help="quality and size: percentiles, the worst images, or any SQL over the view `manifest`")
     p.add_argument("archive", metavar="DST")
+    add_storage(p)
     p.add_argument("sql", nargs="?", metavar="SQL", help='e.g. "SELECT name, psnr_db FROM manifest ORDER BY psnr_db LIMIT 10"')
     shape = p.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="JSON lines instead of a table")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from jobs.arguments import add_storage
 from jobs.exits import EXIT_VERIFY
 
 
@@ -50,6 +51,17 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     action.add_argument("--destination", metavar="URL", help="where archives go (default: a temporary folder)")
     action.add_argument("--q", type=float, default=5.0)
     action.set_defaults(command=_run)
+    action = actions.add_parser(
+        "read", help="images a second for training: an archive read in every way, beside JPEG files and restored ones, in turns"
+    )
+    action.add_argument("archive", metavar="DST")
+    add_storage(action)
+    action.add_argument("--jpeg", metavar="FOLDER", help="JPEG files to compare with (default: the archive's images at quality 90)")
+    action.add_argument("--images", type=int, default=200, metavar="N", help="at most so many, from the archive's beginning (default: %(default)s)")
+    action.add_argument("--workers", type=int, nargs="+", default=[0, 2], metavar="N", help="of a DataLoader; 0: one process (default: 0 2)")
+    action.add_argument("--batch", type=int, default=16, metavar="N", help="images in a batch (default: %(default)s)")
+    action.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each; the best counts")
+    action.set_defaults(command=_read)
     action = actions.add_parser("driver", help="a run of very many tiny images with a codec that does nothing: time and memory of the driver")
     action.add_argument("--images", type=int, default=100_000, metavar="N")
     action.add_argument("--workers", type=int, default=1, metavar="N")
@@ -103,6 +115,20 @@ def _run(arguments: argparse.Namespace) -> int:
     from pipeline.lab.bench_run import bench_run
 
     bench_run(arguments.images, workers=arguments.workers, destination=arguments.destination, q=arguments.q)
+    return 0
+
+
+def _read(arguments: argparse.Namespace) -> int:
+    from pipeline.lab.bench_read import bench_read
+
+    bench_read(
+        arguments.archive,
+        jpeg=arguments.jpeg,
+        images=arguments.images,
+        workers=arguments.workers,
+        batch=arguments.batch,
+        rounds=arguments.rounds,
+    )
     return 0
 
 

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+from jobs.arguments import use_storage
 from jobs.exits import EXIT_INFRASTRUCTURE, EXIT_INTERRUPTED, EXIT_PIPE, EXIT_USAGE, EXIT_VERIFY
 from msinn_core import VERSION
 
@@ -60,6 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGINT, _interrupt)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
+        use_storage(arguments)
         code = command(arguments)
         sys.stdout.flush()
         return code

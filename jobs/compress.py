@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.arguments import add_device, add_executor, minutes, placement_of, size
+from jobs.arguments import add_device, add_executor, add_source_storage, add_storage, minutes, placement_of, size
 from msinn_core.config import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def _add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("source", metavar="SRC", help="folder, glob, .tar shards or .parquet; local or any fsspec URL (s3://...)")
     p.add_argument("destination", metavar="DST", help="root of the archive: folder or URL")
+    add_storage(p)
+    add_source_storage(p)
     budget = p.add_mutually_exclusive_group()
     budget.add_argument("--bpp", type=float, metavar="X", help="bits per pixel of the whole dataset, as stored")
     budget.add_argument("--bytes", type=size, metavar="N", help="bytes of the whole dataset, as stored; takes k, M, G, T and Ki, Mi, Gi, Ti")
@@ -120,6 +122,7 @@ def _add_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _compress(arguments: argparse.Namespace) -> int:
+    from jobs.exits import EXIT_SOME_FAILED
     from jobs.plan_view import print_plan
     from pipeline.archive.layout import sha256
     from pipeline.errors import UsageError
@@ -205,7 +208,7 @@ def _compress(arguments: argparse.Namespace) -> int:
     if outcome.grown is not None and not arguments.json:
         _say_growth(outcome.grown)
         if outcome.grown.nothing:
-            return 0
+            return EXIT_SOME_FAILED if outcome.grown.unread or outcome.warnings else 0
     if arguments.dry_run:
         if outcome.plan is None:
             return 0  # nothing to encode
@@ -217,11 +220,13 @@ def _compress(arguments: argparse.Namespace) -> int:
 def _say_growth(grown: Grown) -> None:
     read = f" ({grown.compared:,} files read to be sure, {grown.compared_bytes:,} bytes)" if grown.compared else ""
     if grown.nothing:
-        print(f"nothing has changed since generation {grown.generation}: {grown.unchanged:,} images are as they were{read}")
+        stay = f"; {grown.unread:,} of them could not be read now" if grown.unread else ""
+        print(f"nothing has changed since generation {grown.generation}: {grown.unchanged:,} images are as they were{read}{stay}")
         return
+    stay = f"; {grown.unread:,} could not be read and stay" if grown.unread else ""
     print(
         f"generation  {grown.generation}: {grown.added:,} images added, {grown.changed:,} changed, {grown.vanished:,} vanished, "
-        f"{grown.unchanged:,} as they were{read}"
+        f"{grown.unchanged:,} as they were{read}{stay}"
     )
 
 
@@ -328,6 +333,6 @@ def _summarise(destination: str, outcome: Outcome, as_json: bool, *, say_device:
         over = sealed["counted_bytes"] - (outcome.budget_bytes or 0)
         print(f"msinn: the archive is complete but {over:,.0f} bytes over its budget of {outcome.budget_bytes:,.0f}", file=sys.stderr)
         return EXIT_BUDGET
-    if sealed["failed"] or sealed.get("troubled") or sealed["scan_warnings"]:
+    if sealed["failed"] or sealed.get("troubled") or sealed["scan_warnings"] or (outcome.grown is not None and outcome.grown.unread):
         return EXIT_SOME_FAILED
     return 0

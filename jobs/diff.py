@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from jobs.arguments import add_generation, add_limits, limits_of
+from jobs.arguments import add_generation, add_limits, add_storage, limits_of
 from jobs.exits import EXIT_SOME_FAILED
 from pipeline.text import shown
 
@@ -14,6 +14,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """Declare the verb."""
     p = verbs.add_parser("diff", help="an archive against a folder (its source, or what was restored): what is missing, what is different, and how")
     p.add_argument("archive", metavar="DST")
+    add_storage(p)
     p.add_argument("folder", metavar="FOLDER", help="folder or URL")
     p.add_argument("--json", action="store_true", help="JSON lines instead of text")
     add_generation(p)

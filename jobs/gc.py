@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
+from jobs.arguments import add_storage
+
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the verb."""
     p = verbs.add_parser("gc", help="what killed attempts left in a sealed archive on which nobody works; nothing is removed without --delete")
     p.add_argument("archive", metavar="DST")
+    add_storage(p)
     p.add_argument("--keep", type=int, metavar="N", help="give up all but the newest N generations: shards that only older ones use")
     p.add_argument("--unfinished", action="store_true", help="growths too that were begun and could still be finished")
     p.add_argument("--delete", action="store_true", help="remove it")

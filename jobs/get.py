@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from jobs.arguments import add_generation, add_limits, add_scale, limits_of
+from jobs.arguments import add_generation, add_limits, add_scale, add_storage, limits_of
 from jobs.output import finish, print_full, print_problems
 from pipeline.text import shown
 
@@ -17,6 +17,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """Declare the verb."""
     p = verbs.add_parser("get", help="one image, or several, by key, name or glob, reading only their bytes")
     p.add_argument("archive", metavar="DST")
+    add_storage(p)
     p.add_argument("keys", metavar="KEY", nargs="+", help="key, original or restored name, or a glob such as 'photos/*.png' or '**/*.png'")
     p.add_argument(
         "-o", "--output", metavar="FILE", help="where to write (default: its name, here; - for standard output); for several a folder or URL"

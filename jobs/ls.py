@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from jobs.arguments import add_generation
+from jobs.arguments import add_generation, add_storage
 from pipeline.text import shown
 
 
@@ -13,6 +13,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """Declare the verb."""
     p = verbs.add_parser("ls", help="the files of an archive, by the names that restore gives them")
     p.add_argument("archive", metavar="DST")
+    add_storage(p)
     p.add_argument("names", metavar="NAME", nargs="*", help="keys, names or globs such as 'photos/*.png' or '**/*.png' (default: all)")
     add_generation(p)
     shape = p.add_mutually_exclusive_group()

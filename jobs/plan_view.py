@@ -86,12 +86,9 @@ def _restored(plan: Plan) -> dict[str, tuple[int, int]]:
 
 
 def _pace(plan: Plan, price_per_hour: float | None) -> dict[str, Any]:
-    import numpy as np
-
-    if not plan.pixels_per_second:
+    if not plan.pixels_per_second or not plan.worker_s:
         return {}
-    coded_pixels = float(plan.forecast.pixels[np.isfinite(plan.forecast.allocation.q)].sum())
-    hours = coded_pixels / plan.pixels_per_second / 3600
+    hours = plan.worker_s / 3600
     facts = {
         "worker_mpx_per_s": round(plan.pixels_per_second / 1e6, 3),
         "workers": plan.workers,

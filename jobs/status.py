@@ -8,6 +8,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+from jobs.arguments import add_storage
 from pipeline.text import redacted, shown
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """Declare the verb."""
     p = verbs.add_parser("status", help="how far an archive is, from the store alone")
     p.add_argument("archive", metavar="DST")
+    add_storage(p)
     p.add_argument("--json", action="store_true")
     p.set_defaults(command=_status)
 

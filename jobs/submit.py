@@ -31,6 +31,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     from jobs import cli
     from jobs.exits import EXIT_INTERRUPTED
     from pipeline.errors import UsageError
+    from pipeline.execute.connection import without_secrets
     from pipeline.execute.submission import Cluster, default_address
     from pipeline.text import redacted
 
@@ -43,6 +44,11 @@ def _submit(arguments: argparse.Namespace) -> int:
             raise UsageError(f"{place} is a path of this machine: the cluster needs a URL, or an absolute path that all its machines share")
         if redacted(place) != place:
             raise UsageError(f"{place} holds a secret, which Ray would show with the job: let the cluster's machines read it by their roles")
+    for pair in (*inner.storage_option, *inner.source_option):
+        if without_secrets(dict([pair.partition("=")[::2]])) == {}:
+            raise UsageError(
+                f"{pair.partition('=')[0]} is a secret, which Ray would show with the job: let the cluster's machines have it by their roles"
+            )
     if not inner.model.startswith("/") and (os.sep in inner.model or inner.model.endswith((".safetensors", ".compact"))):
         raise UsageError(
             f"--model {inner.model} is a path of this machine: the cluster needs a shipped model, or an absolute path that its machines share"

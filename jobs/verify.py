@@ -7,7 +7,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from jobs.arguments import add_device, add_executor, add_generation, add_limits, limits_of, placement_of
+from jobs.arguments import add_device, add_executor, add_generation, add_limits, add_storage, limits_of, placement_of
 from jobs.output import finish, print_devices
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """Declare the verb."""
     p = verbs.add_parser("verify", help="check every byte, or decode every image")
     p.add_argument("archive", metavar="DST")
+    add_storage(p)
     how = p.add_mutually_exclusive_group()
     how.add_argument("--fixity", action="store_true", help="hash every object and compare (the default)")
     how.add_argument("--decode", action="store_true", help="decode every image and compare its pixels' hash")

@@ -137,10 +137,10 @@ class Archive:
         return self._chain.layers
 
     @cached_property
-    def _removals(self) -> tuple[dict[Place, set[str]], list[str]]:
-        """Keys that are not seen, by shard, and problems."""
+    def _removals(self) -> tuple[dict[Place, set[str]], dict[int, str]]:
+        """Keys that are not seen, by shard, and a problem for each generation whose list is lost."""
         found: dict[Place, set[str]] = {}
-        problems: list[str] = []
+        problems: dict[int, str] = {}
         last = (self._oldest or self.oldest) if self._everything else self.generation
         for layer in self._chain.layers[1:]:
             if layer.generation > last:
@@ -151,8 +151,19 @@ class Archive:
             except OutageError:
                 raise
             except (ManifestError, StorageError) as error:
-                problems.append(str(error))
+                problems[layer.generation] = str(error) + self._forgotten_words(layer.generation)
         return found, problems
+
+    def _forgotten_words(self, generation: int) -> str:
+        """What follows from not knowing which images a generation no longer has."""
+        sealed = self._chain.seals.get(generation, {})
+        counts = [f"{sealed[name]:,} that {what}" for name, what in (("changed", "changed"), ("vanished", "are gone")) if sealed.get(name)]
+        return f": older versions of files are among the images that are left ({' and '.join(counts)})" if counts else ""
+
+    @property
+    def forgotten(self) -> list[int]:
+        """Generations of which it is lost what they no longer have: images of older ones may be seen that are no longer there."""
+        return sorted(self._removals[1])
 
     def removed(self, record: Commit) -> set[str]:
         """Keys of a shard's images that the generation no longer has."""
@@ -230,7 +241,7 @@ class Archive:
             self._follow_pointer()
         commits: list[Commit] = []
         lost: dict[Place, str] = {}
-        problems = [*self._chain.problems, *self._removals[1]]
+        problems = [*self._chain.problems, *self._removals[1].values()]
         unfinished: list[str] = []
         for layer in self._chain.layers:
             expected, sealed = self._expected(layer, problems)

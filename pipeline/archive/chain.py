@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.archive.layer import Layer
@@ -88,7 +88,8 @@ def read_chain(store: Store, first: RunRecord, asked: int | None, manifest: Call
     if missing is not None:
         # Whoever wrote that there are so many may have made it up: one sentence for all.
         more = f" ({last - len(sealed)} of {last} seals are)" if last - len(sealed) > 1 else ""
-        problems.append(f"{store.path(seal_name(missing))} is missing{more}")
+        mends = ": compress --grow makes it again from MANIFEST.json" if missing == 1 else ""
+        problems.append(f"{store.path(seal_name(missing))} is missing{more}{mends}")
     layers = [Layer(store, first)]
     for number in sorted({number for number in sealed if 1 < number <= last} | _numbers(folders, last)):
         layer = _layer(store, number, seals.get(number), folders.get(str(number)), problems)
@@ -135,7 +136,9 @@ def _layer(store: Store, number: int, sealed: dict[str, Any] | None, folder: Any
             raise ManifestError(f"where generation {number} lies was said by {place} alone: what it added is not read")
         found = Layer.read(store, folder)
         check(None if found.generation == number else f"it is of generation {found.generation}", store.path(f"{folder}/{RUN}"))
-        return found
+        # A second list of what is removed is the seal's: of files that could not be read older images stay.
+        seals = [name for name in store.list(f"{found.prefix}removed") if name != found.prefix + found.run.removed]
+        return found if len(seals) != 1 else Layer(store, replace(found.run, removed=seals[0].removeprefix(found.prefix)), folder)
     except NotFoundError:
         problems.append(f"{store.path(f'{folder}/{RUN}')} is missing, and {place} too: what generation {number} added is not read")
     except ManifestError as error:

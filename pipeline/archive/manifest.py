@@ -198,8 +198,9 @@ An archive that never grew is of version 4, as before, and generation 1. What is
   `commits/`. Names in it are from there; models are the archive's. Its `run.json` is of version 5 and says `generation`, `first_key` (keys count on
   from the images that there were), `parent_sha256` and `removed`.
 - `removed/00000-<sha12>.parquet` in that folder lists the images that generation N no longer has: `key`, `name`, `generation` and `shard_id` (where
-  it lies), `why` (`vanished`, or `changed`: it has the file anew). Rows of generation N are those of 1 to N less those that the lists of 2 to N
-  name. No older part of the manifest is written again.
+  it lies), `why` (`vanished`; `changed`: it has the file anew; or `unread`: a row of N's own, of a changed file that could not be read, in place of
+  which the older image stays; then the seal's `run` names another list than `run.json`, and the seal counts them as `unread`). Rows of generation N
+  are those of 1 to N less those that the lists of 2 to N name. No older part of the manifest is written again.
 - `MANIFEST.json` stays generation 1's seal, for readers that know no other (they see that generation, whole), and `newest` in it names generation,
   seal, its SHA-256 and all folders.
 - `seals/0000N.dropped.json` says that `gc --keep` gave generation N up: shards that it alone used may be gone. `run.json` then says version 5,

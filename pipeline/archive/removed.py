@@ -16,7 +16,7 @@ from pipeline.formats.records import Column, rows_of, schema_of, to_table
 from pipeline.limits import MAX_PARQUET_BYTES
 from pipeline.store.base import Store, content_name
 
-VANISHED, CHANGED = "vanished", "changed"
+VANISHED, CHANGED, UNREAD = "vanished", "changed", "unread"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,8 @@ class Removed:
     Attributes:
         key: In the archive; `name`: of its file.
         generation: Where it lies, with `shard_id`.
-        why: `vanished`, or `changed`: the generation holds the file anew, under another key.
+        why: `vanished`; `changed`: the generation holds the file anew, under another key; or `unread`: a row of its own, of a file that had changed
+            and could not be read, in place of which the older generation's image stays.
     """
 
     key: Annotated[str, Column(pa.string())]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.archive.commits import Commit
-from pipeline.archive.layout import SEAL, SEAL_NAME, SEALS, commit_name, grown_version, json_bytes, json_object, seal_name, sha256
+from pipeline.archive.layout import READ_VERSIONS, SEAL, SEAL_NAME, SEALS, commit_name, grown_version, json_bytes, json_object, seal_name, sha256
 from pipeline.archive.run_record import RunRecord
-from pipeline.errors import CommitConflictError
+from pipeline.errors import CommitConflictError, ManifestError, NotFoundError
 from pipeline.limits import MAX_RUN_BYTES
 from pipeline.store.base import Store
 
@@ -58,8 +58,10 @@ class Growth:
     Attributes:
         folder: Where it lies; `folders`: where each later generation lies, this one's too, by its number in words.
         older: Commits of older generations of whose shards it has images.
-        kept: Totals of `COUNTS` over the images that it keeps from them.
-        added: Images whose names are new; `changed`: whose files have changed; `vanished`: whose files are gone.
+        kept: Totals of `COUNTS` over the images that it keeps from them, less those of rows of its own that it does not show.
+        added: Images whose names are new; `changed`: whose files have changed; `vanished`: whose files are gone; `unread`: whose files may have
+            changed and could not be read, so that they stay as they were.
+        hidden: Numbers of shards of its own of which it has no image: of nothing but files that could not be read.
     """
 
     folder: str
@@ -69,6 +71,8 @@ class Growth:
     added: int
     changed: int
     vanished: int
+    unread: int = 0
+    hidden: frozenset[int] = frozenset()
 
 
 def seal_growth(root: Store, run: RunRecord, growth: Growth, records: list[Commit], extra: dict[str, Any]) -> dict[str, Any]:
@@ -85,6 +89,7 @@ def seal_growth(root: Store, run: RunRecord, growth: Growth, records: list[Commi
         CommitConflictError: Another growth was sealed meanwhile.
     """
     own = counts(records)
+    seen = [record for record in records if record.shard_id not in growth.hidden]
     content = {
         "archive_version": run.archive_version,
         "model_sha256": run.model_sha256,
@@ -93,10 +98,11 @@ def seal_growth(root: Store, run: RunRecord, growth: Growth, records: list[Commi
         "folder": growth.folder,
         "folders": growth.folders,
         "run": run.to_json(),
-        **_totals({name: growth.kept[name] + own[name] for name in COUNTS}, [*growth.older, *records]),
+        **_totals({name: growth.kept[name] + own[name] for name in COUNTS}, [*growth.older, *seen]),
         "added": growth.added,
         "changed": growth.changed,
         "vanished": growth.vanished,
+        **({"unread": growth.unread} if growth.unread else {}),
         "own": _totals(own, records),
         "commits": _hashes(records),
         **extra,
@@ -132,6 +138,33 @@ def point(root: Store) -> None:
         # Another driver may have sealed the next one since it was listed, and pointed to it before this.
         if _newest(root) == newest:
             return
+
+
+def mend_first(root: Store) -> bool:
+    """Make the first generation's seal again from `MANIFEST.json`, which says the same and more; only if it is the one that generation 2 names.
+
+    Returns:
+        Whether it was lost or damaged, and is there now.
+
+    Raises:
+        StorageError: The store failed.
+    """
+    name = seal_name(1)
+    try:
+        parent = json_object(root.read(seal_name(2), limit=MAX_RUN_BYTES), root.path(seal_name(2))).get("parent_sha256")
+        if root.exists(name) and sha256(root.read(name, limit=MAX_RUN_BYTES)) == parent:
+            return False
+        content = json_object(root.read(SEAL, limit=MAX_RUN_BYTES), root.path(SEAL))
+    except (ManifestError, NotFoundError):
+        return False  # whoever reads it says what is lost
+    content = {key: value for key, value in content.items() if key not in ("about", "newest")}
+    # Which version it was of is all that `MANIFEST.json` no longer says.
+    for version in READ_VERSIONS:
+        data = json_bytes({**content, "archive_version": version})
+        if sha256(data) == parent:
+            root.publish_bytes(data, name)
+            return True
+    return False
 
 
 def _newest(root: Store) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.execute.base import WorkersError
+from pipeline.store import options
 from pipeline.text import redacted
 
 # Names of settings, of any library; and values that are secrets whatever their names.
@@ -159,7 +160,15 @@ def forwarded() -> dict[str, str]:
 def withheld() -> list[str]:
     """Names of settings that do not travel, or only in part, because they hold secrets."""
     sent = forwarded()
-    return sorted(name for name, value in os.environ.items() if (name.startswith("FSSPEC_") or name in _FORWARDED) and sent.get(name) != value)
+    names = [name for name, value in os.environ.items() if (name.startswith("FSSPEC_") or name in _FORWARDED) and sent.get(name) != value]
+    names += [name for each in options.known().values() for name, value in each.items() if without_secrets(each).get(name) != value]
+    return sorted(names)
+
+
+def without_secrets(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a store that may travel to a cluster."""
+    kept: dict[str, Any] = _kept(settings)
+    return kept
 
 
 def _without_secrets(name: str, value: str) -> str | None:

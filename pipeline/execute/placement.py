@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from pipeline.execute import connection, processes
@@ -12,6 +13,7 @@ from pipeline.execute.connection import Resources
 from pipeline.execute.inprocess import InProcess
 from pipeline.execute.processes import Processes
 from pipeline.execute.ray import Ray
+from pipeline.store import options
 
 DEVICE_WORKERS = 3
 """In one process, on one GPU: while one writes its shard or waits for files, the others keep the device busy."""
@@ -85,6 +87,10 @@ class Placement:
         Raises:
             WorkersError: Ray cannot be reached, or has no room; or no process can be started.
         """
+        if found := options.known():
+            # A cluster's machines have roles of their own: what is no secret goes there.
+            sent = found if self.cluster is None else {address: connection.without_secrets(each) for address, each in found.items()}
+            factory = partial(options.equipped, sent, factory)
         if self.in_process(small=small):
             workers = max(1, min(at_once or processors(), jobs))
             return InProcess(factory, *args, _threads(workers), workers=workers, listener=listener), workers

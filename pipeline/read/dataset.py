@@ -11,7 +11,7 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from PIL import Image
@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from pipeline.archive.archive import Archive
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.reader import Reader, pictures
+from pipeline.store.options import use_options
 
 
 class ArchiveDataset(Dataset[dict[str, Any]]):
@@ -37,6 +38,7 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
         scale: 2, 4, 8 or 16: images so many times smaller, each way, rounded up; of coded ones only the first bytes are read, and only the coarse
             levels of the network run.
         limits: What is decoded at most.
+        storage_options: Settings of the archive's store that its address and the environment do not say, as fsspec takes them.
 
     Raises:
         ManifestError: There is no archive, or its books are damaged (`restore` gives back what is left).
@@ -53,10 +55,12 @@ class ArchiveDataset(Dataset[dict[str, Any]]):
         sidecars: bool = False,
         scale: int = 1,
         limits: Limits = DEFAULT,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
+        use_options(url, storage_options)
         archive = Archive(url, generation)
         self._rows = pictures(archive, where)
-        self._reader = Reader(archive.store.url, transform, sidecars, limits, scale)
+        self._reader = Reader(archive.store.url, transform, sidecars, limits, scale, storage_options)
 
     def __len__(self) -> int:
         return len(self._rows)

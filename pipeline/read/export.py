@@ -33,7 +33,7 @@ from pipeline.formats.records import columns, rows_of, to_array
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.names import NAMES, names_table, with_single_names
 from pipeline.read.restore import as_wanted, run_over_shards
-from pipeline.read.rows import rows_left
+from pipeline.read.rows import OLDER, rows_left
 from pipeline.read.target import Target
 from pipeline.read.worker import RestoreWorker, Result
 from pipeline.run.report import Reporter
@@ -105,7 +105,9 @@ def with_keys(rows: pa.Table) -> tuple[pa.Table, list[str]]:
     for row in rows_of(Row, rows.select(columns(Row, "key", "name", "restore_name", "sidecars"))):
         stem = os.path.splitext(safe_name(row.name))[0]
         folder, slash, base = stem.rpartition("/")
-        wanted = key = f"{folder}{slash}{base.replace('.', '_') or '_'}"
+        # Where it is lost which version is the newest, the older has no plain key either.
+        older = f"{OLDER}{row.key}" if f"{OLDER}{row.key}" in row.restore_name else ""
+        wanted = key = f"{folder}{slash}{base.replace('.', '_') or '_'}{older}"
         if key.casefold() in taken:
             key = next(name for i in itertools.count() if (name := f"{wanted}~{row.key}{i or ''}").casefold() not in taken)
             problems.append(f"two images of the archive have the key {wanted}: {row.name} is exported as {key}")

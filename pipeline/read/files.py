@@ -28,6 +28,7 @@ from pipeline.read.names import with_single_names
 from pipeline.read.ranges import Blocks, coalesced
 from pipeline.read.rows import COLUMNS, usable
 from pipeline.sources.record import is_safe_name
+from pipeline.store.options import options_of, use_options
 
 FILE_COLUMNS = list(dict.fromkeys([*COLUMNS, *columns(Row, "source_bytes", "stored_bytes", "psnr_db")]))
 CACHE_BYTES = 1 << 26
@@ -100,7 +101,7 @@ class Files:
                 yield name, (i, place)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _files, (self.url, self._limits, self._cache_bytes, self._generation)
+        return _files, (self.url, self._limits, self._cache_bytes, self._generation, options_of(self.url))
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -262,7 +263,8 @@ class Files:
         return {row.restore_name for row in rows_of(Row, some.filter(same)) if row.codec is not None}
 
 
-def _files(url: str, limits: Limits, cache_bytes: int, generation: int | None) -> Files:
+def _files(url: str, limits: Limits, cache_bytes: int, generation: int | None, options: dict[str, Any]) -> Files:
+    use_options(url, options)
     return Files(url, limits, cache_bytes=cache_bytes, generation=generation)
 
 

@@ -25,6 +25,7 @@ from pipeline.archive.archive import MissingArchiveError
 from pipeline.errors import ManifestError, NotFoundError, UsageError
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.files import CACHE_BYTES, Files, PathError, checked_name
+from pipeline.store.options import use_options
 
 _LOCAL = (None, "file", "local")
 
@@ -94,7 +95,7 @@ class MsinnFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
     Args:
         fo: The archive: a folder or URL. In a chain of URLs what stands after `::`.
         target_protocol: Of the archive, in a chain.
-        target_options: Settings for the archive's store are taken from its environment and fsspec's configuration; here they are refused.
+        target_options: Settings of the archive's store that its address and the environment do not say: its `storage_options`.
         max_pixels: See `Limits`; so `max_file_bytes`.
         cache_bytes: See above.
         generation: Which one of the archive; the newest if not given.
@@ -124,6 +125,7 @@ class MsinnFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
     ) -> None:
         super().__init__(**options)
         self.archive = _address(fo, target_protocol, target_options or {})
+        use_options(self.archive, target_options)
         self._limits = Limits(max_pixels=max_pixels, max_file_bytes=max_file_bytes)
         self._cache_bytes = cache_bytes
         self._generation = generation
@@ -234,10 +236,6 @@ def _address(fo: str, protocol: str | None, options: dict[str, Any]) -> str:
         raise PathError("a msinn:// path says no archive: write msinn://NAME::ARCHIVE, as in msinn://photos/a.png::s3://bucket/archive")
     if "fo" in options:
         raise PathError("a msinn:// path has one '::', between the name and the archive; what stands after it is a folder or URL as it is")
-    if options:
-        raise UsageError(
-            f"{', '.join(sorted(options))}: settings of the archive's store are taken from its environment or fsspec's configuration, not from here"
-        )
     return fo if protocol in _LOCAL or "://" in fo else f"{protocol}://{fo}"
 
 

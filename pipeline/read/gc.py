@@ -130,10 +130,14 @@ def drop(archive: Archive, generations: list[int]) -> None:
     """
     for generation in generations:
         archive.store.put_if_absent(dropped_name(generation), json_bytes({"generation": generation, "dropped_at": now(), "dropped_by": created_by()}))
-    if generations:
+    if generations or archive.oldest > 1:
+        # Also after a kill between the notes and this.
         # Readers that know one generation only would look for all that the first one had: its version has them refuse.
-        content = json_object(archive.store.read(RUN, limit=MAX_RUN_BYTES), archive.store.path(RUN))
-        archive.store.publish_bytes(json_bytes({**content, "archive_version": grown_version(content)}), RUN)
+        before = archive.store.read(RUN, limit=MAX_RUN_BYTES)
+        content = json_object(before, archive.store.path(RUN))
+        data = json_bytes({**content, "archive_version": grown_version(content)})
+        if data != before:
+            archive.store.publish_bytes(data, RUN)
 
 
 def collect(archive: Archive, names: dict[str, int]) -> None:

@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 from pipeline.archive import manifest
 from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
+from pipeline.archive.layer import Layer
+from pipeline.archive.layout import GENERATIONS
 from pipeline.archive.row import Row
 from pipeline.errors import ManifestError, NotFoundError, OutageError, PipelineError, StorageError
 from pipeline.formats.parquet import read_bounded
@@ -41,7 +43,7 @@ _CURVE_POINTS = 24
 _MOST_ANCHORS = 64
 """Of a stored curve: a model has six."""
 
-_ANALYSIS = re.compile(r"analyse/[0-9a-f]{12}/\d{5,9}\.parquet")
+_ANALYSIS = re.compile(r"(?:generations/)?analyse/[0-9a-f]{12}/\d{5,9}\.parquet")
 
 _EXAMPLES, _REASONS, _KINDS = 5, 40, 20
 
@@ -160,42 +162,49 @@ class Curve:
 
     Attributes:
         points: Rising in bytes.
-        images: How many they are from; `of_shards`: of how many shards, where not of all, else None.
+        images: How many they are from; `of_shards`: of how many of all `shards`, where not of all, else None.
         without_wishes: Whether single images had floors, caps or weights, which are not in it.
+        generations: Those whose images are in it, where others have some too, else None.
     """
 
     points: list[Outlook]
     images: int
     of_shards: int | None
+    shards: int
     without_wishes: bool = False
+    generations: list[int] | None = None
 
 
 def curve(archive: Archive) -> Curve | str:
-    """The curve of the dataset, or a sentence that says why there is none.
+    """The curve of the dataset, or a sentence that says why there is none. Of an archive that has grown: of the images that it still has, as far as
+    the analyses of their generations are stored.
 
     Raises:
         OutageError: The store cannot be read at the moment.
     """
-    config, run = config_of(archive), archive.run
-    if archive.generation > 1:
-        return "the archive has grown: each generation has an analysis of its own, and none is of all"
-    if config is None:
-        return "the run was begun with options of another version of msinn, so that its analysis cannot be told"
-    if not config.budget.is_total and config.budget.kind != "psnr":
-        return f"a run with {config.budget} predicts nothing, so that no analysis is stored"
-    if not run.needs_model:
-        return "every image was to lie exactly, so that there is nothing to choose"
-    folder = _folder(archive, config)
-    if folder is None:
-        return "analyses of several plans are stored, and which of them the run followed depends on the table of --per-image"
-    names = sorted(name for name in archive.store.list(folder) if _ANALYSIS.fullmatch(name))
-    if not names:
-        return "the archive holds no analysis of its run"
+    names: dict[str, Layer] = {}
+    missing: dict[int, str] = {}
+    configs: list[CompressConfig] = []
+    shards = 0
+    for layer in archive.layers:
+        if not layer.run.shards:
+            continue
+        shards += layer.run.shards
+        found = _stored(archive, layer)
+        if isinstance(found, str):
+            missing[layer.generation] = found
+        else:
+            configs.append(found[0])
+            names |= dict.fromkeys(found[1], layer)
+    if not configs:
+        return next(iter(missing.values()), "the archive holds no images")
+    config = configs[0]
     order = np.random.default_rng(0).permutation(len(names))[:_CURVE_SHARDS].tolist()
     tables: list[pa.Table] = []
     try:
+        listed = list(names)
         for number in order:
-            tables.append(_curves_of(archive, names[number]))
+            tables.append(_curves_of(archive, names[listed[number]], listed[number]))
             if sum(map(len, tables)) >= _CURVE_IMAGES:
                 break
         images = sum(map(len, tables))
@@ -207,22 +216,49 @@ def curve(archive: Archive) -> Curve | str:
         return f"the stored analysis is damaged: {error}"
     if not points:
         return "no image of the stored analysis can be coded"
-    return Curve(points, images, len(tables) if len(tables) < run.shards else None, config.preferences_sha256 is not None)
+    without_wishes = any(each.preferences_sha256 is not None for each in configs)
+    generations = sorted({layer.generation for layer in names.values()}) if missing else None
+    return Curve(points, images, len(tables) if len(tables) < shards and generations is None else None, shards, without_wishes, generations)
 
 
-def _folder(archive: Archive, config: CompressConfig) -> str | None:
-    """Where the analysis of the run lies; None where that cannot be told."""
-    run = archive.run
+def _stored(archive: Archive, layer: Layer) -> tuple[CompressConfig, list[str]] | str:
+    """Options of a generation and names of its analysis; or a sentence that says why there is none."""
+    run = layer.run
+    try:
+        config = CompressConfig.from_json(run.config)
+    except (PipelineError, TypeError, ValueError, AttributeError):
+        return "the run was begun with options of another version of msinn, so that its analysis cannot be told"
+    if not config.budget.has_threshold and config.budget.kind != "psnr":
+        return f"a run with {config.budget} predicts nothing, so that no analysis is stored"
+    if not run.needs_model:
+        return "every image was to lie exactly, so that there is nothing to choose"
+    # Growths keep theirs beside their folders, for whatever budget they are finished with.
+    prefix = f"{GENERATIONS}/" if layer.generation > 1 else ""
+    folder = _folder(archive, layer, config, prefix)
+    if folder is None:
+        return "analyses of several plans are stored, and which of them the run followed depends on the table of --per-image"
+    names = sorted(name for name in archive.store.list(prefix + folder) if _ANALYSIS.fullmatch(name))
+    return (config, names) if names else "the archive holds no analysis of its run"
+
+
+def _folder(archive: Archive, layer: Layer, config: CompressConfig, prefix: str) -> str | None:
+    """Where the analysis of a run lies; None where that cannot be told."""
+    run = layer.run
     if config.preferences_sha256 is not None:
         # It depends on which images were to lose nothing, and the table knows these by their names: but seldom is there more than one.
-        folders = {name.rpartition("/")[0] for name in archive.store.list("analyse")}
+        folders = {name.rpartition("/")[0].removeprefix(prefix) for name in archive.store.list(f"{prefix}analyse")}
         return None if len(folders) > 1 else next(iter(folders), "analyse")
-    sampled = run.images > SAMPLED_ABOVE and config.budget.is_total
+    sampled = run.images > SAMPLED_ABOVE and config.budget.has_threshold
     return folder_of(config, run.scan_digest, run.models, sampled=sampled)
 
 
-def _curves_of(archive: Archive, name: str) -> pa.Table:
+def _curves_of(archive: Archive, layer: Layer, name: str) -> pa.Table:
+    """Of images that the archive still has."""
     table = read_bounded(archive.store.read(name, limit=MAX_PARQUET_BYTES)).sort_by("index")
+    gone = archive.removed_keys((layer.generation, int(name.rpartition("/")[2].removesuffix(".parquet"))))
+    if gone:
+        numbers = pa.array([int(key) - layer.run.first_key for key in gone], pa.int64())
+        table = table.filter(pc.invert(pc.is_in(table.column("index").cast(pa.int64()), value_set=numbers)))
     if any((pc.max(pc.list_value_length(table.column(field))).as_py() or 0) > _MOST_ANCHORS for field in ("bytes", "mse")):
         raise ManifestError(f"{archive.store.path(name)} holds impossible curves")
     return table

@@ -124,11 +124,10 @@ def rate_section(archive: Archive, facts: Summary, sealed: dict[str, Any] | None
     else:
         points = (("pooled", totals.pooled_psnr_db), ("mean", totals.mean_psnr_db), ("p1", facts.percentiles["psnr_db_1"]))
         chosen = [(name, value) for name, value in points if value is not None]
-        of = (
-            f"a sample of {counted(curve.images)}, of {curve.of_shards:,} of {archive.run.shards:,} shards"
-            if curve.of_shards
-            else counted(curve.images)
-        )
+        of = f"a sample of {counted(curve.images)}, of {curve.of_shards:,} of {curve.shards:,} shards" if curve.of_shards else counted(curve.images)
+        if curve.generations is not None:
+            those = ", ".join(map(str, curve.generations[:20]))
+            of += f", of generation{'s' if len(curve.generations) > 1 else ''} {those} alone: of the others no analysis is stored"
         drawn = charts.curves(curve.points, 8 * stored / totals.pixels, chosen)
         drawn += html(
             '<p class="small soft">Lines: what budgets buy, as the stored analysis predicts it from {}. Points: what the archive has, measured on '

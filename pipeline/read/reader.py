@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from pipeline.read.decoder import Decoder, read_part
 from pipeline.read.ranges import Blocks
 from pipeline.read.reduced import NoPictureError, Part, Reduced
 from pipeline.read.rows import COLUMNS, usable
+from pipeline.store.options import use_options
 
 
 class Sidecars(dict[str, bytes]):
@@ -81,17 +82,27 @@ class Reader:
         sidecars: Whether to read the images' sidecars too.
         limits: What is decoded at most.
         scale: How many times smaller images are given: 1, 2, 4, 8 or 16.
+        storage_options: Of the archive's store, for the processes that it travels to.
 
     Raises:
         UsageError: Another scale.
     """
 
-    def __init__(self, url: str, transform: Callable[[Image.Image], Any] | None, sidecars: bool, limits: Limits = DEFAULT, scale: int = 1) -> None:
+    def __init__(
+        self,
+        url: str,
+        transform: Callable[[Image.Image], Any] | None,
+        sidecars: bool,
+        limits: Limits = DEFAULT,
+        scale: int = 1,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.url = url
         self.scale = checked_scale(scale)
         self.transform = transform
         self.sidecars = sidecars
         self.limits = limits
+        self.storage_options = storage_options
         self._opened: _Opened | None = None
 
     def sample(self, table: pa.Table, index: int) -> dict[str, Any]:
@@ -167,6 +178,7 @@ class Reader:
     def open(self) -> _Opened:
         """Archive and decoder of this process: a forked one must not use its parent's connections."""
         if self._opened is None or self._opened.process != os.getpid():
+            use_options(self.url, self.storage_options)
             archive = Archive(self.url)
             decoder = Decoder(archive, self.limits)
             self._opened = _Opened(os.getpid(), archive, decoder, Blocks(archive.store), Reduced(archive, decoder, self.scale, self.limits))

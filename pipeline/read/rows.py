@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -12,7 +14,7 @@ from pipeline.archive.commits import Commit, Place
 from pipeline.archive.layer import Books, with_prefix
 from pipeline.archive.row import Row, Sidecar
 from pipeline.errors import ManifestError, OutageError, StorageError
-from pipeline.formats.records import columns, to_table
+from pipeline.formats.records import columns, rows_of, to_array, to_table
 from pipeline.read.audit import select
 from pipeline.read.salvage import Salvage
 
@@ -22,6 +24,9 @@ COLUMNS = columns(
     "source_format", "channels", "bit_depth", "source_bytes",
 )  # fmt: skip
 """What a restore needs to know of an image."""
+
+OLDER = "~older-"
+"""In the name of an image that is there in a later version too, where it is lost whether the later took its place; its key follows."""
 
 
 def rows_left(archive: Archive, where: str | None = None) -> tuple[pa.Table, list[str]]:
@@ -61,8 +66,49 @@ def rows_left(archive: Archive, where: str | None = None) -> tuple[pa.Table, lis
         problems += [sentence for sentence, _ in found.values()]
         tables |= {shard: table for shard, (_, table) in found.items()}
     schema = _schema(COLUMNS if where is None else manifest.READ_SCHEMA.names)
+    problems += _as_older(archive, tables)
     table = pa.concat_tables([tables[shard].replace_schema_metadata(None) for shard in sorted(tables)]) if tables else schema.empty_table()
     return (select(table, where).select(COLUMNS) if where is not None else table), problems
+
+
+def _as_older(archive: Archive, tables: dict[Place, pa.Table]) -> list[str]:
+    """Where it is lost which images a generation no longer has: files that it has anew keep their names, and older versions get others.
+
+    Args:
+        archive: Of which the rows are.
+        tables: Rows by shard, changed in place.
+
+    Returns:
+        A sentence that says so, if there are any.
+    """
+    if not archive.forgotten:
+        return []
+    newest: dict[str, int] = {}
+    for (generation, _), table in tables.items():
+        if generation >= archive.forgotten[0]:
+            newest.update((name, max(generation, newest.get(name, 0))) for name in table.column("name").to_pylist())
+    renamed = []
+    for place, table in tables.items():
+        rows = table.select(columns(Row, "key", "name", "restore_name", "sidecars"))
+        # Which of two files of one name it was is not known either: both are older than the one that came later.
+        older = [newest.get(row.name, 0) > place[0] for row in rows_of(Row, rows)]
+        if not any(older):
+            continue
+        named, sidecars = [], []
+        for row, is_older in zip(rows_of(Row, rows), older, strict=True):
+            named.append(_older_name(row.restore_name, row.key) if is_older else row.restore_name)
+            sides = (replace(side, restore_name=_older_name(side.restore_name, row.key)) for side in row.sidecars)
+            sidecars.append(tuple(sides) if is_older else row.sidecars)
+            renamed += [named[-1]] if is_older else []
+        for name, cells in (("restore_name", named), ("sidecars", sidecars)):
+            table = table.set_column(table.column_names.index(name), table.schema.field(name), to_array(Row, name, cells))
+        tables[place] = table
+    return [f"{len(renamed)} images are there in a later version too, and are named otherwise, for example {renamed[0]}"] if renamed else []
+
+
+def _older_name(name: str, key: str) -> str:
+    stem, suffix = os.path.splitext(name)
+    return f"{stem}{OLDER}{key}{suffix}"
 
 
 _TEXTS = columns(Row, "key", "name", "restore_name", "shard_key")

@@ -12,7 +12,7 @@ True
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -32,6 +32,7 @@ from pipeline.limits import DEFAULT, Limits
 from pipeline.read import order
 from pipeline.read.reader import Reader, Stored, pictures
 from pipeline.read.restore import shard_edges
+from pipeline.store.options import use_options
 
 _READERS = 2
 _AHEAD = 8
@@ -59,6 +60,7 @@ class ArchiveStream(IterableDataset[dict[str, Any]]):
         num_ranks: How many.
         even: Every rank gets as many images as every other: the few that do not divide are left out. Ranks that wait for each other need it.
         limits: What is decoded at most.
+        storage_options: Settings of the archive's store that its address and the environment do not say, as fsspec takes them.
 
     Raises:
         ManifestError: There is no archive, or its books are damaged.
@@ -81,12 +83,14 @@ class ArchiveStream(IterableDataset[dict[str, Any]]):
         num_ranks: int | None = None,
         even: bool = False,
         limits: Limits = DEFAULT,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
+        use_options(url, storage_options)
         archive = Archive(url, generation)
         self._rows = pictures(archive, where)
         self._edges = shard_edges(self._rows)
         self._digest = hashlib.sha256("\n".join(self._rows.column("key").to_pylist()).encode()).hexdigest()
-        self._reader = Reader(archive.store.url, transform, sidecars, limits, scale)
+        self._reader = Reader(archive.store.url, transform, sidecars, limits, scale, storage_options)
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._rank = rank if rank is not None else torch.distributed.get_rank() if together else 0
         self._num_ranks = num_ranks if num_ranks is not None else torch.distributed.get_world_size() if together else 1

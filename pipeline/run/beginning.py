@@ -28,7 +28,7 @@ from pipeline.plan.config import CompressConfig
 from pipeline.run.report import Reporter
 from pipeline.run.shards import Shards
 from pipeline.sources import Scan, SourceRecord
-from pipeline.sources.listing import LITTER
+from pipeline.sources.listing import LITTER, absolute
 from pipeline.sources.record import SCAN_SCHEMA, from_table, printable, to_table
 from pipeline.store.base import Store, content_name, open_store
 from pipeline.text import redacted
@@ -194,7 +194,7 @@ class Beginning:
         near = self._config.budget.kind == "max_error"
         record = RunRecord(
             archive_version=NEAR_VERSION if near else ARCHIVE_VERSION,
-            source=redacted(self._source),
+            source=redacted(absolute(self._source)),
             scan_digest=self.digest,
             config=self._config.to_json(),
             model_sha256=first.sha256,

@@ -43,6 +43,7 @@ class Grown:
         generation: That the archive has afterwards.
         unchanged: Images that stay where they are; `added`, `changed` and `vanished` those that are not.
         compared: Files that were read because their size and time left doubt, of `compared_bytes`.
+        unread: Files that may have changed and could not be read: they stay as the archive has them.
     """
 
     generation: int
@@ -52,6 +53,7 @@ class Grown:
     vanished: int
     compared: int
     compared_bytes: int
+    unread: int = 0
 
     @property
     def nothing(self) -> bool:
@@ -70,7 +72,8 @@ def read_listing(root: Store, layer: Layer) -> pa.Table:
         ) from error
 
 
-_COUNTED = columns(Row, "key", "name", "status", "error_code", "form", "pixels", "source_bytes")
+COUNTED = columns(Row, "key", "name", "status", "error_code", "form", "pixels", "source_bytes", "codec")
+"""What the totals and the lists of a generation need to know of an image."""
 _COMPARED = columns(Row, "key", "name", "source_bytes", "source_sha256", "sidecars", "status")
 
 
@@ -99,13 +102,15 @@ class Changes:
                 f"none of the {len(before):,} images of {archive.store.url} is in this source, by name: it is another one; choose another destination"
             )
         gone = self._vanished(before, found.gone)
-        self._compared = self._compared_bytes = 0
+        self._compared = self._compared_bytes = self._unread = 0
         changed_keys, changed = self._changed(before, found.doubtful, found.same)
         self.new: Numbers = np.sort(np.concatenate((found.new, np.array(changed, np.int64))))
+        numbers = dict(zip(self.new.tolist(), range(len(self.new)), strict=True))
+        self._replaces = {numbers[number]: key for key, number in zip(changed_keys, changed, strict=True)}
         why = dict.fromkeys(before.key[gone].tolist(), VANISHED) | dict.fromkeys(changed_keys, CHANGED)
         rows = self._rows(why)
         self.removed = [Removed(key=row.key, name=row.name, generation=place[0], shard_id=place[1], why=why[int(row.key)]) for place, row in rows]
-        self._lost = [row for _, row in rows]
+        self._lost = dict(zip((row.key for _, row in rows), rows, strict=True))
         self.found = Grown(
             generation=archive.newest + bool(len(self.new) or self.removed),
             unchanged=len(before) - len(self.removed),
@@ -114,6 +119,7 @@ class Changes:
             vanished=len(gone),
             compared=self._compared,
             compared_bytes=self._compared_bytes,
+            unread=self._unread,
         )
 
     def _before(self) -> Known:
@@ -146,7 +152,9 @@ class Changes:
                 if record.first_key + record.index in keys and record.name.startswith(cut):
                     hidden.add(record.first_key + record.index)
         if hidden:
-            self._reporter.warn(f"{len(hidden)} images lie in tars or Parquet files that cannot be read to their end now: they stay as they are")
+            self._reporter.warn(
+                f"{len(hidden)} images lie in tars, Parquet files or folders that cannot be read to their end now: they stay as they are"
+            )
         return [place for place in gone.tolist() if int(before.key[place]) not in hidden]
 
     # Doubt -----------------------------------------------------------------------------------------------------------------------------------------
@@ -173,6 +181,7 @@ class Changes:
                     self._compared += read > 0
                     self._compared_bytes += read
                     if sentence is not None:
+                        self._unread += 1
                         self._reporter.warn(sentence)
                     if differs:
                         changed.append(key)
@@ -204,7 +213,7 @@ class Changes:
             shards[self._commit_of(key).place].add(f"{key:09d}")
         found: list[tuple[Place, Row]] = []
         for place, wanted in shards.items():
-            part = self._archive.manifest_part(self._commits[place], _COUNTED)
+            part = self._archive.manifest_part(self._commits[place], COUNTED)
             rows = [row for row in rows_of(Row, part) if row.key in wanted]
             if len(rows) != len(wanted):
                 part_name = self._archive.store.path(self._commits[place].manifest)
@@ -212,16 +221,37 @@ class Changes:
             found += [(place, row) for row in rows]
         return sorted(found, key=lambda each: each[1].key)
 
-    def kept(self) -> tuple[list[Commit], dict[str, int]]:
-        """Commits of older shards that the new generation still uses, and its totals over their images."""
+    def staying(self, failed: Iterable[tuple[int, Row]]) -> list[tuple[Removed, Row]]:
+        """Older images that stay after all, since their files could not be read when they were to be stored anew: what is known of each.
+
+        Args:
+            failed: Rows of the new generation that lack something, each with its place among `new`.
+        """
+        found = []
+        removed = {each.key: each for each in self.removed}
+        for number, row in failed:
+            key = self._replaces.get(number)
+            old = self._lost[f"{key:09d}"][1] if key is not None else None
+            # Where the older one lacks something too, the newer one replaces it unless it has less.
+            if old is not None and (old.status != "failed" or (old.codec is not None and row.codec is None)):
+                found.append((removed[old.key], row))
+        return found
+
+    def kept(self, staying: Iterable[tuple[Removed, Row]] = ()) -> tuple[list[Commit], dict[str, int]]:
+        """Commits of older shards that the new generation still uses, and its totals over their images.
+
+        Args:
+            staying: Images that are not removed after all, each with the row of the new generation that is not shown in its place.
+        """
         archive = self._archive
         sealed = archive.seal() or {}
         # Seals of the first generation, of whichever version, say less than its commits.
         totals = counts(self._commits.values()) if archive.newest == 1 else {name: int(sealed.get(name, 0)) for name in COUNTS}
-        for row in self._lost:
+        stays = {each.key for each, _ in staying}
+        for row in [*(row for key, (_, row) in self._lost.items() if key not in stays), *(row for _, row in staying)]:
             for name, value in _counts_of(row).items():
                 totals[name] -= value
-        gone = Counter((each.generation, each.shard_id) for each in self.removed)
+        gone = Counter((each.generation, each.shard_id) for each in self.removed if each.key not in stays)
         older = [record for place, record in self._commits.items() if gone[place] + len(archive.removed(record)) < record.images]
         return older, totals
 

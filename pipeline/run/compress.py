@@ -48,13 +48,15 @@ class Plan:
     Attributes:
         forecast: The first plan, image by image.
         planner: It and its curves.
-        pixels_per_second: Measured: one worker encoding a sample of the images in full; None if nothing is to be coded.
+        worker_s: Seconds of one worker for all of it, by a few images of each form that were encoded in full; None if there are no pictures.
+        pixels_per_second: The same as a pace.
         workers: How many work at once here.
         restored: What a restore will write; see `Preview`.
     """
 
     forecast: Forecast
     planner: Planner
+    worker_s: float | None = None
     pixels_per_second: float | None = None
     workers: int = 1
     restored: dict[str, Restored] = field(default_factory=dict)
@@ -333,7 +335,7 @@ class Run:
             return Outcome(None, None, None, 0, 0, self.scan.warnings, self._growing.found if self._growing is not None else None)
         forecast = planner.forecast()
         seen = preview(context, planner, forecast, workers)
-        plan = Plan(forecast, planner, seen.pixels_per_second, count, seen.restored)
+        plan = Plan(forecast, planner, seen.worker_s, seen.pixels_per_second, count, seen.restored)
         return Outcome(None, plan, planner.budget_bytes, 0, 0, self.scan.warnings, self._growing.found if self._growing is not None else None)
 
     def _seal(self, begun: RunRecord, committed: dict[int, Commit], budget_bytes: float | None) -> dict[str, Any]:
@@ -347,5 +349,6 @@ class Run:
         records = [committed[i] for i in range(len(self._shards))]
         if self._growing is not None:
             self._growing.check_whole(begun, records)
-            return seal_growth(self._root, begun, self._growing.growth(), records, extra)
+            run, growth = self._growing.settled(begun, records)
+            return seal_growth(self._root, run, growth, records, extra)
         return seal(self._store, begun, records, extra)

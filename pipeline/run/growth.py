@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -24,21 +25,24 @@ from pipeline.archive.archive import Archive, MissingArchiveError
 from pipeline.archive.commits import Commit
 from pipeline.archive.layer import Layer
 from pipeline.archive.layout import GENERATIONS, GROWN_VERSION, RUN, SEAL, commit_name, generation_folder, seal_name, sha256
-from pipeline.archive.removed import removed_object
+from pipeline.archive.removed import UNREAD, Removed, removed_object
+from pipeline.archive.row import Row
 from pipeline.archive.run_record import RunRecord, needs_model
-from pipeline.archive.seal import Growth
+from pipeline.archive.seal import Growth, mend_first
 from pipeline.errors import ManifestError, NotFoundError, UsageError
+from pipeline.formats.records import rows_of
 from pipeline.limits import MAX_PARQUET_BYTES, MAX_RUN_BYTES
 from pipeline.plan.config import SLOPE, VERIFY_SAMPLE, Budget, CompressConfig
 from pipeline.plan.findings import Older
 from pipeline.plan.preferences import Preferences
 from pipeline.run.beginning import created_by, now, publish_listing, publish_preferences, stored_models
-from pipeline.run.changes import Changes, read_listing
+from pipeline.run.changes import COUNTED, Changes, read_listing
 from pipeline.run.context import Context
 from pipeline.run.price import price_of
 from pipeline.run.report import Reporter
 from pipeline.run.shards import Shards
 from pipeline.sources import Scan, Selection, SourceRecord, scan
+from pipeline.sources.listing import absolute
 from pipeline.sources.record import Listing, walk_table, with_restore_names
 from pipeline.sources.scan import ListingDigest
 from pipeline.store.base import Store, open_store
@@ -74,11 +78,11 @@ class Growing:
         self, root: Store, source: str, asked: CompressConfig, budget: Budget | None, *, moved: bool, preferences: bytes | None, reporter: Reporter
     ) -> None:
         self.root, self._reporter, self._moved = root, reporter, moved
-        self.archive = _to_grow(root)
+        self.archive = _to_grow(root, reporter)
         newest = self.archive.layers[-1].run
         stored = CompressConfig.from_json(newest.config)
         _same_options(stored, asked, root.url)
-        _same_source(newest.source, source, moved=moved, url=root.url)
+        _same_source(self.archive, source, moved=moved)
         _same_model(asked.model, stored.model, self.archive.run.models, root.url)
         # Where all lies exactly there is none, and any will do.
         self.models: Sequence[LoadedModel] = stored_models(root, self.archive.run.models) or [load_model(asked.model)]
@@ -86,7 +90,7 @@ class Growing:
         self._commits = self.archive.commits(unseen=True)
         selection = Selection(include=stored.include, exclude=stored.exclude, all_files=stored.all_files, follow_links=stored.follow_links)
         self._listed = scan(source, image_column=stored.image_column, selection=selection)
-        changes = Changes(self.archive, [record for record in self._commits if self.archive.sees(record)], self._listed, reporter)
+        self._changes = changes = Changes(self.archive, [record for record in self._commits if self.archive.sees(record)], self._listed, reporter)
         self.found = changes.found
         self._needed, self._kept = changes.kept()
         self.older = Older(
@@ -109,8 +113,44 @@ class Growing:
         """Number of the generation that is made."""
         return self.archive.newest + 1
 
-    def growth(self) -> Growth:
-        """What the new generation is, for its seal."""
+    def settled(self, run: RunRecord, records: Sequence[Commit]) -> tuple[RunRecord, Growth]:
+        """What the new generation is, for its seal, and its run as that says it.
+
+        A file that had changed and could not be read when it was to be stored does not replace what the archive has of it: the older generation's
+        image stays, and the row that says what failed is not shown. The list of what is removed is another one then, in the seal alone.
+
+        Args:
+            run: As the generation was begun.
+            records: Its commits.
+        """
+        own, failed = Layer.read(self.store), []
+        for record in records:
+            if record.failed:
+                rows = [row for row in rows_of(Row, own.part(record, COUNTED)) if row.status == "failed"]
+                failed += [(int(row.key) - self.first_key, record, row) for row in rows]
+        staying = self._changes.staying((number, row) for number, _, row in failed)
+        if not staying:
+            return run, self._growth()
+        shard = {row.key: record.shard_id for _, record, row in failed}
+        for old, _ in staying:
+            self._reporter.warn(
+                f"{old.name} has changed and could not be read: it stays as generation {old.generation} has it; grow again to have it anew"
+            )
+        stays = {old.key for old, _ in staying}
+        unread = [Removed(key=row.key, name=row.name, generation=self.generation, shard_id=shard[row.key], why=UNREAD) for _, row in staying]
+        name, data = removed_object([*(each for each in self.removed if each.key not in stays), *unread])
+        self.store.publish_bytes(data, name)
+        self.found = replace(
+            self.found,
+            changed=self.found.changed - len(staying),
+            unchanged=self.found.unchanged + len(staying),
+            unread=self.found.unread + len(staying),
+        )
+        self._needed, self._kept = self._changes.kept(staying)
+        hidden = Counter(each.shard_id for each in unread)
+        return replace(run, removed=name), self._growth(frozenset(record.shard_id for record in records if hidden[record.shard_id] == record.images))
+
+    def _growth(self, hidden: frozenset[int] = frozenset()) -> Growth:
         folders = {str(layer.generation): layer.folder for layer in self.archive.layers[1:]} | {str(self.generation): self.folder}
         return Growth(
             folder=self.folder,
@@ -120,6 +160,8 @@ class Growing:
             added=self.found.added,
             changed=self.found.changed,
             vanished=self.found.vanished,
+            unread=self.found.unread,
+            hidden=hidden,
         )
 
     def begun(self) -> RunRecord | None:
@@ -143,7 +185,7 @@ class Growing:
         first, *further = self.models
         record = RunRecord(
             archive_version=max(GROWN_VERSION, self.archive.run.archive_version),
-            source=redacted(source),
+            source=redacted(absolute(source)),
             scan_digest=self.scan.digest,
             config=self.config.to_json(),
             model_sha256=first.sha256,
@@ -287,9 +329,12 @@ class Growing:
             )
 
 
-def _to_grow(root: Store) -> Archive:
+def _to_grow(root: Store, reporter: Reporter) -> Archive:
     try:
         archive = Archive(root.url)
+        if archive.newest > 1 and mend_first(root):
+            reporter.warn(f"{root.path(seal_name(1))} was lost or damaged, and is made again from {root.path(SEAL)}")
+            archive = Archive(root.url)
     except MissingArchiveError as error:
         raise UsageError(f"there is no archive at {root.url} to grow: without --grow the same command, with a budget, makes one") from error
     if not archive.sealed:
@@ -317,17 +362,32 @@ def _same_model(asked: str, stored: str, digests: list[str], url: str) -> None:
         raise UsageError(f"{url} grows with its own model {' and '.join(digest[:12] for digest in digests)}, not {asked}: leave --model out")
 
 
-def _same_source(before: str, source: str, *, moved: bool, url: str) -> None:
+def _same_source(archive: Archive, source: str, *, moved: bool) -> None:
     """Raises `UsageError` if the source is at another address, unless the user says that it has moved."""
-    if not moved and _address(before) != _address(redacted(source)):
-        raise UsageError(
-            f"{url} was made of {before}, and this is {redacted(source)}: if it is the same source at another address say --moved; "
-            "files that it does not have would be left out of the new generation"
-        )
+    layer, now = archive.layers[-1], redacted(absolute(source))
+    before, url = layer.run.source, archive.store.url
+    if moved or _address(before) == _address(now):
+        return
+    if absolute(before) != before:
+        # As an earlier msinn wrote it, from the folder where it was called: where that was, the listing knows.
+        if _address(absolute(before)) != _address(now):
+            raise _elsewhere(url, before, now)
+        part = next((record.part.uri for record, _ in walk_table(read_listing(archive.store, layer))), None)
+        if part is None or part.startswith(_address(now).partition("*")[0].partition("?")[0].partition("[")[0]):
+            return
+        before = f"{before} in another folder, with {part}"
+    raise _elsewhere(url, before, now)
+
+
+def _elsewhere(url: str, before: str, now: str) -> UsageError:
+    return UsageError(
+        f"{url} was made of {before}, and this is {now}: if it is the same source at another address say --moved; "
+        "files that it does not have would be left out of the new generation"
+    )
 
 
 def _address(source: str) -> str:
-    return source.rstrip("/") if "://" in source else os.path.abspath(source)
+    return source.rstrip("/") or "/"
 
 
 def _parent(root: Store, archive: Archive) -> str:

@@ -11,7 +11,6 @@ from pipeline.encode.preview import AS_STORED, Written
 from pipeline.encode.tasks import ImageTask, ShardTask
 from pipeline.encode.worker import ShardWorker, TriedOut
 from pipeline.execute.base import Job, patience
-from pipeline.forms.msinn import MSINN
 from pipeline.plan.curves import KEPT_Q
 from pipeline.plan.findings import EXAMPLES, Share
 from pipeline.plan.planner import Forecast, Planner
@@ -35,10 +34,12 @@ class Preview:
     """What was seen.
 
     Attributes:
-        pixels_per_second: Of one worker that codes; None if nothing is to be coded.
+        worker_s: Seconds of one worker for all images that are pictures, each form at the pace of the few; None if there are none.
+        pixels_per_second: Of one worker, over all forms.
         restored: By `--as`, and `AS_STORED` for none; what this machine cannot write is not named.
     """
 
+    worker_s: float | None
     pixels_per_second: float | None
     restored: dict[str, Restored]
 
@@ -65,9 +66,10 @@ def preview(context: Context, planner: Planner, forecast: Forecast, workers: Wor
     found: list[tuple[str, TriedOut]] = []
     workers.run(lambda: next(jobs, None), found.append, context.reporter.tick)
     tried = dict(found)
-    coded = tried.get(MSINN.name)
-    pace = coded.pixels / coded.seconds if coded is not None and coded.pixels and coded.seconds > 0 else None
-    return Preview(pace, restored(shares, {form: one.written for form, one in tried.items()}))
+    paced = [(shares[form].pixels, one.seconds / one.pixels) for form, one in tried.items() if one.pixels and one.seconds > 0]
+    seconds = sum(pixels * each for pixels, each in paced)
+    pace = sum(pixels for pixels, _ in paced) / seconds if seconds else None
+    return Preview(seconds or None, pace, restored(shares, {form: one.written for form, one in tried.items()}))
 
 
 def _shares(planner: Planner, forecast: Forecast) -> dict[str, Share]:

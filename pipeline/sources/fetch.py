@@ -17,6 +17,7 @@ from pipeline.errors import SourceError, StorageError
 from pipeline.formats.parquet import MAX_SOURCE_FOOTER, groups
 from pipeline.sources.record import CELL, FILE, RANGE, Part, printable
 from pipeline.store.errors import from_outside, kind, retry
+from pipeline.store.options import options_of
 
 DEFAULT_MAX_FILE_BYTES = 2 * 1024**3
 _FOOTERS = 8
@@ -134,7 +135,7 @@ def _memory_bytes() -> int:
 def _open(uri: str) -> tuple[Any, str]:
     """File system and path of a listed URI. Not `url_to_fs`, which would take `::` in a file name for a chain of URLs."""
     protocol, separator, _ = uri.partition("://")
-    fs = fsspec.filesystem(protocol if separator else "file")
+    fs = fsspec.filesystem(protocol, **options_of(uri)) if separator else fsspec.filesystem("file")
     return fs, fs._strip_protocol(uri) if separator else uri
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,10 +14,12 @@ from typing import Any
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 from fsspec.spec import AbstractFileSystem
+from fsspec.utils import glob_translate
 
 from pipeline.errors import SourceError
 from pipeline.sources.record import printable
 from pipeline.store.errors import from_outside
+from pipeline.store.options import options_of
 from pipeline.text import without_secrets
 
 
@@ -87,11 +90,11 @@ File = tuple[str, int, int | None]
 """Path, bytes, modification time in microseconds."""
 
 
-def list_files(source: str, warnings: list[str], left_out: LeftOut) -> tuple[Any, str, list[File]]:
-    """File system, common root, and every file that is wanted, sorted."""
+def list_files(source: str, warnings: list[str], cut: list[str], left_out: LeftOut) -> tuple[Any, str, list[File]]:
+    """File system, common root, and every file that is wanted, sorted; beginnings of names that may be there unlisted go to `cut`."""
     try:
-        fs, path = fsspec.core.url_to_fs(source)
-    except (ValueError, ImportError) as error:
+        fs, path = fsspec.core.url_to_fs(source, **options_of(source))
+    except (ValueError, ImportError, TypeError) as error:
         raise SourceError(f"cannot open {source}: {error}") from error
     named = False
     try:
@@ -101,9 +104,9 @@ def list_files(source: str, warnings: list[str], left_out: LeftOut) -> tuple[Any
         elif fs.isfile(path):
             listing, root, named = {path: fs.info(path)}, os.path.dirname(path), True
         elif glob.has_magic(path):
-            found = fs.glob(path, detail=True).items()
-            listing = {name: info for name, info in found if info["type"] == "file" or (info.get("islink") and not os.path.isdir(name))}
             root = path[: glob.magic_check.search(path).start()].rpartition("/")[0]  # type: ignore[attr-defined]
+            found = _globbed(fs, path, root, warnings, cut).items()
+            listing = {name: info for name, info in found if info["type"] == "file" or (info.get("islink") and not os.path.isdir(name))}
         else:
             raise SourceError(f"{source} does not exist")
     except PermissionError as error:
@@ -193,8 +196,7 @@ def _raise(error: OSError) -> None:
 
 def _found(fs: Any, path: str) -> dict[str, dict[str, Any]]:
     """Every file below a folder. fsspec's own walk leaves out in silence what it cannot list, and its files would look gone."""
-    own = type(fs)._find is AsyncFileSystem._find if isinstance(fs, AsyncFileSystem) else type(fs).find is AbstractFileSystem.find
-    if not own:
+    if not _walks(fs):
         found: dict[str, dict[str, Any]] = fs.find(path, detail=True)
         return found
     found, waiting, seen = {}, [path], {path.rstrip("/"), ""}
@@ -212,6 +214,51 @@ def _found(fs: Any, path: str) -> dict[str, dict[str, Any]]:
                 seen.add(name)
                 waiting.append(name)
     return found
+
+
+def _walks(fs: Any) -> bool:
+    """Whether a file system lists what is below a folder by fsspec's own walk, and not in one request."""
+    return type(fs)._find is AsyncFileSystem._find if isinstance(fs, AsyncFileSystem) else type(fs).find is AbstractFileSystem.find
+
+
+def _globbed(fs: Any, path: str, root: str, warnings: list[str], cut: list[str]) -> dict[str, dict[str, Any]]:
+    """What a glob names. A folder that it looks into and that cannot be listed is told, and its files are not taken for gone: see `_found`."""
+    own = type(fs)._glob is AsyncFileSystem._glob if isinstance(fs, AsyncFileSystem) else type(fs).glob is AbstractFileSystem.glob
+    if not own or not _walks(fs):
+        found: dict[str, dict[str, Any]] = fs.glob(path, detail=True)
+        return found
+    parts = path[len(root) :].lstrip("/").split("/")
+    wanted = re.compile(glob_translate(path))
+    found, waiting = {}, [(root or "/", 0)]
+    while waiting:
+        folder, depth = waiting.pop()
+        try:
+            listed = fs.ls(folder, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # gone since its parent was listed
+        except OSError as error:
+            relative = relative_to(folder, root, fs)
+            warnings.append(f"{printable(folder)} cannot be listed ({error.strerror or error}): what the glob would find in it is left out")
+            cut.append(f"{relative}/" if relative else "")
+            continue
+        for info in listed:
+            name = info["name"].rstrip("/")
+            if info["type"] != "directory":
+                if wanted.match(info["name"]):
+                    found[info["name"]] = info
+            elif name != folder.rstrip("/") and ("**" in parts[: depth + 1] or _fits(name, parts, depth)):
+                waiting.append((name, depth + 1))
+    return found
+
+
+def _fits(folder: str, parts: list[str], depth: int) -> bool:
+    """Whether a glob goes on below a folder of this depth below its root."""
+    return depth + 1 < len(parts) and re.match(glob_translate(parts[depth]), folder.rpartition("/")[2]) is not None
+
+
+def absolute(source: str) -> str:
+    """A source as it is found from any folder: paths of this machine from its root, addresses as they are."""
+    return source if "://" in source or "::" in source else os.path.abspath(source)
 
 
 def bare(path: str) -> str:

@@ -45,7 +45,8 @@ class Scan:
         source_bytes: Bytes of all images, without sidecars.
         warnings: What could not be listed, one sentence each.
         notes: What was left out on purpose, one sentence each.
-        cut: Beginnings of the names of what may be there although it is not listed: of members of damaged tars and Parquet files.
+        cut: Beginnings of the names of what may be there although it is not listed: of members of damaged tars and Parquet files,
+            and of files in folders of a glob that cannot be listed.
         listed_us: When it began to be listed, in microseconds since 1970.
     """
 
@@ -72,10 +73,10 @@ def scan(source: str, *, image_column: str | None = None, selection: Selection |
     warnings: list[str] = []
     began = time.time_ns() // 1000
     left_out = LeftOut(selection or Selection())
-    fs, root, files = list_files(source, warnings, left_out)
+    cut: list[str] = []
+    fs, root, files = list_files(source, warnings, cut, left_out)
     paths = [path for path, *_ in files]
     found: Iterable[_Found]
-    cut: list[str] = []
     if all(bare(path).endswith(".tar") for path in paths):
         found = _tars(fs, files, root, warnings, cut, left_out)
     elif all(bare(path).endswith(".parquet") for path in paths):

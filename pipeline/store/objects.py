@@ -15,6 +15,7 @@ from pipeline.errors import LocationError, NotFoundError, OutageError, StorageEr
 from pipeline.store import errors
 from pipeline.store.base import TEMPORARY, Names, Store, too_large
 from pipeline.store.errors import from_outside, kind, refused, retry
+from pipeline.store.options import options_of
 
 _ASK_ABOVE = 1 << 20
 _TIMES = ("mtime", "LastModified", "last_modified", "updated")
@@ -22,8 +23,8 @@ _TIMES = ("mtime", "LastModified", "last_modified", "updated")
 
 def _opened(url: str) -> tuple[Any, str]:
     try:
-        fs, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
+        fs, root = fsspec.core.url_to_fs(url, **options_of(url))
+    except (ValueError, ImportError, TypeError) as error:
         raise LocationError(f"cannot open {url}: {error}") from error
     return fs, str(root)
 

@@ -31,6 +31,7 @@ from msinn_core.errors import CodecError
 from msinn_core.heads import SCALES, read_heads
 from msinn_core.integer.ops import Compiled
 from msinn_core.model_file import LoadedModel, parse_model
+from msinn_core.picture import Picture
 from pipeline.archive import manifest
 from pipeline.archive.archive import Archive
 from pipeline.archive.layout import sha256
@@ -41,6 +42,9 @@ from pipeline.formats import images
 from pipeline.formats.parquet import read_bounded
 from pipeline.formats.records import rows_of
 from pipeline.formats.tars import TarDamageError, members
+from pipeline.forms import jxl, near
+from pipeline.forms.base import Refusal
+from pipeline.forms.process import Forms
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.plan.preferences import Preferences
 from pipeline.read.rows import rows_left
@@ -138,6 +142,66 @@ class Beginnings(Bitstreams):
             return self.codecs[isa].decode_reduced(data, SCALES[len(data) // 4 % len(SCALES)]).content()
         except CodecError as error:
             return b"!" + str(error).encode()
+
+
+class Nears(Surface):
+    """Near-lossless members: bytes, their headers, their parts (damaged, exchanged, of other sizes), most with lengths and checksums made right."""
+
+    name, refusals, dear = "near", (Refusal, CodecError), True
+
+    def __init__(self) -> None:
+        self.codec = Codec(_golden_model(), max_pixels=MAX_PIXELS)
+        self.forms = Forms(MAX_PIXELS, 1 << 24)
+        random = np.random.default_rng(0)
+        self.parts: dict[bool, list[bytes]] = {False: [], True: []}
+        """Bitstreams, and files of JPEG XL."""
+        self.seeds = [path.read_bytes() for path in sorted((GOLDEN / "near").glob("*.msr"))]
+        for shape in ((20, 24, 3), (24, 20, 3), (33, 17)):
+            pixels = np.clip(random.normal(120, 50, shape), 0, 255).astype(np.uint8)
+            picture = Picture(pixels=pixels, exif=b"exif" * 9)
+            data = self.codec.encode(picture, 3.0)
+            self.parts[False].append(data)
+            coded = self.codec.decode(data)[0].pixels
+            for way in (near.ROUNDED, near.NUMBERED, near.FOLDED, near.SHIFTED):
+                alone = way in near.WITHOUT_NETWORK
+                left = near.rounded(pixels, 2) if way == near.ROUNDED else near.numbered(pixels, 2)
+                planes = left if alone else near.folded(near.residual(pixels, coded, 2), way)
+                if alone and len(shape) == 3:
+                    planes = np.concatenate((planes, pixels[..., :1]), axis=2)
+                packed = jxl.encoded(planes, {})
+                self.parts[True].append(packed)
+                self.seeds.append(near.Member(way=way, largest_error=2, bitstream=b"" if alone else data, picture=packed).to_bytes())
+        self.parts[True].append(jxl.encoded(random.integers(0, 65536, (20, 24, 3)).astype(np.uint16), {}))
+
+    def close(self) -> None:
+        self.forms.close()
+
+    def make(self, random: Random) -> bytes:
+        data = random.choice(self.seeds)
+        kind = random.random()
+        if kind < 0.2:
+            return mutated(data, random)
+        member = near.parse(data)
+        stream, picture = member.bitstream, member.picture
+        if kind < 0.45:
+            stream = mended(mutated(stream, random)) if stream else stream
+        elif kind < 0.8:
+            picture = mutated(picture, random)
+        else:
+            stream, picture = (random.choice(self.parts[False]) if stream else b""), random.choice(self.parts[True])
+        way, error = member.way, member.largest_error
+        if random.random() < 0.3:
+            way, error = random.choice((0, 1, 2, 3, 4, 255)), random.choice((0, 1, 2, 127, 128, 255))
+        return near.Member(way=way, largest_error=error, bitstream=stream, picture=picture).to_bytes()
+
+    def read(self, data: bytes) -> None:
+        near.model_named(data)
+        member = near.parse(data)
+        size = near.size(member)
+        found = near.restored(member, lambda part: self.codec.decode(part)[0], lambda part: self.forms.decode("jxl", part))
+        assert found.pixels.dtype == np.uint8
+        assert (found.pixels.shape[1], found.pixels.shape[0]) == size
+        found.content()
 
 
 class Streams(Surface):
@@ -546,7 +610,7 @@ class Broken(Surface):
 
 
 SURFACES: dict[str, Callable[[], Surface]] = {
-    surface.name: surface for surface in (Bitstreams, Beginnings, Streams, Models, Compacts, Tars, Parquets, Books, Tables, Images, Names)
+    surface.name: surface for surface in (Bitstreams, Beginnings, Nears, Streams, Models, Compacts, Tars, Parquets, Books, Tables, Images, Names)
 }
 HIDDEN: dict[str, Callable[[], Surface]] = {Broken.name: Broken}
 

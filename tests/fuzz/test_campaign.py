@@ -11,7 +11,7 @@ from tests.fuzz import campaign
 
 INPUTS = {
     "bitstreams": 2500, "streams": 20_000, "models": 250, "compacts": 4000, "tars": 6000, "parquet": 400, "books": 60, "tables": 3000, "images": 800,
-    "names": 4000,
+    "names": 4000, "near": 300,
 }  # fmt: skip
 
 

@@ -47,8 +47,18 @@ def test_all_executors_write_the_same_shards(tmp_path: Path, kind: str, value: f
         assert all(seal is not None and seal["counted_bytes"] <= seal["budget_bytes"] for seal in budgets)
     else:
         assert shards(tmp_path / other) == shards(tmp_path / "local")
+    if other == "ray":
+        make_photos(tmp_path / "in", 14, 96)  # the first 12 again, to the byte
+        for name in (other, "local"):
+            config, placement = CompressConfig(budget=Budget(kind=kind, value=value)), Placement(executor=name)
+            grown = Run(str(photos), str(tmp_path / name), config, JsonReporter(io.StringIO()), placement=placement, grow=True).execute().grown
+            assert grown is not None
+            assert (grown.added, grown.changed, grown.vanished) == (2, 0, 0)
+        new = [{path.name: path.read_bytes() for path in (tmp_path / name).glob("generations/0*/shards/*")} for name in (other, "local")]
+        assert new[0] == new[1]
+        assert len(new[0]) == 1
     result = restore(str(tmp_path / "local"), str(tmp_path / "out"), placement=Placement(executor="local"))
-    assert (result.images, result.problems) == (12, [])
+    assert (result.images, result.problems) == (14 if other == "ray" else 12, [])
     assert verify.decode(str(tmp_path / "local"), placement=Placement(executor="local")).problems == []
 
 

@@ -32,7 +32,7 @@ from pipeline.errors import BudgetInfeasibleError, CommitConflictError, Manifest
 from pipeline.execute import processes
 from pipeline.execute.placement import Placement
 from pipeline.plan.config import Budget, CompressConfig
-from pipeline.read import gc, verify
+from pipeline.read import gc, page_facts, verify
 from pipeline.read.dataset import ArchiveDataset
 from pipeline.read.diff import Comparison
 from pipeline.read.export import export
@@ -43,6 +43,7 @@ from pipeline.read.stream import ArchiveStream
 from pipeline.run import compress, growth
 from pipeline.run.compress import Outcome, Run
 from pipeline.run.report import JsonReporter
+from pipeline.sources import scan
 from pipeline.store.local import LocalStore
 
 TINY = str(Path(__file__).parents[1] / "golden" / "integer" / "model.safetensors")
@@ -312,6 +313,11 @@ def test_new_images_are_stored_at_the_price_of_the_others(budgeted: Path, tmp_pa
     prices = sorted(row["lambda"] for row in Archive(str(place), 1).manifest(["lambda"]).to_pylist())
     assert prices[0] <= price <= prices[-1]
     assert archive.layers[1].run.config["budget"] == {"kind": "slope", "value": pytest.approx(price)}
+    # The page's curve is of all images that there are, from both analyses; of one generation, from its own.
+    both, first = (page_facts.curve(Archive(str(place), number)) for number in (2, 1))
+    assert isinstance(both, page_facts.Curve)
+    assert isinstance(first, page_facts.Curve)
+    assert (both.images, both.generations, first.images) == (28, None, 16)
     # They are of one kind, and look alike.
     quality = [float(np.mean([row["psnr_db"] for row in some])) for some in (old, new)]
     assert quality[0] == pytest.approx(quality[1], abs=0.7)
@@ -352,6 +358,16 @@ def test_a_quality_is_that_of_the_new_images(budgeted: Path, tmp_path: Path) -> 
     new = [row["psnr_db"] for row in rows if row["shard_key"].startswith("generations")]
     assert len(new) == 14
     assert all(quality is None or quality >= 30 for quality in new)  # kept where coding would not shrink it
+
+
+def test_the_page_says_which_generations_its_curve_is_of(budgeted: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(budgeted / "dst", tmp_path / "dst"))
+    grown(budgeted / "in", place, Q)
+    curve = page_facts.curve(Archive(str(place)))
+    assert isinstance(curve, page_facts.Curve)
+    assert (curve.images, curve.generations) == (14, [1])  # 2 of 16 have changed
+    assert main(["-q", "audit", str(place), "--html", str(tmp_path / "page.html"), "--no-originals"]) == 0
+    assert "predicts it from 14 images, of generation 1 alone: of the others no analysis is stored" in (tmp_path / "page.html").read_text()
 
 
 # Kills, and two at once ---------------------------------------------------------------------------------------------------------------------------
@@ -959,19 +975,181 @@ def test_a_folder_that_cannot_be_listed_is_not_one_that_is_gone(tmp_path: Path, 
         grown(source, archive)
 
 
-def test_gc_keeps_the_last_copy_of_what_could_not_be_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    source, archive = aged(tmp_path / "in", 4), tmp_path / "dst"
+def test_a_changed_file_that_cannot_be_read_does_not_replace_the_copy_of_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source, archive = aged(tmp_path / "in", 6), tmp_path / "dst"
+    made(source, archive)
+    before = restored(archive, tmp_path / "before")
+    photo(50, 80).save(source / "01.bmp")
+    photo(51, 80).save(source / "02.bmp")
+    log = io.StringIO()
+    run = Run(str(source), str(archive), CompressConfig(budget=Q), JsonReporter(log), placement=HERE, grow=True)
+    (source / "01.bmp").rename(tmp_path / "away.bmp")
+    outcome = run.execute()
+    assert "01.bmp has changed and could not be read: it stays as generation 1 has it" in log.getvalue()
+    sealed, found = outcome.sealed, outcome.grown
+    assert sealed is not None
+    assert found is not None
+    assert (found.added, found.changed, found.vanished, found.unchanged, found.unread) == (0, 1, 0, 5, 1)
+    rows = Archive(str(archive)).manifest().to_pylist()
+    assert sorted(row["name"] for row in rows) == [f"{i:02d}.bmp" for i in range(6)]
+    assert [sealed[name] for name in ("images", "coded", "failed", "unread")] == [6, 6, 0, 1]
+    assert sealed["source_bytes"] == sum(row["source_bytes"] for row in rows)
+    assert sealed["pixels"] == sum(row["pixels"] for row in rows)
+    assert sealed["counted_bytes"] == sum(record.counted_bytes for record in Archive(str(archive)).commits())
+    after = restored(archive, tmp_path / "after")
+    assert after["01.png"] == before["01.png"]
+    assert after["02.png"] != before["02.png"]
+    assert main(["gc", str(archive), "--delete"]) == 0
+    assert (verify.fixity(str(archive)).problems, verify.decode(str(archive)).problems) == ([], [])
+    # Without its seal, which names the list, it is the same.
+    seal = (archive / "seals" / "00002.json").read_bytes()
+    (archive / "seals" / "00002.json").unlink()
+    assert restore(str(archive), str(tmp_path / "unsealed")).problems
+    assert contents(tmp_path / "unsealed") == after
+    (archive / "seals" / "00002.json").write_bytes(seal)
+    # When it can be read it is had anew; one that cannot be even before is told, too, and is no change.
+    (tmp_path / "away.bmp").rename(source / "01.bmp")
+    again = grown(source, archive)
+    assert again.grown is not None
+    assert (again.grown.added, again.grown.changed, again.grown.vanished, again.grown.unread) == (0, 1, 0, 0)
+    assert list(Comparison().run(str(archive), str(source))) == []
+    (source / "03.bmp").unlink()
+    (source / "03.bmp").symlink_to(source / "nowhere")
+    capfd.readouterr()
+    assert main(["-q", "compress", str(source), str(archive), "--grow"]) == 3
+    said = capfd.readouterr().out
+    assert "nothing has changed since generation 3: 6 images are as they were" in said
+    assert "1 of them could not be read now" in said
+
+
+def test_a_shard_of_nothing_but_unreadable_files_is_not_counted(tmp_path: Path) -> None:
+    source, archive = aged(tmp_path / "in", 3), tmp_path / "dst"
     made(source, archive)
     photo(50, 80).save(source / "01.bmp")
     run = growing(source, archive)
     (source / "01.bmp").rename(tmp_path / "away.bmp")
-    outcome = run.execute()
-    assert outcome.sealed is not None
-    assert outcome.sealed["failed"] == 1
-    assert main(["gc", str(archive), "--keep", "1", "--delete"]) == 2
-    assert "only generations up to 1 have it" in capfd.readouterr().err
-    assert "01.png" in restored(archive, tmp_path / "one", generation=1)
+    sealed = run.execute().sealed
+    assert sealed is not None
+    assert (sealed["images"], sealed["unread"], sealed["shards"]) == (3, 1, len(Archive(str(archive)).commits()))
+    assert sealed["counted_bytes"] == sum(record.counted_bytes for record in Archive(str(archive)).commits())
+    assert main(["gc", str(archive), "--delete"]) == 0
+    assert len(restored(archive, tmp_path / "out")) == 4
+    assert main(["verify", str(archive)]) == 0
     (tmp_path / "away.bmp").rename(source / "01.bmp")
     grown(source, archive)
-    assert main(["gc", str(archive), "--keep", "1", "--delete"]) == 0
-    assert "01.png" in restored(archive, tmp_path / "out")
+    assert list(Comparison().run(str(archive), str(source))) == []
+
+
+def test_a_lost_or_damaged_first_seal_is_made_again_by_growing(copy: Path, master: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = contents(copy)
+    for data in (None, b"{}", (copy / "seals" / "00001.json").read_bytes() + b" "):
+        (copy / "seals" / "00001.json").unlink()
+        if data is not None:
+            (copy / "seals" / "00001.json").write_bytes(data)
+        assert main(["verify", str(copy)]) == 5
+        assert main(["-q", "compress", str(master / "in"), str(copy), "--grow"]) == 0
+        assert contents(copy) == before
+    (copy / "seals" / "00001.json").unlink()
+    capfd.readouterr()
+    assert main(["ls", str(copy)]) == 5
+    assert "00001.json is missing: compress --grow makes it again from MANIFEST.json" in capfd.readouterr().err
+    # What is not the seal that generation 2 names is not made.
+    pointer = json.loads((copy / "MANIFEST.json").read_bytes())
+    (copy / "MANIFEST.json").write_text(json.dumps(pointer | {"counted_bytes": 1}))
+    with pytest.raises(ManifestError, match=r"00001\.json is missing"):
+        grown(master / "in", copy)
+
+
+def test_where_a_list_of_removed_images_is_lost_older_versions_are_told_and_called_otherwise(
+    copy: Path, master: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    right = restored(copy, tmp_path / "right")
+    shutil.rmtree(next(copy.glob("generations/*/removed")))
+    assert main(["ls", str(copy)]) == 5
+    assert "which images its generation no longer has is not known" in capfd.readouterr().err
+    result = restore(str(copy), str(tmp_path / "out"))
+    assert "older versions of files are among the images that are left (1 that changed and 1 that are gone)" in result.problems[0]
+    assert "1 images are there in a later version too, and are named otherwise, for example photo01~older-000000002.png" in result.problems[1]
+    found = contents(tmp_path / "out")
+    assert found["photo01.png"] == right["photo01.png"]
+    assert {"photo01~older-000000002.png", "photo04.png"} <= found.keys()
+    export(str(copy), str(tmp_path / "tars"), "webdataset")
+    members: dict[str, str] = {}
+    for path in (tmp_path / "tars").glob("*.tar"):
+        with tarfile.open(path) as tar:
+            members |= dict.fromkeys(tar.getnames(), path.name)
+    assert "generation-00002" in members["photo01.png"]
+    assert "photo01~older-000000002.png" in members
+
+
+def test_gc_that_was_killed_after_its_notes_is_finished_by_the_same_command(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(*_: Any, **__: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "publish_bytes", kill)
+        with pytest.raises(KilledError):
+            main(["gc", str(copy), "--keep", "1", "--delete"])
+    assert json.loads((copy / "run.json").read_bytes())["archive_version"] == 4
+    assert list(copy.glob("seals/*.dropped.json"))
+    assert main(["gc", str(copy), "--keep", "1", "--delete"]) == 0
+    # Readers that know one generation alone would miss what is removed.
+    assert json.loads((copy / "run.json").read_bytes())["archive_version"] == 5
+    assert verify.fixity(str(copy)).problems == []
+
+
+def test_a_folder_of_a_glob_that_cannot_be_listed_is_told_and_not_taken_for_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, archive = tmp_path / "in", tmp_path / "dst"
+    for i, name in enumerate(("a", "b", "c", "other/deep")):
+        (source / name).mkdir(parents=True)
+        photo(i).save(source / name / "x.bmp")
+    glob = f"{source}/[a-c]/*.bmp"
+    made(glob, archive)
+    assert names(archive) == ["a/x.bmp", "b/x.bmp", "c/x.bmp"]
+    (source / "c" / "x.bmp").unlink()
+    right = LocalFileSystem.ls
+
+    def ls(self: LocalFileSystem, path: str, *arguments: Any, **options: Any) -> Any:
+        # What the glob does not look into is nothing to it.
+        if path.rstrip("/").endswith(("/in/b", "/in/other")):
+            raise PermissionError(13, "Permission denied")
+        return right(self, path, *arguments, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+    assert main(["-q", "compress", glob, str(archive), "--grow", "--executor", "local"]) == 3
+    assert "1 vanished" in capfd.readouterr().out
+    assert names(archive) == ["a/x.bmp", "b/x.bmp"]
+    sealed = Archive(str(archive)).seal()
+    assert sealed is not None
+    assert len(sealed["scan_warnings"]) == 1
+    assert "/in/b cannot be listed (Permission denied)" in sealed["scan_warnings"][0]
+    everything = scan(f"{source}/**")
+    assert len(everything.cut) == 2
+    assert [record.name for record in everything.records] == ["a/x.bmp"]
+
+
+def test_a_relative_source_is_the_same_folder_wherever_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        aged(tmp_path / place / "in", 3)
+    monkeypatch.chdir(tmp_path / "one")
+    made("in", "dst")
+    archive = tmp_path / "one" / "dst"
+    assert json.loads((archive / "run.json").read_bytes())["source"] == str(tmp_path / "one" / "in")
+    for before in (None, "in"):  # as an earlier msinn wrote it
+        if before is not None:
+            (archive / "run.json").write_text(json.dumps(json.loads((archive / "run.json").read_bytes()) | {"source": before}))
+        monkeypatch.chdir(tmp_path / "two")
+        with pytest.raises(UsageError, match="at another address say --moved"):
+            grown("in", archive)
+        monkeypatch.chdir(tmp_path / "one")
+        assert grown("in", archive).grown.nothing  # type: ignore[union-attr]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="at another address say --moved"):
+        grown("one/in", archive)  # where `in` lay is not known; that this is it only the user knows
+    photo(9).save(tmp_path / "one" / "in" / "more.bmp")
+    monkeypatch.chdir(tmp_path / "one")
+    grown("in", archive)
+    assert Archive(str(archive)).layers[1].run.source == str(tmp_path / "one" / "in")

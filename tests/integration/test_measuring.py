@@ -140,3 +140,29 @@ def test_bench_proves_exactness_and_tells_when_it_fails(images: Path, capsys: py
 
     monkeypatch.setattr(portable.Portable, "dequantise", wrong)
     assert main(["bench", "exact", str(images), "--limit", "1"]) == 5
+
+
+def test_bench_reads_an_archive_in_every_way_beside_jpeg(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = str(tmp_path / "dst")
+    assert main(["-q", "compress", str(images), archive, "--q", "3", "--executor", "local"]) in (0, 3)
+    capsys.readouterr()
+    assert main(["bench", "read", archive, "--workers", "0", "1", "--rounds", "1", "--batch", "2"]) == 0
+    said = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("| ")]
+    assert rows[0] == ["images/s", "one process", "", "1 workers", ""]
+    ways = [row[0].partition(" ")[0] for row in rows[2:]]
+    assert ways == ["JPEG", "restored", "ArchiveDataset,", "ArchiveStream", "msinn://"]
+    assert all(float(cell) > 0 for row in rows[2:] for cell in row[1:])
+    assert [rows[2][2], rows[2][4]] == ["1.000", "1.000"]
+    assert "restoring these" in said
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "photos" / "a.jpg")
+    assert main(["bench", "read", archive, "--jpeg", str(tmp_path / "photos"), "--workers", "0", "--rounds", "1", "--images", "1"]) == 0
+    assert "1 images" in capsys.readouterr().out
+    for words, sentence in (
+        (["--workers", "-1"], "--workers 0"),
+        (["--jpeg", str(tmp_path)[:-1]], "no files that end in .jpg"),
+        (["--batch", "0"], "1 or more"),
+    ):
+        assert main(["bench", "read", archive, *words]) == 2
+        assert sentence in capsys.readouterr().err

@@ -234,6 +234,7 @@ def test_a_plan_says_what_it_takes(made: Path, source: Path, tmp_path: Path, cap
     assert foreseen["predicted_bytes"] == pytest.approx(sum(path.stat().st_size for path in (made / "shards").iterdir()), rel=0.08)
     assert sum(images for images, _ in foreseen["forms"].values()) == len(rows)
     assert foreseen["restored"]["restore"][0] > 0
+    assert foreseen["encode_worker_hours"] > 0
     assert not (tmp_path / "x" / "run.json").exists()
 
 

@@ -67,6 +67,22 @@ def test_each_image_has_the_model_that_needs_the_fewest_bytes(
     assert main(["-q", "verify", str(dst), "--decode"]) == 0
 
 
+def test_a_growth_gives_each_new_image_one_of_the_archives_models(images: Path, models: list[LoadedModel], tmp_path: Path) -> None:
+    dst = tmp_path / "dst"
+    run(images, dst, models, "bpp", 6.0)
+    for i in range(4):
+        texture(200 + i).save(images / f"more-texture{i}.png")
+    make_photos(images, 16, 96)
+    config = CompressConfig(budget=Budget(kind="bpp", value=6.0))
+    outcome = Run(str(images), str(dst), config, JsonReporter(io.StringIO()), grow=True).execute()
+    assert outcome.grown is not None
+    assert (outcome.grown.added, outcome.grown.changed) == (8, 0)
+    rows = [row for row in Archive(str(dst)).manifest().to_pylist() if row["shard_key"].startswith("generations/") and row["codec"] == "msinn"]
+    assert {row["model_sha256"] for row in rows} == {model.sha256 for model in models}
+    assert all(row["model_sha256"] == models["texture" in row["name"]].sha256 for row in rows)
+    assert main(["-q", "verify", str(dst), "--decode"]) == 0
+
+
 def test_what_is_lost_is_made_again_with_the_same_models_and_salvaged_with_them(images: Path, models: list[LoadedModel], tmp_path: Path) -> None:
     dst = tmp_path / "dst"
     run(images, dst, models, "q", 4.0)

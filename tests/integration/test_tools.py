@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from infra.local.s3 import BUCKET
 from jobs.cli import main
-from pipeline.errors import ManifestError, UsageError
+from pipeline.errors import ManifestError
 from pipeline.read.filesystem import MsinnFileSystem
 from tests.conftest import PHOTOS
 from tests.golden.test_archives import copied
@@ -125,8 +125,6 @@ def test_places_that_are_no_archive(made: Path, tmp_path: Path) -> None:
         fsspec.open("msinn://cat/photo1.png")
     with pytest.raises(FileNotFoundError, match="is not an msinn archive"):
         MsinnFileSystem(str(tmp_path)).ls("")
-    with pytest.raises(UsageError, match="key, secret: settings of the archive's store"):
-        fsspec.open("msinn://a.png::s3://bucket/archive", s3={"key": "a", "secret": "b"})
 
 
 def test_a_broken_archive_says_what_is_broken(made: Path, tmp_path: Path) -> None:
