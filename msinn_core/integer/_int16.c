@@ -40,6 +40,7 @@ typedef void (*Epilogue)(const int32_t *, const int32_t *, const int32_t *, int,
 typedef void (*Unit)(const int32_t *, const int16_t *, const int32_t *, double, const double *, const double *, int32_t *, Py_ssize_t, int, int);
 typedef void (*Narrow)(const int32_t *, const int32_t *, int16_t *, Py_ssize_t, int);
 typedef void (*Mix)(const int32_t *, const double *, const double *, int32_t *, Py_ssize_t, int);
+typedef int (*Ceiling)(long);
 
 /* What differs between instruction sets; the table of those of this processor, from the worst to the best, is ISAS below. */
 typedef struct {
@@ -52,6 +53,7 @@ typedef struct {
     Mix mix;
     Narrow narrow;
     int tiles;       /* whether layers are done by `conv_tiles` instead */
+    Ceiling ceiling; /* so many rounds of the best way to multiply; returns products a round */
 } Isa;
 
 static int best_isa(void);
@@ -205,15 +207,10 @@ EPILOGUE(epilogue_avx2, __attribute__((target("avx2"))))
 
 /* What EPILOGUE does, of 16 channels or of those in `mask`; `v` holds their sums with the bias. */
 AVX512_TARGET static inline void finish_avx512(__m512i v, __m512i shift, int leaky, const int16_t *add, int16_t *out, __mmask16 mask) {
-    const __m512i least = _mm512_set1_epi32(-32768), most = _mm512_set1_epi32(32767);
-    v = _mm512_max_epi32(least, _mm512_min_epi32(most, _mm512_srav_epi32(v, shift)));
-    if (leaky)
-        v = _mm512_mask_srai_epi32(v, _mm512_movepi32_mask(v), _mm512_add_epi32(_mm512_mullo_epi32(v, _mm512_set1_epi32(164)), _mm512_set1_epi32(8192)), 14);
-    if (add) {
-        v = _mm512_add_epi32(v, _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, add)));
-        v = _mm512_max_epi32(least, _mm512_min_epi32(most, v));
-    }
-    _mm256_mask_storeu_epi16(out, mask, _mm512_cvtepi32_epi16(v));
+    __m256i y = _mm512_cvtsepi32_epi16(_mm512_srav_epi32(v, shift));
+    if (leaky) y = _mm256_max_epi16(y, _mm256_mulhrs_epi16(y, _mm256_set1_epi16(2 * 164))); /* which rounds to bit 15, so that it is >> 14 */
+    if (add) y = _mm256_adds_epi16(y, _mm256_maskz_loadu_epi16(mask, add));
+    _mm256_mask_storeu_epi16(out, mask, y);
 }
 
 AVX512_TARGET static inline __mmask16 first_channels(int n) { return n < LANES ? (__mmask16)((1u << n) - 1) : 0xffff; }
@@ -251,33 +248,60 @@ typedef struct {
     const int32_t *bias, *shift;
     int16_t *out;
     int h, width, cin, cout, mode, parity, leaky, row0, row1;
+    const uint8_t *tiles;
 } Operands;
+
+/* AMX takes weights as tiles of 64 inputs for 16 output channels; they stand behind the other form of them, see `ops.Layer`. */
+#define TILE_BYTES 64
+#define TILE (16 * TILE_BYTES)
+
+/* Inputs of neighbouring taps of a row, or of the columns of a 3x3 layer, which lie in one piece. */
+typedef struct { int row, column, inputs; } Run;
+
+static int num_tiles(int inputs) { return (inputs + TILE_BYTES - 1) / TILE_BYTES; }
+
+static int in_columns(int mode, int cin) { return mode == DENSE && cin <= 48 && num_tiles(9 * cin) < 3 * num_tiles(3 * cin); }
+
+static int runs_of(int mode, int offset, int cin, Run *runs) {
+    if (in_columns(mode, cin)) { runs[0] = (Run){0, -1, 9 * cin}; return 1; }
+    int taps[MAX_TAPS][2], n = taps_of(mode, offset, taps), count = 0;
+    for (int t = 0; t < n; t++)
+        if (t && taps[t][0] == taps[t - 1][0] && taps[t][1] == taps[t - 1][1] + 1) runs[count - 1].inputs += cin;
+        else runs[count++] = (Run){taps[t][0], taps[t][1], cin};
+    return count;
+}
+
+/* Bytes of a layer's weights as tiles: a low and a high one of each; in columns for each turn of the three rows. */
+static Py_ssize_t size_of_tiles(int mode, int cin, int blocks) {
+    Run runs[MAX_TAPS];
+    Py_ssize_t tiles = 0;
+    for (int i = runs_of(mode, 0, cin, runs) - 1; i >= 0; i--) tiles += num_tiles(runs[i].inputs);
+    return tiles * blocks * 2 * TILE * (in_columns(mode, cin) ? 3 : 1);
+}
 
 #if WITH_AMX
 /* AMX multiplies bytes: 16 pixels x 64 inputs by 64 inputs x 16 output channels in 16 cycles. An int16 is two of them, x = 256 h + l with h signed and
  * l unsigned, and a product of two is four: 2^16 h h' + 2^8 (h l' + l h') + l l'. Each of the three sums wraps, and so does what they add up to,
  * but it is the layer's sum modulo 2^32, which the packer has proved to lie in 32 bits: so it is that sum.
  *
- * Taps of one row that stand side by side are one run of inputs, for the channels of neighbouring pixels lie one after the other: a tile's rows may
- * overlap, and a 3x3 layer is three runs. What a tile reads beyond its run meets weights of zero. */
+ * What a tile multiplies has to lie in one piece, a run. Taps that stand side by side in a row are one, for the channels of neighbouring pixels lie one
+ * after the other: the rows of a tile may overlap, and a 3x3 layer is three runs. Where that would leave much of the tiles empty (`in_columns`) it is one:
+ * the channels of a column's three pixels are laid one after the other. What a tile reads beyond its run meets weights of zero. */
 #define TILE_PIXELS 16
-#define TILE_BYTES 64
-#define TILE (TILE_PIXELS * TILE_BYTES)
-#define AMX_TARGET __attribute__((target("amx-tile,amx-int8,avx512f,avx512bw,avx512vl,avx512dq")))
-
-typedef struct { int row, column, taps, first; } Run;
-
-static int runs_of(int mode, int offset, Run *runs) {
-    int taps[MAX_TAPS][2], n = taps_of(mode, offset, taps), count = 0;
-    for (int t = 0; t < n; t++)
-        if (t && taps[t][0] == taps[t - 1][0] && taps[t][1] == taps[t - 1][1] + 1) runs[count - 1].taps++;
-        else runs[count++] = (Run){taps[t][0], taps[t][1], 1, t};
-    return count;
-}
+#define AMX_TARGET __attribute__((target("amx-tile,amx-int8,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi")))
 
 /* Limbs of `n` activations. */
 AMX_TARGET static void split(const int16_t *x, uint8_t *low, uint8_t *high, size_t n) {
-    for (size_t i = 0; i < n; i += 32) {
+    uint8_t even[64], odd[64];
+    for (int i = 0; i < 64; i++) { even[i] = (uint8_t)(2 * i); odd[i] = (uint8_t)(2 * i + 1); }
+    const __m512i lows = _mm512_loadu_si512(even), highs = _mm512_loadu_si512(odd);
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        __m512i a = _mm512_loadu_si512(x + i), b = _mm512_loadu_si512(x + i + 32);
+        _mm512_storeu_si512(low + i, _mm512_permutex2var_epi8(a, lows, b));
+        _mm512_storeu_si512(high + i, _mm512_permutex2var_epi8(a, highs, b));
+    }
+    for (; i < n; i += 32) {
         __mmask32 mask = n - i < 32 ? (1u << (n - i)) - 1 : 0xffffffffu;
         __m512i v = _mm512_maskz_loadu_epi16(mask, x + i);
         _mm256_mask_storeu_epi8(low + i, mask, _mm512_cvtepi16_epi8(v));
@@ -285,22 +309,45 @@ AMX_TARGET static void split(const int16_t *x, uint8_t *low, uint8_t *high, size
     }
 }
 
-/* Limbs of one run's weights for one block, from [pair][16][2] to tiles of [16 quadruples][16][4], a low one and a high one by turns. */
-AMX_TARGET static uint8_t *split_weights(const int16_t *w, int pairs, uint8_t *to) {
-    const __m512i bytes = _mm512_set1_epi32(0xff), second = _mm512_set1_epi32(0xff00);
-    for (int p = 0; p < pairs; to += 2 * TILE)
-        for (int row = 0; row < TILE_PIXELS; row++, p += 2) {
-            __m512i a = p < pairs ? _mm512_loadu_si512(w + (size_t)p * 2 * LANES) : _mm512_setzero_si512();
-            __m512i b = p + 1 < pairs ? _mm512_loadu_si512(w + (size_t)(p + 1) * 2 * LANES) : _mm512_setzero_si512();
-            __m512i low[2], high[2], v[2] = {a, b};
-            for (int i = 0; i < 2; i++) {
-                low[i] = _mm512_or_si512(_mm512_and_si512(v[i], bytes), _mm512_and_si512(_mm512_srli_epi32(v[i], 8), second));
-                high[i] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi32(v[i], 8), bytes), _mm512_and_si512(_mm512_srli_epi32(v[i], 16), second));
-            }
-            _mm512_storeu_si512(to + row * TILE_BYTES, _mm512_or_si512(low[0], _mm512_slli_epi32(low[1], 16)));
-            _mm512_storeu_si512(to + TILE + row * TILE_BYTES, _mm512_or_si512(high[0], _mm512_slli_epi32(high[1], 16)));
+/* The same of pixels of `cin` channels, which come to lie `stride` apart. */
+AMX_TARGET static void split_apart(const int16_t *x, uint8_t *low, uint8_t *high, Py_ssize_t pixels, int cin, Py_ssize_t stride) {
+    uint8_t order[64];
+    for (int i = 0; i < 64; i++) order[i] = (uint8_t)(i < 32 ? 2 * i : 2 * i - 63);
+    const __m512i limbs = _mm512_loadu_si512(order);
+    for (int i = 0; i < cin; i += 32) {
+        const __mmask32 mask = cin - i < 32 ? (1u << (cin - i)) - 1 : 0xffffffffu;
+        const int16_t *from = x + i;
+        uint8_t *l = low + i, *h = high + i;
+        for (Py_ssize_t p = 0; p < pixels; p++, from += cin, l += stride, h += stride) {
+            __m512i v = _mm512_permutexvar_epi8(limbs, _mm512_maskz_loadu_epi16(mask, from));
+            _mm256_mask_storeu_epi8(l, mask, _mm512_castsi512_si256(v));
+            _mm256_mask_storeu_epi8(h, mask, _mm512_extracti64x4_epi64(v, 1));
         }
-    return to;
+    }
+}
+
+/* Where limbs of a strip lie: two planes of some rows of pixels. */
+typedef struct {
+    uint8_t *low, *high;
+    Py_ssize_t pixel, row; /* bytes from one to the next */
+} Planes;
+
+/* A row's pixels [start, stop), zeros where they lie outside the picture, to the given place. */
+AMX_TARGET static void lay(const Operands *o, int row, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t width, const Planes *planes, Py_ssize_t place) {
+    uint8_t *low = planes->low + place, *high = planes->high + place;
+    Py_ssize_t from = start < 0 ? 0 : start, to = stop > width ? width : stop;
+    if (row < 0 || row >= o->h) from = to = stop;
+    for (Py_ssize_t p = start; p < stop; p++)
+        if (p < from || p >= to) {
+            memset(low + (p - start) * planes->pixel, 0, (size_t)o->cin);
+            memset(high + (p - start) * planes->pixel, 0, (size_t)o->cin);
+        }
+    if (from >= to) return;
+    const int16_t *x = o->x + ((Py_ssize_t)row * o->width + from) * o->cin;
+    low += (from - start) * planes->pixel;
+    high += (from - start) * planes->pixel;
+    if (planes->pixel == o->cin) split(x, low, high, (size_t)(to - from) * o->cin);
+    else split_apart(x, low, high, to - from, o->cin, planes->pixel);
 }
 
 /* What became of one tile's sums: 16 pixels of at most 16 channels. */
@@ -311,84 +358,70 @@ typedef struct {
 } Summed;
 
 /* A tile's four sums put together, requantised, activated, added to. */
-AMX_TARGET static void epilogue_tiles(const Operands *o, const int32_t *sums, const Summed *t) {
+AMX_TARGET static inline void epilogue_tiles(const Operands *o, const int32_t *sums, const Summed *t) {
     const __m512i bias = _mm512_loadu_si512(t->bias), shift = _mm512_loadu_si512(t->shift);
     const __mmask16 mask = first_channels(t->channels);
-    for (int j = 0; j < t->count; j++) {
-        const int32_t *from = sums + j * LANES;
-        __m512i high = _mm512_slli_epi32(_mm512_load_si512(from), 16), low = _mm512_add_epi32(_mm512_load_si512(from + 768), bias);
-        __m512i middle = _mm512_slli_epi32(_mm512_add_epi32(_mm512_load_si512(from + 256), _mm512_load_si512(from + 512)), 8);
-        size_t at = t->at + (size_t)j * o->cout;
-        finish_avx512(_mm512_add_epi32(_mm512_add_epi32(high, middle), low), shift, o->leaky, o->add ? o->add + at : NULL, o->out + at, mask);
+    const int leaky = o->leaky, stride = o->cout;
+    const int16_t *add = o->add ? o->add + t->at : NULL;
+    int16_t *out = o->out + t->at;
+    for (int j = 0; j < t->count; j++, sums += LANES, out += stride) {
+        __m512i high = _mm512_slli_epi32(_mm512_load_si512(sums), 16), low = _mm512_add_epi32(_mm512_load_si512(sums + 768), bias);
+        __m512i middle = _mm512_slli_epi32(_mm512_add_epi32(_mm512_load_si512(sums + 256), _mm512_load_si512(sums + 512)), 8);
+        finish_avx512(_mm512_add_epi32(_mm512_add_epi32(high, middle), low), shift, leaky, add, out, mask);
+        if (add) add += stride;
     }
 }
 
 static const struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } TILES = {
     1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
-/* Runs so short leave most of a tile empty. */
-#define SHORT_RUN 24
+#define STRIP_BYTES 24576
 
-/* Rows [row0, row1); returns 0, or -1 without memory. */
+/* Rows [row0, row1); returns 0, or -1 without memory. A strip of columns at a time, whose limbs, of three rows in turn, stay in the first cache. */
 AMX_TARGET static int conv_tiles(const Operands *o) {
-    int cin = o->cin, blocks = (o->cout + LANES - 1) / LANES, border = o->mode == POINT ? 0 : 1, width = o->width, rows = o->row1 - o->row0;
-    /* A 1x1 layer knows no rows: its pixels are cut into pieces of any length. */
-    Py_ssize_t line = width;
-    if (o->mode == POINT) { line = 1024; rows = (int)(((Py_ssize_t)rows * width + line - 1) / line); }
-    size_t padded = (size_t)(line + 2 * border + TILE_PIXELS);
-    int chunk = (int)(65536 / (padded * cin)), num_taps = o->mode == POINT ? 1 : o->mode == DENSE ? 9 : o->mode == EDGES ? 4 : 5;
-    if (chunk < 4) chunk = 4;
-    if (chunk > rows) chunk = rows;
+    int cin = o->cin, blocks = (o->cout + LANES - 1) / LANES, columns = in_columns(o->mode, cin), border = o->mode == POINT ? 0 : 1;
     Run runs[MAX_TAPS];
-    int num_runs = runs_of(o->mode, 0, runs), steps = 0;
-    for (int i = 0; i < num_runs; i++) steps += (runs[i].taps * cin + TILE_BYTES - 1) / TILE_BYTES;
-    /* Weights and the two planes of limbs, each from the start of a line of the cache. */
-    size_t plane = ((size_t)(chunk + 2 * border) * padded * cin + 2 * TILE_BYTES - 1) / TILE_BYTES * TILE_BYTES, packed = (size_t)blocks * steps * 2 * TILE;
-    uint8_t *memory = calloc(1, packed + 2 * plane + TILE_BYTES);
+    int num_runs = runs_of(o->mode, 0, cin, runs), steps = 0;
+    for (int i = 0; i < num_runs; i++) steps += num_tiles(runs[i].inputs);
+    /* A 1x1 layer knows no rows: all its pixels are one. */
+    Py_ssize_t width = o->width, rows = o->row1 - o->row0;
+    if (o->mode == POINT) { width *= rows; rows = 1; }
+    Py_ssize_t strip = STRIP_BYTES / (2 * (border ? 3 : 1) * cin) / TILE_PIXELS * TILE_PIXELS;
+    if (strip < 2 * TILE_PIXELS) strip = 2 * TILE_PIXELS;
+    Planes planes = {.pixel = columns ? 3 * cin : cin};
+    planes.row = columns ? cin : ((strip + 2 + TILE_PIXELS) * cin + TILE_BYTES - 1) / TILE_BYTES * TILE_BYTES;
+    size_t plane = (size_t)(columns ? (strip + 2 + TILE_PIXELS) * planes.pixel : (border ? 3 : 1) * planes.row) + 2 * TILE_BYTES;
+    plane -= plane % TILE_BYTES;
+    uint8_t *memory = malloc(2 * plane + TILE_BYTES);
     if (!memory) return -1;
-    uint8_t *first = memory + (-(uintptr_t)memory & (TILE_BYTES - 1)), *low = first + packed, *high = low + plane, *to = first;
-    for (int b = 0; b < blocks; b++)
-        for (int i = 0; i < num_runs; i++)
-            to = split_weights(o->weights + ((size_t)b * num_taps + runs[i].first) * cin * LANES, runs[i].taps * cin / 2, to);
+    planes.low = memory + (-(uintptr_t)memory & (TILE_BYTES - 1));
+    planes.high = planes.low + plane;
     int32_t sums[4 * 256] __attribute__((aligned(64)));
     Summed last = {o->bias, o->shift, 0, 0, 0};
-    /* Weights that stay in the first cache are run through for each tile of pixels, others for each row. */
-    int inner = (size_t)blocks * steps * 2 * TILE <= 28 << 10 ? blocks : 1;
     _tile_loadconfig(&TILES);
-    for (int r = 0, start = 0; r < rows; r++) {
-        Py_ssize_t length = line, at = (Py_ssize_t)(o->row0 + r) * width;
-        if (o->mode == POINT) {
-            at = (Py_ssize_t)o->row0 * width + r * line;
-            if (at + length > (Py_ssize_t)o->row1 * width) length = (Py_ssize_t)o->row1 * width - at;
-        }
-        if (o->mode == POINT) {
-            start = r;
-            split(o->x + at * cin, low, high, (size_t)length * cin);
-        } else if (r % chunk == 0) {
-            start = r;
-            for (int i = 0; i < chunk + 2; i++) {
-                size_t place = ((size_t)i * padded + border) * cin;
-                int from = o->row0 + start + i - 1;
-                if (from < 0 || from >= o->h) { memset(low + place, 0, (size_t)width * cin); memset(high + place, 0, (size_t)width * cin); }
-                else split(o->x + (size_t)from * width * cin, low + place, high + place, (size_t)width * cin);
-            }
-        }
-        runs_of(o->mode, (o->row0 + r + o->parity) & 1, runs);
-        for (int group = 0; group < blocks; group += inner)
-            for (Py_ssize_t c = 0; c < length; c += TILE_PIXELS)
-                for (int b = group; b < group + inner; b++) {
-                    const uint8_t *w = first + (size_t)b * steps * 2 * TILE;
+    for (Py_ssize_t start = 0; start < width; start += strip) {
+        Py_ssize_t stop = start + strip < width ? start + strip : width;
+        for (int i = 0; i < 2 * border; i++) lay(o, o->row0 + i - 1, start - 1, stop + 1, width, &planes, i * planes.row);
+        for (int r = 0; r < rows; r++) {
+            int turn = r % 3; /* the place of the row before */
+            if (border) lay(o, o->row0 + r + 1, start - 1, stop + 1, width, &planes, (turn + 2) % 3 * planes.row);
+            else lay(o, o->row0, start, stop, width, &planes, 0);
+            runs_of(o->mode, (o->row0 + r + o->parity) & 1, cin, runs);
+            for (int b = 0; b < blocks; b++)
+                for (Py_ssize_t c = start; c < stop; c += TILE_PIXELS) {
+                    const uint8_t *w = o->tiles + (size_t)((columns ? turn * blocks : 0) + b) * steps * 2 * TILE;
                     _tile_zero(0);
                     _tile_zero(1);
                     _tile_zero(2);
                     _tile_zero(3);
                     for (int i = 0; i < num_runs; i++) {
-                        size_t place = ((size_t)(r - start + border + runs[i].row) * padded + border + c + runs[i].column) * cin;
-                        for (int done = 0; done < runs[i].taps * cin; done += TILE_BYTES, w += 2 * TILE) {
-                            _tile_loadd(4, low + place + done, cin);
+                        Py_ssize_t at = (columns || !border ? 0 : (turn + 1 + runs[i].row) % 3 * planes.row) + (c - start + border + runs[i].column) * planes.pixel;
+                        const uint8_t *low = planes.low + at, *high = planes.high + at;
+                        for (int done = 0; done < runs[i].inputs; done += TILE_BYTES, w += 2 * TILE) {
+                            _tile_loadd(4, low + done, planes.pixel);
                             _tile_loadd(6, w, TILE_BYTES);
                             _tile_dpbuud(3, 4, 6);
-                            _tile_loadd(5, high + place + done, cin);
+                            _tile_loadd(5, high + done, planes.pixel);
                             _tile_dpbsud(1, 5, 6);
                             _tile_loadd(7, w + TILE, TILE_BYTES);
                             _tile_dpbusd(2, 4, 7);
@@ -401,9 +434,10 @@ AMX_TARGET static int conv_tiles(const Operands *o) {
                     _tile_stored(1, sums + 256, LANES * 4);
                     _tile_stored(2, sums + 512, LANES * 4);
                     _tile_stored(3, sums + 768, LANES * 4);
-                    last = (Summed){o->bias + b * LANES, o->shift + b * LANES, (size_t)(at + c) * o->cout + b * LANES,
-                                    length - c < TILE_PIXELS ? (int)(length - c) : TILE_PIXELS, o->cout - b * LANES};
+                    last = (Summed){o->bias + b * LANES, o->shift + b * LANES, (size_t)(((Py_ssize_t)o->row0 + r) * o->width + c) * o->cout + b * LANES,
+                                    stop - c < TILE_PIXELS ? (int)(stop - c) : TILE_PIXELS, o->cout - b * LANES};
                 }
+        }
     }
     epilogue_tiles(o, sums, &last);
     _tile_release();
@@ -424,21 +458,26 @@ static PyObject *conv(PyObject *self, PyObject *args) {
     const char *problem = NULL;
     if (has_add && PyObject_GetBuffer(add_object, &add, PyBUF_SIMPLE)) { has_add = 0; problem = "the addend is no buffer"; }
     int blocks = (cout + LANES - 1) / LANES, num_taps = mode == POINT ? 1 : mode == DENSE ? 9 : mode == EDGES ? 4 : 5;
-    Py_ssize_t pixels = (Py_ssize_t)h * width;
+    Py_ssize_t pixels = (Py_ssize_t)h * width, plain = 0, tiles = 0;
     /* Bounded before they are multiplied. */
     if (!problem && (h < 1 || width < 1 || h > MAX_SIDE || width > MAX_SIDE || cout > 8192 || parity < 0 || parity > 1 << 24))
         problem = "sizes of the layer's operands are out of range";
-    if (!problem && ( cin < 2 || cin % 2 || cin > 8192 || cout < 1 || cout > 8192 || mode < 0 || mode > POINT || row0 < 0 ||
+    if (!problem && cin > 0 && cin <= 8192 && mode >= 0 && mode <= POINT) {
+        plain = (Py_ssize_t)blocks * num_taps * cin * LANES * 2;
+        tiles = size_of_tiles(mode, cin, blocks);
+    }
+    if (!problem && (cin < 2 || cin % 2 || cin > 8192 || cout < 1 || cout > 8192 || mode < 0 || mode > POINT || row0 < 0 ||
                      row1 > h || row0 >= row1 || x.len != pixels * cin * 2 || out.len != pixels * cout * 2 || bias.len != blocks * LANES * 4 ||
-                     shift.len != blocks * LANES * 4 || w.len != (Py_ssize_t)blocks * num_taps * cin * LANES * 2 ||
+                     shift.len != blocks * LANES * 4 || (w.len != plain && w.len != plain + tiles) ||
                      (has_add && add.len != out.len)))
         problem = "sizes of the layer's operands contradict each other";
     const Isa *set = isa_of(isa);
     int16_t *pad = NULL;
     int32_t *acc = NULL;
 #if WITH_AMX
-    if (!problem && set->tiles && cin * (mode == DENSE ? 3 : 1) >= SHORT_RUN) {
-        Operands operands = {x.buf, w.buf, has_add ? add.buf : NULL, bias.buf, shift.buf, out.buf, h, width, cin, cout, mode, parity, leaky, row0, row1};
+    if (!problem && set->tiles && w.len != plain) {
+        Operands operands = {x.buf, w.buf, has_add ? add.buf : NULL, bias.buf, shift.buf, out.buf, h, width, cin, cout, mode, parity, leaky, row0, row1,
+                             (const uint8_t *)w.buf + plain};
         int failed;
         Py_BEGIN_ALLOW_THREADS
         failed = conv_tiles(&operands);
@@ -738,17 +777,107 @@ AVX512_TARGET static void mix_avx512(const int32_t *x, const double *matrix, con
 }
 #endif
 
-static const Isa ISAS[] = {
-    {"scalar", 1, micro_scalar, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, 0},
+/* What layers can at most reach: sums of products with operands in registers. An empty `asm` changes nothing, but the compiler cannot know that:
+ * it would else leave out products that it knows. */
+#define CHANGED(kind, v) __asm__ volatile("" : "+" kind(v))
+
+/* Which registers there are is the compiler's business: the layers' own loop, out of the first cache. */
+static int ceiling_scalar(long rounds) {
+    enum { INPUTS = 64 };
+    int16_t x[INPUTS] = {0}, w[INPUTS * LANES] = {0};
+    int32_t out[LANES];
+    const int16_t *from = x;
+    for (long i = 0; i < rounds; i++) {
+        CHANGED("m", x);
+        micro_scalar(&from, 1, INPUTS / 2, INPUTS, w, out, LANES);
+        CHANGED("m", out);
+    }
+    return INPUTS * LANES;
+}
+
 #if WITH_X86
-    {"SSE4.1", 3, micro_sse41, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, 0},
-    {"AVX2", 6, micro_avx2, NULL, epilogue_avx2, unit_avx2, mix_avx2, narrow_plain, 0},
-    {"AVX-512 VNNI", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, 0},
+__attribute__((target("sse4.1"))) static int ceiling_sse41(long rounds) {
+    __m128i acc[8], x = _mm_setzero_si128(), w = x;
+    CHANGED("x", w);
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) acc[j] = w;
+    for (long i = 0; i < rounds; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) { CHANGED("x", x); acc[j] = _mm_add_epi32(acc[j], _mm_madd_epi16(x, w)); }
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) CHANGED("x", acc[j]);
+    return 8 * 8;
+}
+
+__attribute__((target("avx2"))) static int ceiling_avx2(long rounds) {
+    __m256i acc[8], x = _mm256_setzero_si256(), w = x;
+    CHANGED("x", w);
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) acc[j] = w;
+    for (long i = 0; i < rounds; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) { CHANGED("x", x); acc[j] = _mm256_add_epi32(acc[j], _mm256_madd_epi16(x, w)); }
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) CHANGED("x", acc[j]);
+    return 8 * 16;
+}
+
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))) static int ceiling_avx512(long rounds) {
+    __m512i acc[24], w = _mm512_setzero_si512();
+#pragma GCC unroll 24
+    for (int j = 0; j < 24; j++) { acc[j] = w; CHANGED("v", acc[j]); }
+    for (long i = 0; i < rounds; i++)
+#pragma GCC unroll 24
+        for (int j = 0; j < 24; j++) acc[j] = _mm512_dpwssd_epi32(acc[j], w, w);
+#pragma GCC unroll 24
+    for (int j = 0; j < 24; j++) CHANGED("v", acc[j]);
+    return 24 * 32;
+}
+#endif
+
 #if WITH_AMX
-    {"AMX", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, 1},
+/* All four products of limbs. */
+AMX_TARGET static int ceiling_tiles(long rounds) {
+    _tile_loadconfig(&TILES); /* which makes all tiles zero */
+    for (long i = 0; i < rounds; i++) {
+        _tile_dpbuud(3, 4, 6);
+        _tile_dpbsud(1, 5, 6);
+        _tile_dpbusd(2, 4, 7);
+        _tile_dpbssd(0, 5, 7);
+    }
+    _tile_release();
+    return TILE_PIXELS * TILE_BYTES * LANES;
+}
+#endif
+
+#if WITH_NEON
+static int ceiling_neon(long rounds) {
+    int32x4_t acc[16];
+    int16x8_t x = vdupq_n_s16(0), w = x;
+    CHANGED("w", x);
+    CHANGED("w", w);
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; j++) { acc[j] = vdupq_n_s32(0); CHANGED("w", acc[j]); }
+    for (long i = 0; i < rounds; i++)
+#pragma GCC unroll 16
+        for (int j = 0; j < 16; j++) acc[j] = j % 2 ? vmlal_high_lane_s16(acc[j], w, vget_low_s16(x), 0) : vmlal_lane_s16(acc[j], vget_low_s16(w), vget_low_s16(x), 0);
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; j++) CHANGED("w", acc[j]);
+    return 16 * 4;
+}
+#endif
+
+static const Isa ISAS[] = {
+    {"scalar", 1, micro_scalar, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, 0, ceiling_scalar},
+#if WITH_X86
+    {"SSE4.1", 3, micro_sse41, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, 0, ceiling_sse41},
+    {"AVX2", 6, micro_avx2, NULL, epilogue_avx2, unit_avx2, mix_avx2, narrow_plain, 0, ceiling_avx2},
+    {"AVX-512 VNNI", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, 0, ceiling_avx512},
+#if WITH_AMX
+    {"AMX", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, 1, ceiling_tiles},
 #endif
 #elif WITH_NEON
-    {"NEON", 4, micro_neon, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, 0},
+    {"NEON", 4, micro_neon, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, 0, ceiling_neon},
 #endif
 };
 
@@ -1031,6 +1160,16 @@ static PyObject *isa_name(PyObject *self, PyObject *args) {
     return PyUnicode_FromString(isa_of(level)->name);
 }
 
+static PyObject *ceiling(PyObject *self, PyObject *args) {
+    int rounds, isa, products;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "ii", &rounds, &isa)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    products = isa_of(isa)->ceiling(rounds);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong((long)products * rounds);
+}
+
 static PyMethodDef methods[] = {
     {"conv", conv, METH_VARARGS, "One layer over rows [row0, row1)."},
     {"unit", unit, METH_VARARGS, "The linear and affine part of an inverse unit."},
@@ -1044,6 +1183,7 @@ static PyMethodDef methods[] = {
     {"tally", tally, METH_VARARGS, "Bits and squared error of a stream at several rates (analysis)."},
     {"keep_memory", keep_memory, METH_NOARGS, "Let this process keep freed memory for its next layers."},
     {"give_back", give_back, METH_NOARGS, "Give freed memory back to the system."},
+    {"ceiling", ceiling, METH_VARARGS, "Multiply operands in registers, for whoever measures; returns how many products of int16 that were."},
     {"isa", isa_py, METH_NOARGS, "Best instruction set here: 0 scalar; on x86 1 SSE4.1, 2 AVX2, 3 AVX-512 VNNI, 4 AMX; on 64-bit ARM 1 NEON."},
     {"isa_name", isa_name, METH_VARARGS, "Name of an instruction set of this processor."},
     {NULL, NULL, 0, NULL},

@@ -65,11 +65,50 @@ class Layer:
         blocks = -(-cout // LANES)
         weight = np.zeros((blocks * LANES, taps, cin), np.int16)
         weight[:cout] = self.weight
-        weight = np.ascontiguousarray(weight.reshape(blocks, LANES, taps, cin // 2, 2).transpose(0, 2, 3, 1, 4))
+        weight = _aligned(weight.reshape(blocks, LANES, taps, cin // 2, 2).transpose(0, 2, 3, 1, 4).reshape(-1), *self._tiles(weight))
         bias, shift = np.zeros(blocks * LANES, np.int32), np.ones(blocks * LANES, np.int32)
         bias[:cout] = self.bias + (1 << (self.shift - 1))
         shift[:cout] = self.shift
         object.__setattr__(self, "packed", (weight, bias, shift))
+
+    def _tiles(self, weight: I16) -> list[I16]:
+        """For AMX: of 64 inputs and 16 output channels the low bytes, then the high ones, in fours, as it multiplies them.
+
+        None where it is not there, nor for 1x1 layers of so few inputs that most of a tile would be empty.
+        """
+        channels = weight.shape[2]
+        if kernel is None or kernel.isa() < AMX or (self.kind == POINT and channels < 24):
+            return []
+        if self.kind == DENSE and channels <= 48 and -(-9 * channels // 64) < 3 * -(-3 * channels // 64):
+            # One run, column by column; the rows of a column change places in turn from row to row of the picture.
+            columns = weight.reshape(-1, 3, 3, channels).swapaxes(1, 2)
+            return [_tiled([np.roll(columns, turn, axis=2)]) for turn in range(3)]
+        ends = np.cumsum(_RUNS[self.kind])[:-1]
+        return [_tiled(np.split(weight, ends, axis=1))]
+
+
+_RUNS = ((3, 3, 3), (1, 2, 1), (2, 1, 2), (1,))
+"""Taps of each kind that stand side by side."""
+
+
+def _tiled(runs: list[I16]) -> I16:
+    """Weights `[channels, ...]` of each run as tiles, filled with zeros."""
+    parts = []
+    for run in runs:
+        flat = run.reshape(len(run), -1)
+        steps = -(-flat.shape[1] // 64)
+        flat = np.pad(flat, ((0, 0), (0, 64 * steps - flat.shape[1])))
+        parts.append(flat.reshape(-1, LANES, steps, 16, 4).transpose(0, 2, 3, 1, 4))
+    tiles = np.concatenate(parts, axis=1)
+    limbs: I16 = np.stack((tiles & 255, tiles >> 8), axis=2).astype(np.uint8).reshape(-1).view(np.int16)
+    return limbs
+
+
+def _aligned(*parts: I16) -> I16:
+    """One after the other, from the start of a line of the cache: what a tile takes from two lines takes it twice the time."""
+    out = np.empty(sum(part.size for part in parts) + 32, np.int16)
+    first = -out.ctypes.data % 64 // 2
+    return np.concatenate(parts, out=out[first : first + out.size - 32])
 
 
 class Compiled(NumpyArrays):

@@ -36,6 +36,9 @@ from tests.unit.core.test_network import TINY, randomised
 
 pytestmark = pytest.mark.skipif(ops.kernel is None, reason="the integer kernel is not compiled: install with a C compiler")
 
+SMALL = [(1, 1, 2, 1), (2, 3, 6, 12), (5, 13, 10, 17), (3, 40, 4, 33), (33, 7, 12, 16), (2, 19, 32, 20)]
+"""Heights, widths and channels of layers."""
+
 EXTREME = np.array([-32768, 32767, 0, 1, -1], np.int16)
 
 
@@ -55,7 +58,7 @@ def random_layer(rng: np.random.Generator, cin: int, cout: int, kind: int, leaky
 
 
 @pytest.mark.parametrize("kind", [DENSE, EDGES, CORNERS, POINT])
-@pytest.mark.parametrize("shape", [(1, 1, 2, 1), (2, 3, 6, 12), (5, 13, 10, 17), (3, 40, 4, 33), (33, 7, 12, 16), (2, 19, 32, 20), (6, 1100, 24, 6)])
+@pytest.mark.parametrize("shape", [*SMALL, (6, 1100, 24, 6), (5, 430, 48, 20), (4, 37, 96, 17)])
 def test_layers_are_the_same_on_every_backend(kind: int, shape: tuple[int, int, int, int]) -> None:
     h, w, cin, cout = shape
     rng = np.random.default_rng((kind, h))
@@ -69,6 +72,12 @@ def test_layers_are_the_same_on_every_backend(kind: int, shape: tuple[int, int, 
                 assert len(np.unique(expected)) > min(3, expected.size - 1)
                 for backend in backends():
                     assert np.array_equal(backend.conv(x, layer, parity=parity, add=addend), expected)
+
+
+def test_the_ceiling_of_products_is_counted_on_every_instruction_set() -> None:
+    """What `msinn bench codec` divides by the time that it took."""
+    for level in range(ops.kernel.isa(), -1, -1):
+        assert ops.kernel.ceiling(5, level) == 5 * ops.kernel.ceiling(1, level) > 0
 
 
 def test_what_checks_a_backend_shares_no_arithmetic_with_it() -> None:
