@@ -37,9 +37,11 @@ enum { DENSE = 0, EDGES = 1, CORNERS = 2, POINT = 3 };
 /* One block of 16 output channels for as many neighbouring pixels as the instruction set has registers for. */
 typedef void (*Micro)(const int16_t *const *px, int taps, int pairs, int stride, const int16_t *w, int32_t *out, int out_stride);
 typedef void (*Epilogue)(const int32_t *, const int32_t *, const int32_t *, int, const int16_t *, int16_t *, int);
-typedef void (*Unit)(const int32_t *, const int16_t *, const int32_t *, double, const double *, const double *, int32_t *, Py_ssize_t, int, int);
-typedef void (*Narrow)(const int32_t *, const int32_t *, int16_t *, Py_ssize_t, int);
+typedef void (*Unit)(const int32_t *, const int32_t *, int, const int16_t *, const int32_t *, double, const double *, const double *, int32_t *, Py_ssize_t, int, int);
+typedef void (*Narrow)(const int32_t *, Py_ssize_t, const int32_t *, int16_t *, Py_ssize_t, Py_ssize_t, int);
 typedef void (*Mix)(const int32_t *, const double *, const double *, int32_t *, Py_ssize_t, int);
+typedef void (*Gather)(const int32_t *, const int32_t *, int16_t *, Py_ssize_t, Py_ssize_t);
+typedef void (*Correct)(const int32_t *, const int16_t *, int, uint8_t *, Py_ssize_t, Py_ssize_t);
 typedef int (*Ceiling)(long);
 
 /* What differs between instruction sets; the table of those of this processor, from the worst to the best, is ISAS below. */
@@ -52,6 +54,8 @@ typedef struct {
     Unit unit;
     Mix mix;
     Narrow narrow;
+    Gather gather;
+    Correct corrected;
     int tiles;       /* whether layers are done by `conv_tiles` instead */
     Ceiling ceiling; /* so many rounds of the best way to multiply; returns products a round */
 } Isa;
@@ -559,17 +563,17 @@ done:
 
 /* z2 <- round(z2 * E[s] / 2^20) - t * 2^t_shift, then x <- round(M (z1, z2) / 2^20) - bias; doubles hold whole numbers below 2^53 all the way. */
 #define UNIT(NAME, ATTRIBUTE)                                                                                                                  \
-    ATTRIBUTE static inline __attribute__((always_inline)) void NAME##_body(const int32_t *restrict z, const int16_t *restrict st, const int32_t *restrict table, double t_factor,          \
+    ATTRIBUTE static inline __attribute__((always_inline)) void NAME##_body(const int32_t *restrict z, const int32_t *restrict z2, int step, const int16_t *restrict st, const int32_t *restrict table, double t_factor, \
                                const double *restrict matrix, const double *restrict bias, int32_t *restrict out, Py_ssize_t n, int channels,  \
                                int affine) {                                                                                                   \
         int half = channels / 2;                                                                                                               \
         double v[512], sum[512];                                                                                                               \
-        for (Py_ssize_t i = 0; i < n; i++, z += channels, st += affine ? channels : half, out += channels) {                                   \
+        for (Py_ssize_t i = 0; i < n; i++, z += step, z2 += step, st += affine ? channels : half, out += channels) {                           \
             for (int c = 0; c < half; c++) v[c] = z[c];                                                                                        \
             const int16_t *t = affine ? st + half : st;                                                                                        \
             if (affine)                                                                                                                        \
                 for (int c = 0; c < half; c++)                                                                                                 \
-                    v[half + c] = floor((double)z[half + c] * table[(uint16_t)st[c] ^ 0x8000u] * 0x1p-20 + 0.5) - t[c] * t_factor;             \
+                    v[half + c] = floor((double)z2[c] * table[(uint16_t)st[c] ^ 0x8000u] * 0x1p-20 + 0.5) - t[c] * t_factor;             \
             else                                                                                                                               \
                 for (int c = 0; c < half; c++) v[half + c] = z[half + c] - t[c] * t_factor;                                                    \
             for (int c = 0; c < channels; c++) v[c] = v[c] < -STATE_LIMIT ? -STATE_LIMIT : v[c] > STATE_LIMIT ? STATE_LIMIT : v[c];            \
@@ -586,13 +590,13 @@ done:
         }                                                                                                                                      \
     }                                                                                                                                          \
     /* Known widths keep their sums in registers. */                                                                                           \
-    ATTRIBUTE static void NAME(const int32_t *z, const int16_t *st, const int32_t *table, double t_factor, const double *matrix,               \
+    ATTRIBUTE static void NAME(const int32_t *z, const int32_t *z2, int step, const int16_t *st, const int32_t *table, double t_factor, const double *matrix, \
                                const double *bias, int32_t *out, Py_ssize_t n, int channels, int affine) {                                     \
-        if (channels == 12 && affine) NAME##_body(z, st, table, t_factor, matrix, bias, out, n, 12, 1);                                        \
-        else if (channels == 24 && affine) NAME##_body(z, st, table, t_factor, matrix, bias, out, n, 24, 1);                                   \
-        else if (channels == 48 && affine) NAME##_body(z, st, table, t_factor, matrix, bias, out, n, 48, 1);                                   \
-        else if (channels == 96 && affine) NAME##_body(z, st, table, t_factor, matrix, bias, out, n, 96, 1);                                   \
-        else NAME##_body(z, st, table, t_factor, matrix, bias, out, n, channels, affine);                                                      \
+        if (channels == 12 && affine) NAME##_body(z, z2, step, st, table, t_factor, matrix, bias, out, n, 12, 1);                                        \
+        else if (channels == 24 && affine) NAME##_body(z, z2, step, st, table, t_factor, matrix, bias, out, n, 24, 1);                                   \
+        else if (channels == 48 && affine) NAME##_body(z, z2, step, st, table, t_factor, matrix, bias, out, n, 48, 1);                                   \
+        else if (channels == 96 && affine) NAME##_body(z, z2, step, st, table, t_factor, matrix, bias, out, n, 96, 1);                                   \
+        else NAME##_body(z, z2, step, st, table, t_factor, matrix, bias, out, n, channels, affine);                                                      \
     }
 UNIT(unit_plain, )
 #if WITH_X86
@@ -623,20 +627,20 @@ AVX512_TARGET static inline void products_avx512(double (*v)[512], const double 
 
 AVX512_TARGET static inline __mmask8 first_eight(int n) { return n >= 8 ? 0xff : n > 0 ? (__mmask8)((1u << n) - 1) : 0; }
 
-AVX512_TARGET static void unit_avx512(const int32_t *z, const int16_t *st, const int32_t *table, double t_factor, const double *matrix, const double *bias,
-                                      int32_t *out, Py_ssize_t n, int channels, int affine) {
+AVX512_TARGET static void unit_avx512(const int32_t *z, const int32_t *z2, int step, const int16_t *st, const int32_t *table, double t_factor,
+                                      const double *matrix, const double *bias, int32_t *out, Py_ssize_t n, int channels, int affine) {
     double v[UNIT_PIXELS][512] __attribute__((aligned(64))) = {{0}};
     int half = channels / 2;
     const __m512d factor = _mm512_set1_pd(t_factor);
     for (Py_ssize_t i = 0; i < n; i += UNIT_PIXELS) {
         int count = n - i < UNIT_PIXELS ? (int)(n - i) : UNIT_PIXELS;
         for (int p = 0; p < count; p++) {
-            const int32_t *from = z + (i + p) * channels;
+            const int32_t *from = z + (i + p) * step, *from2 = z2 + (i + p) * step;
             const int16_t *s = st + (i + p) * (affine ? channels : half), *t = affine ? s + half : s;
             for (int c = 0; c < half; c += 8) {
                 __mmask8 mask = first_eight(half - c);
                 _mm512_mask_storeu_pd(v[p] + c, mask, cut_state(_mm512_cvtepi32_pd(_mm256_maskz_loadu_epi32(mask, from + c))));
-                __m512d second = _mm512_cvtepi32_pd(_mm256_maskz_loadu_epi32(mask, from + half + c));
+                __m512d second = _mm512_cvtepi32_pd(_mm256_maskz_loadu_epi32(mask, from2 + c));
                 if (affine) {
                     __m256i index = _mm256_add_epi32(_mm256_cvtepi16_epi32(_mm_maskz_loadu_epi16(mask, s + c)), _mm256_set1_epi32(32768));
                     __m256i scale = _mm256_mmask_i32gather_epi32(_mm256_setzero_si256(), mask, index, table, 4);
@@ -664,63 +668,210 @@ AVX512_TARGET static void unit_avx512(const int32_t *z, const int16_t *st, const
 }
 #endif
 
+/* The second half of the state may be an array of its own. */
 static PyObject *unit(PyObject *self, PyObject *args) {
-    Py_buffer z, st, table, matrix, bias, out;
+    Py_buffer z, st, table, matrix, bias, out, z2;
     int channels, affine, isa;
     double t_factor;
+    PyObject *second = Py_None;
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*y*dy*y*w*iii", &z, &st, &table, &t_factor, &matrix, &bias, &out, &channels, &affine, &isa)) return NULL;
-    Py_ssize_t n = channels > 0 ? z.len / 4 / channels : 0;
-    int good = channels >= 2 && channels % 2 == 0 && channels <= 512 && z.len == n * channels * 4 && out.len == z.len &&
-               st.len == n * (affine ? channels : channels / 2) * 2 && table.len == 65536 * 4 && bias.len == (Py_ssize_t)channels * 8 &&
-               matrix.len == (Py_ssize_t)channels * channels * 8;
+    if (!PyArg_ParseTuple(args, "y*y*y*dy*y*w*iii|O", &z, &st, &table, &t_factor, &matrix, &bias, &out, &channels, &affine, &isa, &second)) return NULL;
+    int apart = second != Py_None, good = 1;
+    if (apart && PyObject_GetBuffer(second, &z2, PyBUF_SIMPLE)) apart = good = 0;
+    Py_ssize_t n = channels > 0 ? out.len / 4 / channels : 0;
+    good = good && channels >= 2 && channels % 2 == 0 && channels <= 512 && out.len == n * channels * 4 && (apart ? z2.len + z.len : z.len) == out.len &&
+           (!apart || z.len == z2.len) && st.len == n * (affine ? channels : channels / 2) * 2 && table.len == 65536 * 4 &&
+           bias.len == (Py_ssize_t)channels * 8 && matrix.len == (Py_ssize_t)channels * channels * 8;
     if (good) {
         Py_BEGIN_ALLOW_THREADS
-        isa_of(isa)->unit(z.buf, st.buf, table.buf, t_factor, matrix.buf, bias.buf, out.buf, n, channels, affine);
+        const int32_t *first = z.buf, *other = apart ? z2.buf : first + channels / 2;
+        isa_of(isa)->unit(first, other, apart ? channels / 2 : channels, st.buf, table.buf, t_factor, matrix.buf, bias.buf, out.buf, n, channels, affine);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&z); PyBuffer_Release(&st); PyBuffer_Release(&table); PyBuffer_Release(&matrix); PyBuffer_Release(&bias); PyBuffer_Release(&out);
+    if (apart) PyBuffer_Release(&z2);
     if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the unit's operands contradict each other"); return NULL; }
     Py_RETURN_NONE;
 }
 
-/* out = clamp16((x + 2^(s-1)) >> s) per channel; s = 0 leaves x as it is. */
-static void narrow_plain(const int32_t *in, const int32_t *shift, int16_t *out, Py_ssize_t n, int channels) {
-    for (Py_ssize_t i = 0; i < n; i++, in += channels, out += channels)
+/* out = clamp16((x + 2^(s-1)) >> s) per channel; s = 0 leaves x as it is. Pixels lie `step` and `out_step` values apart. */
+static void narrow_plain(const int32_t *in, Py_ssize_t step, const int32_t *shift, int16_t *out, Py_ssize_t out_step, Py_ssize_t n, int channels) {
+    for (Py_ssize_t i = 0; i < n; i++, in += step, out += out_step)
         for (int c = 0; c < channels; c++) out[c] = (int16_t)clamp16((in[c] + ((1 << shift[c]) >> 1)) >> shift[c]);
 }
 
 #if WITH_X86
-/* Channels go by in vectors of 16, whatever their number: of C channels 16 pixels are C vectors. */
-AVX512_TARGET static void narrow_avx512(const int32_t *in, const int32_t *shift, int16_t *out, Py_ssize_t n, int channels) {
+AVX512_TARGET static inline __m256i narrowed_avx512(__m512i v, __m512i shift) {
+    __m512i half = _mm512_srli_epi32(_mm512_sllv_epi32(_mm512_set1_epi32(1), shift), 1);
+    return _mm512_cvtsepi32_epi16(_mm512_srav_epi32(_mm512_add_epi32(v, half), shift));
+}
+
+AVX512_TARGET static void narrow_avx512(const int32_t *in, Py_ssize_t step, const int32_t *shift, int16_t *out, Py_ssize_t out_step, Py_ssize_t n,
+                                        int channels) {
     enum { MOST = 256 };
-    int32_t shifts[16 * MOST], half[16 * MOST];
-    if (channels > MOST) { narrow_plain(in, shift, out, n, channels); return; }
-    for (int i = 0; i < 16 * channels; i++) { shifts[i] = shift[i % channels]; half[i] = (1 << shifts[i]) >> 1; }
     Py_ssize_t i = 0;
-    for (; i + 16 <= n; i += 16, in += 16 * channels, out += 16 * channels)
-        for (int c = 0; c < 16 * channels; c += 16) {
-            __m512i v = _mm512_srav_epi32(_mm512_add_epi32(_mm512_loadu_si512(in + c), _mm512_loadu_si512(half + c)), _mm512_loadu_si512(shifts + c));
-            _mm256_storeu_si256((__m256i *)(out + c), _mm512_cvtsepi32_epi16(v));
-        }
-    narrow_plain(in, shift, out, n - i, channels);
+    if (step == channels && out_step == channels && channels <= MOST) {
+        /* Channels go by in vectors of 16, whatever their number: of C channels 16 pixels are C vectors. */
+        int32_t shifts[16 * MOST];
+        for (int k = 0; k < 16 * channels; k++) shifts[k] = shift[k % channels];
+        for (; i + 16 <= n; i += 16, in += 16 * channels, out += 16 * channels)
+            for (int c = 0; c < 16 * channels; c += 16)
+                _mm256_storeu_si256((__m256i *)(out + c), narrowed_avx512(_mm512_loadu_si512(in + c), _mm512_loadu_si512(shifts + c)));
+    }
+    for (int c = 0; c < channels; c += 16) {
+        const __mmask16 mask = first_channels(channels - c);
+        const __m512i by = _mm512_maskz_loadu_epi32(mask, shift + c);
+        for (Py_ssize_t k = 0; k < n - i; k++)
+            _mm256_mask_storeu_epi16(out + k * out_step + c, mask, narrowed_avx512(_mm512_maskz_loadu_epi32(mask, in + k * step + c), by));
+    }
 }
 #endif
 
+/* Of each pixel `channels` values, the first of them `from` and `to` from the array's start, to a pixel of another array. */
 static PyObject *narrow(PyObject *self, PyObject *args) {
     Py_buffer x, shift, out;
-    int channels, isa;
+    int channels, isa, from = 0, step = 0, to = 0, out_step = 0;
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*w*ii", &x, &shift, &out, &channels, &isa)) return NULL;
-    Py_ssize_t n = channels > 0 ? x.len / 4 / channels : 0;
-    int good = channels > 0 && channels <= 8192 && x.len == n * channels * 4 && out.len * 2 == x.len && shift.len == (Py_ssize_t)channels * 4;
+    if (!PyArg_ParseTuple(args, "y*y*w*ii|iiii", &x, &shift, &out, &channels, &isa, &from, &step, &to, &out_step)) return NULL;
+    if (!step && !out_step) step = out_step = channels;
+    Py_ssize_t n = step > 0 ? x.len / 4 / step : 0;
+    int good = channels > 0 && channels <= 8192 && from >= 0 && to >= 0 && step <= 65536 && out_step <= 65536 && from <= step - channels &&
+               to <= out_step - channels && x.len == n * step * 4 && out.len == n * out_step * 2 && shift.len == (Py_ssize_t)channels * 4;
     if (good) {
         Py_BEGIN_ALLOW_THREADS
-        isa_of(isa)->narrow(x.buf, shift.buf, out.buf, n, channels);
+        isa_of(isa)->narrow((const int32_t *)x.buf + from, step, shift.buf, (int16_t *)out.buf + to, out_step, n, channels);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&x); PyBuffer_Release(&shift); PyBuffer_Release(&out);
     if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* What is beside one another in a picture's state `[2h, 2w, 3]`, two pixels of two rows, to channels of one, `4c + 2i + j` for row i and column j, and
+ * narrowed. */
+#define COLOURS 3
+static void gather_plain(const int32_t *state, const int32_t *shift, int16_t *out, Py_ssize_t h, Py_ssize_t w) {
+    for (Py_ssize_t r = 0; r < h; r++, state += 2 * w * 2 * COLOURS)
+        for (Py_ssize_t x = 0; x < w; x++, out += 4 * COLOURS)
+            for (int o = 0; o < 4 * COLOURS; o++) {
+                int32_t v = state[(o / 2 % 2 * 2 * w + 2 * x + o % 2) * COLOURS + o / 4];
+                out[o] = (int16_t)clamp16((v + ((1 << shift[o]) >> 1)) >> shift[o]);
+            }
+}
+
+/* Pixels of state and `correction * 2^shift`, whose channels are those of `gather`. */
+static void corrected_plain(const int32_t *state, const int16_t *correction, int shift, uint8_t *out, Py_ssize_t h, Py_ssize_t w) {
+    for (Py_ssize_t r = 0; r < h; r++, state += 2 * w * 2 * COLOURS, out += 2 * w * 2 * COLOURS)
+        for (Py_ssize_t x = 0; x < w; x++, correction += 4 * COLOURS)
+            for (int o = 0; o < 4 * COLOURS; o++) {
+                Py_ssize_t at = (o / 2 % 2 * 2 * w + 2 * x + o % 2) * COLOURS + o / 4;
+                int32_t v = state[at] + correction[o] * (1 << shift);
+                out[at] = (uint8_t)(((v < 0 ? 0 : v > 65536 ? 65536 : v) * 255 + 32768) >> 16);
+            }
+}
+
+#if WITH_X86
+/* Two pixels of the upper row in the lower half of a vector, two of the lower row in its upper half: where `gather` and `corrected` find them. */
+static const int32_t BESIDE[16] = {0, 3, 8, 11, 1, 4, 9, 12, 2, 5, 10, 13, 6, 6, 6, 6}, APART[16] = {0, 4, 8, 1, 5, 9, 12, 12, 2, 6, 10, 3, 7, 11, 12, 12};
+
+AVX512_TARGET static inline __m512i two_rows(const int32_t *upper, const int32_t *lower) {
+    __m256i a = _mm256_maskz_loadu_epi32(0x3f, upper), b = _mm256_maskz_loadu_epi32(0x3f, lower);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+}
+
+AVX512_TARGET static void gather_avx512(const int32_t *state, const int32_t *shift, int16_t *out, Py_ssize_t h, Py_ssize_t w) {
+    const __m512i beside = _mm512_loadu_si512(BESIDE), by = _mm512_maskz_loadu_epi32(0xfff, shift);
+    for (Py_ssize_t r = 0; r < h; r++, state += 2 * w * 2 * COLOURS)
+        for (Py_ssize_t x = 0; x < w; x++, out += 4 * COLOURS) {
+            const int32_t *from = state + 2 * x * COLOURS;
+            __m512i v = _mm512_permutexvar_epi32(beside, two_rows(from, from + 2 * w * COLOURS));
+            _mm256_mask_storeu_epi16(out, 0xfff, narrowed_avx512(v, by));
+        }
+}
+
+AVX512_TARGET static void corrected_avx512(const int32_t *state, const int16_t *correction, int shift, uint8_t *out, Py_ssize_t h, Py_ssize_t w) {
+    const __m512i apart = _mm512_loadu_si512(APART), most = _mm512_set1_epi32(65536), zero = _mm512_setzero_si512();
+    const __m128i by = _mm_cvtsi32_si128(shift);
+    for (Py_ssize_t r = 0; r < h; r++, state += 2 * w * 2 * COLOURS, out += 2 * w * 2 * COLOURS)
+        for (Py_ssize_t x = 0; x < w; x++, correction += 4 * COLOURS) {
+            Py_ssize_t at = 2 * x * COLOURS;
+            __m512i add = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(0xfff, correction));
+            __m512i v = _mm512_add_epi32(two_rows(state + at, state + at + 2 * w * COLOURS), _mm512_sll_epi32(_mm512_permutexvar_epi32(apart, add), by));
+            v = _mm512_max_epi32(zero, _mm512_min_epi32(most, v));
+            v = _mm512_srli_epi32(_mm512_add_epi32(_mm512_sub_epi32(_mm512_slli_epi32(v, 8), v), _mm512_set1_epi32(32768)), 16);
+            __m128i bytes = _mm512_cvtepi32_epi8(v);
+            _mm_mask_storeu_epi8(out + at, 0x3f, bytes);
+            _mm_mask_storeu_epi8(out + at + 2 * w * COLOURS, 0x3f, _mm_bsrli_si128(bytes, 8));
+        }
+}
+#endif
+
+/* Whether `state` is of a picture `[2h, 2w, 3]`. */
+static int pictured(Py_ssize_t state_bytes, int h, int w) {
+    return h > 0 && w > 0 && h <= MAX_SIDE && w <= MAX_SIDE && state_bytes == (Py_ssize_t)h * w * 4 * COLOURS * 4;
+}
+
+static PyObject *gather(PyObject *self, PyObject *args) {
+    Py_buffer state, shift, out;
+    int h, w, isa;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*w*iii", &state, &shift, &out, &h, &w, &isa)) return NULL;
+    int good = pictured(state.len, h, w) && out.len * 2 == state.len && shift.len == 4 * COLOURS * 4;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        isa_of(isa)->gather(state.buf, shift.buf, out.buf, h, w);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&state); PyBuffer_Release(&shift); PyBuffer_Release(&out);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+static PyObject *corrected(PyObject *self, PyObject *args) {
+    Py_buffer state, correction, out;
+    int h, w, shift, isa;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*w*iiii", &state, &correction, &out, &h, &w, &shift, &isa)) return NULL;
+    int good = pictured(state.len, h, w) && out.len * 4 == state.len && correction.len * 2 == state.len && shift >= 0 && shift <= MAX_MEAN_SHIFT;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        isa_of(isa)->corrected(state.buf, correction.buf, shift, out.buf, h, w);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&state); PyBuffer_Release(&correction); PyBuffer_Release(&out);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* `rows` rows of `count` pieces of `bytes` bytes from one array to another, each with its own way from row to row and from piece to piece. */
+static PyObject *place(PyObject *self, PyObject *args) {
+    Py_buffer source, target;
+    Py_ssize_t from, from_row, from_step, to, to_row, to_step, rows, count, bytes;
+    const Py_ssize_t most = (Py_ssize_t)1 << 40;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*nnnw*nnnnnn", &source, &from, &from_row, &from_step, &target, &to, &to_row, &to_step, &rows, &count, &bytes)) return NULL;
+    int good = rows > 0 && count > 0 && bytes > 0 && rows <= MAX_SIDE && count <= MAX_SIDE && from >= 0 && from_row >= 0 && from_step >= 0 && to >= 0 &&
+               to_row >= 0 && to_step >= 0 && from <= most && from_row <= most && from_step <= most && to <= most && to_row <= most && to_step <= most &&
+               bytes <= most && from + (rows - 1) * from_row + (count - 1) * from_step + bytes <= source.len &&
+               to + (rows - 1) * to_row + (count - 1) * to_step + bytes <= target.len;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        const char *a = (const char *)source.buf + from;
+        char *b = (char *)target.buf + to;
+        for (Py_ssize_t r = 0; r < rows; r++, a += from_row, b += to_row) {
+            const char *x = a;
+            char *y = b;
+/* Pieces of a known length need no call. */
+#define PIECES(N) case N: for (Py_ssize_t i = 0; i < count; i++, x += from_step, y += to_step) memcpy(y, x, N); break;
+            switch (bytes) {
+                PIECES(12) PIECES(24) PIECES(32) PIECES(48) PIECES(64) PIECES(96) PIECES(128) PIECES(192)
+                default: for (Py_ssize_t i = 0; i < count; i++, x += from_step, y += to_step) memcpy(y, x, (size_t)bytes);
+            }
+        }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&source); PyBuffer_Release(&target);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "what is to be copied does not lie within both arrays"); return NULL; }
     Py_RETURN_NONE;
 }
 
@@ -868,16 +1019,16 @@ static int ceiling_neon(long rounds) {
 #endif
 
 static const Isa ISAS[] = {
-    {"scalar", 1, micro_scalar, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, 0, ceiling_scalar},
+    {"scalar", 1, micro_scalar, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, gather_plain, corrected_plain, 0, ceiling_scalar},
 #if WITH_X86
-    {"SSE4.1", 3, micro_sse41, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, 0, ceiling_sse41},
-    {"AVX2", 6, micro_avx2, NULL, epilogue_avx2, unit_avx2, mix_avx2, narrow_plain, 0, ceiling_avx2},
-    {"AVX-512 VNNI", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, 0, ceiling_avx512},
+    {"SSE4.1", 3, micro_sse41, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, gather_plain, corrected_plain, 0, ceiling_sse41},
+    {"AVX2", 6, micro_avx2, NULL, epilogue_avx2, unit_avx2, mix_avx2, narrow_plain, gather_plain, corrected_plain, 0, ceiling_avx2},
+    {"AVX-512 VNNI", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, gather_avx512, corrected_avx512, 0, ceiling_avx512},
 #if WITH_AMX
-    {"AMX", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, 1, ceiling_tiles},
+    {"AMX", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, gather_avx512, corrected_avx512, 1, ceiling_tiles},
 #endif
 #elif WITH_NEON
-    {"NEON", 4, micro_neon, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, 0, ceiling_neon},
+    {"NEON", 4, micro_neon, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, gather_plain, corrected_plain, 0, ceiling_neon},
 #endif
 };
 
@@ -1174,6 +1325,9 @@ static PyMethodDef methods[] = {
     {"conv", conv, METH_VARARGS, "One layer over rows [row0, row1)."},
     {"unit", unit, METH_VARARGS, "The linear and affine part of an inverse unit."},
     {"narrow", narrow, METH_VARARGS, "int32 state to int16 activations."},
+    {"gather", gather, METH_VARARGS, "A picture's state to the activations of its post-filter."},
+    {"corrected", corrected, METH_VARARGS, "A picture's state and what its post-filter gives to pixels."},
+    {"place", place, METH_VARARGS, "Copy pieces from one array to another."},
     {"mix", mix, METH_VARARGS, "The linear part of a forward unit (encoder)."},
     {"couple", couple, METH_VARARGS, "The affine part of a forward unit (encoder)."},
     {"levels", levels, METH_VARARGS, "Scales to table indexes."},

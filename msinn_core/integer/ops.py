@@ -156,18 +156,44 @@ class Compiled(NumpyArrays):
     def _rows(self, h: int, work: int, run: Callable[[slice], None]) -> None:
         self._spread(h, work, lambda a, b: run(slice(a, b)))
 
-    def unit(self, z: I32, st: I16, table: I32, t_shift: int, matrix: NDArray[np.float64], bias: NDArray[np.float64], affine: bool) -> I32:
-        out, factor, channels = np.empty_like(z), float(1 << t_shift), z.shape[2]
-        self._rows(
-            z.shape[0],
-            z.size * channels * 4,
-            lambda r: kernel.unit(z[r], st[r], table, factor, matrix, bias, out[r], channels, int(affine), self.isa),
-        )
+    def unit(
+        self,
+        z: I32,
+        st: I16,
+        table: I32,
+        t_shift: int,
+        matrix: NDArray[np.float64],
+        bias: NDArray[np.float64],
+        affine: bool,
+        second: I32 | None = None,
+    ) -> I32:
+        h, w, half = z.shape
+        channels = half if second is None else 2 * half
+        out, factor = np.empty((h, w, channels), np.int32), float(1 << t_shift)
+
+        def run(r: slice) -> None:
+            other = None if second is None else second[r]
+            kernel.unit(z[r], st[r], table, factor, matrix, bias, out[r], channels, int(affine), self.isa, other)
+
+        self._rows(h, out.size * channels * 4, run)
         return out
 
     def narrow(self, x: I32, shift: I32) -> I16:
-        out = np.empty(x.shape, np.int16)
-        self._rows(x.shape[0], x.size * 4, lambda r: kernel.narrow(x[r], shift, out[r], x.shape[2], self.isa))
+        return self.narrowed(shift, x)
+
+    def narrowed(self, shift: I32, *parts: I32) -> I16:
+        h, w = parts[0].shape[:2]
+        out = np.empty((h, w, len(shift)), np.int16)
+        at = 0
+        for part in parts:
+            step, taken = part.shape[2], min(part.shape[2], len(shift) - at)
+            by = shift[at : at + taken]
+
+            def run(r: slice, part: I32 = part, by: I32 = by, step: int = step, at: int = at) -> None:
+                kernel.narrow(part[r], by, out[r], len(by), self.isa, 0, step, at, len(shift))
+
+            self._rows(h, h * w * taken * 4, run)
+            at += taken
         return out
 
     def levels(self, parameters: I16, log2: I32, log_gain: I32, first: int, step: int, tables: int) -> NDArray[np.uint8]:
@@ -183,6 +209,72 @@ class Compiled(NumpyArrays):
 
     def refine(self, y: I32, prediction: I16, table: I16, inv_gain: I32) -> None:
         self._rows(y.shape[0], y.size * 8, lambda r: kernel.refine(y[r], prediction[r], table, inv_gain, y.shape[2]))
+
+    # Moving values about.
+
+    def gathered(self, x: I32, shift: I32) -> I16:
+        h, w = x.shape[0] // 2, x.shape[1] // 2
+        out = np.empty((h, w, 12), np.int16)
+        self._spread(h, x.size * 4, lambda a, b: kernel.gather(x[2 * a : 2 * b], shift, out[a:b], b - a, w, self.isa))
+        return out
+
+    def filtered(self, x: I32, correction: I16, shift: int) -> NDArray[np.uint8]:
+        h, w = correction.shape[:2]
+        out = np.empty(x.shape, np.uint8)
+        self._spread(h, x.size * 8, lambda a, b: kernel.corrected(x[2 * a : 2 * b], correction[a:b], out[2 * a : 2 * b], b - a, w, shift, self.isa))
+        return out
+
+    @staticmethod
+    def squeeze(x: NDArray[Any]) -> NDArray[Any]:
+        h, w, c = x.shape
+        out, b = np.empty((h // 2, w // 2, 4 * c), x.dtype), c * x.itemsize
+        for i in (0, 1):
+            kernel.place(x, i * w * b, 2 * w * b, 2 * b, out, 2 * i * b, 2 * w * b, 4 * b, h // 2, w // 2, 2 * b)
+        return out
+
+    @staticmethod
+    def unsqueeze(x: NDArray[Any]) -> NDArray[Any]:
+        h, w, c = x.shape
+        out, b = np.empty((2 * h, 2 * w, c // 4), x.dtype), c // 4 * x.itemsize
+        for i in (0, 1):
+            kernel.place(x, 2 * i * b, 4 * w * b, 4 * b, out, 2 * i * w * b, 4 * w * b, 2 * b, h, w, 2 * b)
+        return out
+
+    @staticmethod
+    def half(x: NDArray[Any], parity: int) -> NDArray[Any]:
+        h, w, c = x.shape
+        out, b = np.empty((h, w // 2, c), x.dtype), c * x.itemsize
+        for i in range(min(2, h)):
+            kernel.place(x, (i * w + (parity + i) % 2) * b, 2 * w * b, 2 * b, out, i * (w // 2) * b, w * b, b, (h + 1 - i) // 2, w // 2, b)
+        return out
+
+    @staticmethod
+    def whole(half: NDArray[Any], parity: int, other: NDArray[Any]) -> NDArray[Any]:
+        h, w, c = half.shape
+        out, b = np.empty((h, 2 * w, c), half.dtype), c * half.itemsize
+        for x, first in ((half, parity), (other, 1 - parity)):
+            for i in range(min(2, h)):
+                kernel.place(x, i * w * b, 2 * w * b, b, out, (2 * i * w + (first + i) % 2) * b, 4 * w * b, 2 * b, (h + 1 - i) // 2, w, b)
+        return out
+
+    @staticmethod
+    def joined(*parts: NDArray[Any]) -> NDArray[Any]:
+        h, w = parts[0].shape[:2]
+        out, at = np.empty((h, w, sum(part.shape[2] for part in parts)), parts[0].dtype), 0
+        step = out.shape[2] * out.itemsize
+        for part in parts:
+            b = part.shape[2] * part.itemsize
+            kernel.place(part, 0, w * b, b, out, at, w * step, step, h, w, b)
+            at += b
+        return out
+
+    @staticmethod
+    def channels(x: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
+        h, w, c = x.shape
+        out = np.empty((h, w, stop - start), x.dtype)
+        step, b = c * x.itemsize, (stop - start) * x.itemsize
+        kernel.place(x, start * x.itemsize, w * step, step, out, 0, w * b, b, h, w, b)
+        return out
 
     # Of the encoder, which nothing needs to repeat bit by bit.
 

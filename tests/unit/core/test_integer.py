@@ -330,8 +330,8 @@ def test_a_model_that_lacks_a_part_is_refused(model: LoadedModel) -> None:
 
 def test_a_kernel_that_fails_its_self_test_is_replaced(model: LoadedModel, tile: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = Codec(model).encode(tile, 3.0)
-    right = Compiled.narrow
-    monkeypatch.setattr(Compiled, "narrow", lambda self, x, shift: right(self, x, shift) + np.int16(1))
+    right = Compiled.narrowed
+    monkeypatch.setattr(Compiled, "narrowed", lambda self, shift, *parts: right(self, shift, *parts) + np.int16(1))
     with pytest.warns(UserWarning, match="self-test"):
         codec = Codec(model)
     assert codec.decode(expected)[0].pixels.shape == tile.pixels.shape
