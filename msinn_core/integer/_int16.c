@@ -42,6 +42,10 @@ typedef void (*Narrow)(const int32_t *, Py_ssize_t, const int32_t *, int16_t *, 
 typedef void (*Mix)(const int32_t *, const double *, const double *, int32_t *, Py_ssize_t, int);
 typedef void (*Gather)(const int32_t *, const int32_t *, int16_t *, Py_ssize_t, Py_ssize_t);
 typedef void (*Correct)(const int32_t *, const int16_t *, int, uint8_t *, Py_ssize_t, Py_ssize_t);
+typedef void (*Couple)(int32_t *, const int16_t *, const float *, double, Py_ssize_t, int, int);
+typedef void (*Levels)(const int16_t *, const int32_t *, const int32_t *, uint8_t *, Py_ssize_t, int, int, int, int);
+typedef void (*Dequantise)(const int32_t *, const int16_t *, const int32_t *, int32_t *, Py_ssize_t, int, int);
+typedef void (*Quantise)(const int32_t *, const int16_t *, const uint8_t *, const float *, const float *, int32_t *, Py_ssize_t, int, int);
 typedef int (*Ceiling)(long);
 
 /* What differs between instruction sets; the table of those of this processor, from the worst to the best, is ISAS below. */
@@ -56,6 +60,10 @@ typedef struct {
     Narrow narrow;
     Gather gather;
     Correct corrected;
+    Couple couple;
+    Levels levels;
+    Dequantise dequantise;
+    Quantise quantise;
     int tiles;       /* whether layers are done by `conv_tiles` instead */
     Ceiling ceiling; /* so many rounds of the best way to multiply; returns products a round */
 } Isa;
@@ -1018,17 +1026,242 @@ static int ceiling_neon(long rounds) {
 }
 #endif
 
-static const Isa ISAS[] = {
-    {"scalar", 1, micro_scalar, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, gather_plain, corrected_plain, 0, ceiling_scalar},
+/* Encoder only, in place: z2 <- (z2 + t * 2^t_shift) * 2^20 / E[s]. */
+static void couple_plain(int32_t *to, const int16_t *from, const float *f, double t_factor, Py_ssize_t n, int channels, int affine) {
+    int half = channels / 2;
+    for (Py_ssize_t i = 0; i < n; i++, to += channels, from += affine ? channels : half)
+        for (int c = 0; c < half; c++) {
+            double v = to[half + c] + t_factor * from[affine ? half + c : c];
+            if (affine) v = floor(v * f[(uint16_t)from[c] ^ 0x8000u] + 0.5);
+            to[half + c] = (int32_t)(v < -STATE_LIMIT ? -STATE_LIMIT : v > STATE_LIMIT ? STATE_LIMIT : v);
+        }
+}
+
 #if WITH_X86
-    {"SSE4.1", 3, micro_sse41, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, gather_plain, corrected_plain, 0, ceiling_sse41},
-    {"AVX2", 6, micro_avx2, NULL, epilogue_avx2, unit_avx2, mix_avx2, narrow_plain, gather_plain, corrected_plain, 0, ceiling_avx2},
-    {"AVX-512 VNNI", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, gather_avx512, corrected_avx512, 0, ceiling_avx512},
+AVX512_TARGET static void couple_avx512(int32_t *to, const int16_t *from, const float *f, double t_factor, Py_ssize_t n, int channels, int affine) {
+    int half = channels / 2;
+    const __m512d factor = _mm512_set1_pd(t_factor);
+    for (Py_ssize_t i = 0; i < n; i++, to += channels, from += affine ? channels : half)
+        for (int c = 0; c < half; c += 8) {
+            __mmask8 mask = first_eight(half - c);
+            __m512d t = _mm512_cvtepi32_pd(_mm256_cvtepi16_epi32(_mm_maskz_loadu_epi16(mask, from + (affine ? half : 0) + c)));
+            __m512d v = _mm512_fmadd_pd(t, factor, _mm512_cvtepi32_pd(_mm256_maskz_loadu_epi32(mask, to + half + c))); /* which is exact */
+            if (affine) {
+                __m256i index = _mm256_add_epi32(_mm256_cvtepi16_epi32(_mm_maskz_loadu_epi16(mask, from + c)), _mm256_set1_epi32(32768));
+                __m512d by = _mm512_cvtps_pd(_mm256_mmask_i32gather_ps(_mm256_setzero_ps(), mask, index, f, 4));
+                /* Rounded as without FMA, so that encoders agree: of this form of the product the compiler makes none. */
+                v = floor_pd(_mm512_add_pd(_mm512_mul_round_pd(v, by, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), _mm512_set1_pd(0.5)));
+            }
+            _mm256_mask_storeu_epi32(to + half + c, mask, _mm512_cvttpd_epi32(cut_state(v)));
+        }
+}
+#endif
+
+static PyObject *couple(PyObject *self, PyObject *args) {
+    Py_buffer z, st, reciprocal;
+    int channels, affine, isa = -1;
+    double t_factor;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "w*y*y*dii|i", &z, &st, &reciprocal, &t_factor, &channels, &affine, &isa)) return NULL;
+    Py_ssize_t n = channels > 0 ? z.len / 4 / channels : 0;
+    int half = channels / 2, good = channels >= 2 && channels <= 8192 && z.len == n * channels * 4 && st.len == n * (affine ? channels : half) * 2 &&
+                                    reciprocal.len == 65536 * 4;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        isa_of(isa)->couple(z.buf, st.buf, reciprocal.buf, t_factor, n, channels, affine);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&z); PyBuffer_Release(&st); PyBuffer_Release(&reciprocal);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* Table of each symbol: clamp(floor((log2[S] + log_gain[c] - first) / step), 0, tables - 1); 0 where S <= 0. */
+static void levels_plain(const int16_t *in, const int32_t *l, const int32_t *g, uint8_t *to, Py_ssize_t n, int channels, int first, int step, int tables) {
+    int32_t top = tables * step - 1;
+    /* In place of a division: 2^40 / step is too large by less than 1, the quotient by less than 2^-17, and it lacks 1 / step to the next. */
+    uint64_t per_step = (((uint64_t)1 << 40) + (uint64_t)step - 1) / (uint64_t)step;
+    for (Py_ssize_t i = 0; i < n; i++, in += 2 * channels, to += channels)
+        for (int c = 0; c < channels; c++) {
+            int32_t v = in[c] > 0 ? l[in[c]] + g[c] - first : 0;
+            to[c] = (uint8_t)((uint64_t)(v < 0 ? 0 : v > top ? top : v) * per_step >> 40);
+        }
+}
+
+#if WITH_X86
+AVX512_TARGET static void levels_avx512(const int16_t *in, const int32_t *l, const int32_t *g, uint8_t *to, Py_ssize_t n, int channels, int first,
+                                        int step, int tables) {
+    const __m512i top = _mm512_set1_epi32(tables * step - 1), zero = _mm512_setzero_si512();
+    const __m512d half = _mm512_set1_pd(0.5), per_step = _mm512_set1_pd(1.0 / step);
+    for (int c = 0; c < channels; c += LANES) {
+        __mmask16 mask = first_channels(channels - c);
+        const __m512i gain = _mm512_sub_epi32(_mm512_maskz_loadu_epi32(mask, g + c), _mm512_set1_epi32(first));
+        for (Py_ssize_t i = 0; i < n; i++) {
+            __m512i scale = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, in + i * 2 * channels + c));
+            __mmask16 some = _mm512_cmpgt_epi32_mask(scale, zero);
+            __m512i v = _mm512_maskz_add_epi32(some, _mm512_mask_i32gather_epi32(zero, some, scale, l, 4), gain);
+            v = _mm512_max_epi32(zero, _mm512_min_epi32(top, v));
+            /* Half a numerator above it the quotient is further from a whole number than doubles err. */
+            __m256i low = _mm512_cvttpd_epi32(_mm512_mul_pd(_mm512_add_pd(_mm512_cvtepi32_pd(_mm512_castsi512_si256(v)), half), per_step));
+            __m256i high = _mm512_cvttpd_epi32(_mm512_mul_pd(_mm512_add_pd(_mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(v, 1)), half), per_step));
+            _mm_mask_storeu_epi8(to + i * channels + c, mask, _mm512_cvtepi32_epi8(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1)));
+        }
+    }
+}
+#endif
+
+static PyObject *levels(PyObject *self, PyObject *args) {
+    Py_buffer parameters, log2, log_gain, out;
+    int channels, first, step, tables, isa = -1;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*y*w*iiii|i", &parameters, &log2, &log_gain, &out, &channels, &first, &step, &tables, &isa)) return NULL;
+    Py_ssize_t n = channels > 0 ? out.len / channels : 0;
+    int good = channels > 0 && channels <= 8192 && out.len == n * channels && parameters.len == n * channels * 4 && log2.len == 32768 * 4 &&
+               log_gain.len == (Py_ssize_t)channels * 4 && step > 0 && step <= 65536 && tables > 0 && tables <= 256;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        isa_of(isa)->levels(parameters.buf, log2.buf, log_gain.buf, out.buf, n, channels, first, step, tables);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&parameters); PyBuffer_Release(&log2); PyBuffer_Release(&log_gain); PyBuffer_Release(&out);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* y_hat = clamp(mean * 2^mean_shift + ((symbol * inv_gain + 2^7) >> 8)), Q16; symbols at most 2^24 in size. */
+static void dequantise_plain(const int32_t *s, const int16_t *m, const int32_t *g, int32_t *to, Py_ssize_t n, int channels, int mean_shift) {
+    for (Py_ssize_t i = 0; i < n; i++, s += channels, m += 2 * channels, to += channels)
+        for (int c = 0; c < channels; c++) {
+            int64_t v = m[channels + c] * ((int64_t)1 << mean_shift) + (((int64_t)s[c] * g[c] + 128) >> 8);
+            to[c] = (int32_t)(v < -67108864 ? -67108864 : v > 67108864 ? 67108864 : v);
+        }
+}
+
+#if WITH_X86
+AVX512_TARGET static void dequantise_avx512(const int32_t *s, const int16_t *m, const int32_t *g, int32_t *to, Py_ssize_t n, int channels, int mean_shift) {
+    const __m512i least = _mm512_set1_epi64(-67108864), most = _mm512_set1_epi64(67108864), half = _mm512_set1_epi64(128);
+    const __m128i up = _mm_cvtsi32_si128(mean_shift);
+    for (int c = 0; c < channels; c += 8) {
+        __mmask8 mask = first_eight(channels - c);
+        const __m512i gain = _mm512_cvtepi32_epi64(_mm256_maskz_loadu_epi32(mask, g + c));
+        for (Py_ssize_t i = 0; i < n; i++) {
+            __m512i symbol = _mm512_cvtepi32_epi64(_mm256_maskz_loadu_epi32(mask, s + i * channels + c));
+            __m512i mean = _mm512_cvtepi16_epi64(_mm_maskz_loadu_epi16(mask, m + (2 * i + 1) * channels + c));
+            __m512i v = _mm512_srai_epi64(_mm512_add_epi64(_mm512_mul_epi32(symbol, gain), half), 8);
+            v = _mm512_max_epi64(least, _mm512_min_epi64(most, _mm512_add_epi64(v, _mm512_sll_epi64(mean, up))));
+            _mm256_mask_storeu_epi32(to + i * channels + c, mask, _mm512_cvtepi64_epi32(v));
+        }
+    }
+}
+#endif
+
+static PyObject *dequantise(PyObject *self, PyObject *args) {
+    Py_buffer symbols, parameters, inv_gain, out;
+    int channels, mean_shift, isa = -1;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*y*w*ii|i", &symbols, &parameters, &inv_gain, &out, &channels, &mean_shift, &isa)) return NULL;
+    Py_ssize_t n = channels > 0 ? out.len / 4 / channels : 0;
+    int good = channels > 0 && channels <= 8192 && out.len == n * channels * 4 && symbols.len == out.len && parameters.len == out.len &&
+               inv_gain.len == (Py_ssize_t)channels * 4 && mean_shift >= 0 && mean_shift <= MAX_MEAN_SHIFT;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        isa_of(isa)->dequantise(symbols.buf, parameters.buf, inv_gain.buf, out.buf, n, channels, mean_shift);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&symbols); PyBuffer_Release(&parameters); PyBuffer_Release(&inv_gain); PyBuffer_Release(&out);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* In place: y_hat += (tanh[(l + 32768) >> 4] * inv_gain + 2^23) >> 24; the table is 0.5 * tanh in Q16. */
+static PyObject *refine(PyObject *self, PyObject *args) {
+    Py_buffer y, l, table, inv_gain;
+    int channels;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "w*y*y*y*i", &y, &l, &table, &inv_gain, &channels)) return NULL;
+    Py_ssize_t n = channels > 0 ? y.len / 4 / channels : 0;
+    int good = channels > 0 && channels <= 8192 && y.len == n * channels * 4 && l.len * 2 == y.len && table.len == 4096 * 2 && inv_gain.len == (Py_ssize_t)channels * 4;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        int32_t *to = y.buf;
+        const int16_t *in = l.buf, *tanh_table = table.buf;
+        const int32_t *g = inv_gain.buf;
+        for (Py_ssize_t i = 0; i < n; i++, in += channels, to += channels)
+            for (int c = 0; c < channels; c++) to[c] += (int32_t)(((int64_t)tanh_table[(in[c] + 32768) >> 4] * g[c] + 8388608) >> 24);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&y); PyBuffer_Release(&l); PyBuffer_Release(&table); PyBuffer_Release(&inv_gain);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* Encoder only: symbols of latents, rounded towards zero where `zone` [tables][16] says that the bits are worth more than the error. */
+static void quantise_plain(const int32_t *in, const int16_t *m, const uint8_t *t, const float *g, const float *z, int32_t *to, Py_ssize_t n, int channels,
+                           int mean_shift) {
+    for (Py_ssize_t i = 0; i < n; i++, in += channels, m += 2 * channels, t += channels, to += channels)
+        for (int c = 0; c < channels; c++) {
+            float exact = (float)(in[c] - m[channels + c] * (1 << mean_shift)) * g[c], size = fabsf(exact), r = rintf(size);
+            if (size - r < z[t[c] * 16 + (r < 15 ? (int)r : 15)] - 0.5f) r -= 1;
+            to[c] = (int32_t)(exact < 0 ? -r : r);
+        }
+}
+
+#if WITH_X86
+AVX512_TARGET static void quantise_avx512(const int32_t *in, const int16_t *m, const uint8_t *t, const float *g, const float *z, int32_t *to, Py_ssize_t n,
+                                          int channels, int mean_shift) {
+    const __m512 half = _mm512_set1_ps(0.5f), one = _mm512_set1_ps(1);
+    const __m128i up = _mm_cvtsi32_si128(mean_shift);
+    for (int c = 0; c < channels; c += LANES) {
+        __mmask16 mask = first_channels(channels - c);
+        const __m512 gain = _mm512_maskz_loadu_ps(mask, g + c);
+        for (Py_ssize_t i = 0; i < n; i++) {
+            __m512i mean = _mm512_sll_epi32(_mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, m + (2 * i + 1) * channels + c)), up);
+            __m512i residual = _mm512_sub_epi32(_mm512_maskz_loadu_epi32(mask, in + i * channels + c), mean);
+            __m512 exact = _mm512_mul_ps(_mm512_cvtepi32_ps(residual), gain), size = _mm512_abs_ps(exact);
+            __m512 r = _mm512_roundscale_ps(size, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+            __m512i table = _mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, t + i * channels + c)), 4);
+            __m512i entry = _mm512_add_epi32(table, _mm512_cvttps_epi32(_mm512_min_ps(r, _mm512_set1_ps(15))));
+            __m512 zone = _mm512_mask_i32gather_ps(half, mask, entry, z, 4);
+            __mmask16 nearer = _mm512_cmp_ps_mask(_mm512_sub_ps(size, r), _mm512_sub_ps(zone, half), _CMP_LT_OQ);
+            __m512i symbol = _mm512_cvttps_epi32(_mm512_mask_sub_ps(r, nearer, r, one));
+            __mmask16 negative = _mm512_cmp_ps_mask(exact, _mm512_setzero_ps(), _CMP_LT_OQ);
+            _mm512_mask_storeu_epi32(to + i * channels + c, mask, _mm512_mask_sub_epi32(symbol, negative, _mm512_setzero_si512(), symbol));
+        }
+    }
+}
+#endif
+
+static PyObject *quantise(PyObject *self, PyObject *args) {
+    Py_buffer y, parameters, indexes, gain, zone, out;
+    int channels, mean_shift, isa = -1;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*y*y*y*w*ii|i", &y, &parameters, &indexes, &gain, &zone, &out, &channels, &mean_shift, &isa)) return NULL;
+    Py_ssize_t n = channels > 0 ? out.len / 4 / channels : 0, tables = zone.len / 64;
+    int good = channels > 0 && channels <= 8192 && out.len == n * channels * 4 && y.len == out.len && parameters.len == out.len && indexes.len * 4 == out.len &&
+               gain.len == (Py_ssize_t)channels * 4 && zone.len == tables * 64 && tables >= 256 && mean_shift >= 0 &&
+               mean_shift <= MAX_MEAN_SHIFT;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        isa_of(isa)->quantise(y.buf, parameters.buf, indexes.buf, gain.buf, zone.buf, out.buf, n, channels, mean_shift);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&y); PyBuffer_Release(&parameters); PyBuffer_Release(&indexes); PyBuffer_Release(&gain); PyBuffer_Release(&zone);
+    PyBuffer_Release(&out);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+static const Isa ISAS[] = {
+    {"scalar", 1, micro_scalar, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, gather_plain, corrected_plain, couple_plain, levels_plain, dequantise_plain, quantise_plain, 0, ceiling_scalar},
+#if WITH_X86
+    {"SSE4.1", 3, micro_sse41, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, gather_plain, corrected_plain, couple_plain, levels_plain, dequantise_plain, quantise_plain, 0, ceiling_sse41},
+    {"AVX2", 6, micro_avx2, NULL, epilogue_avx2, unit_avx2, mix_avx2, narrow_plain, gather_plain, corrected_plain, couple_plain, levels_plain, dequantise_plain, quantise_plain, 0, ceiling_avx2},
+    {"AVX-512 VNNI", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, gather_avx512, corrected_avx512, couple_avx512, levels_avx512, dequantise_avx512, quantise_avx512, 0, ceiling_avx512},
 #if WITH_AMX
-    {"AMX", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, gather_avx512, corrected_avx512, 1, ceiling_tiles},
+    {"AMX", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, gather_avx512, corrected_avx512, couple_avx512, levels_avx512, dequantise_avx512, quantise_avx512, 1, ceiling_tiles},
 #endif
 #elif WITH_NEON
-    {"NEON", 4, micro_neon, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, gather_plain, corrected_plain, 0, ceiling_neon},
+    {"NEON", 4, micro_neon, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, gather_plain, corrected_plain, couple_plain, levels_plain, dequantise_plain, quantise_plain, 0, ceiling_neon},
 #endif
 };
 
@@ -1083,140 +1316,6 @@ static PyObject *mix(PyObject *self, PyObject *args) {
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&x); PyBuffer_Release(&matrix); PyBuffer_Release(&bias); PyBuffer_Release(&out);
-    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
-    Py_RETURN_NONE;
-}
-
-/* Encoder only, in place: z2 <- (z2 + t * 2^t_shift) * 2^20 / E[s]. */
-static PyObject *couple(PyObject *self, PyObject *args) {
-    Py_buffer z, st, reciprocal;
-    int channels, affine;
-    double t_factor;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "w*y*y*dii", &z, &st, &reciprocal, &t_factor, &channels, &affine)) return NULL;
-    Py_ssize_t n = channels > 0 ? z.len / 4 / channels : 0;
-    int half = channels / 2, good = channels >= 2 && channels <= 8192 && z.len == n * channels * 4 && st.len == n * (affine ? channels : half) * 2 &&
-                                    reciprocal.len == 65536 * 4;
-    if (good) {
-        Py_BEGIN_ALLOW_THREADS
-        int32_t *to = z.buf;
-        const int16_t *from = st.buf;
-        const float *f = reciprocal.buf;
-        for (Py_ssize_t i = 0; i < n; i++, to += channels, from += affine ? channels : half)
-            for (int c = 0; c < half; c++) {
-                double v = to[half + c] + t_factor * from[affine ? half + c : c];
-                if (affine) v = floor(v * f[(uint16_t)from[c] ^ 0x8000u] + 0.5);
-                to[half + c] = (int32_t)(v < -STATE_LIMIT ? -STATE_LIMIT : v > STATE_LIMIT ? STATE_LIMIT : v);
-            }
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&z); PyBuffer_Release(&st); PyBuffer_Release(&reciprocal);
-    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
-    Py_RETURN_NONE;
-}
-
-/* Table of each symbol: clamp(floor((log2[S] + log_gain[c] - first) / step), 0, tables - 1); 0 where S <= 0. */
-static PyObject *levels(PyObject *self, PyObject *args) {
-    Py_buffer parameters, log2, log_gain, out;
-    int channels, first, step, tables;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*y*w*iiii", &parameters, &log2, &log_gain, &out, &channels, &first, &step, &tables)) return NULL;
-    Py_ssize_t n = channels > 0 ? out.len / channels : 0;
-    int good = channels > 0 && channels <= 8192 && out.len == n * channels && parameters.len == n * channels * 4 && log2.len == 32768 * 4 &&
-               log_gain.len == (Py_ssize_t)channels * 4 && step > 0 && step <= 65536 && tables > 0 && tables <= 256;
-    if (good) {
-        Py_BEGIN_ALLOW_THREADS
-        const int16_t *in = parameters.buf;
-        const int32_t *l = log2.buf, *g = log_gain.buf;
-        uint8_t *to = out.buf;
-        int32_t top = tables * step - 1;
-        for (Py_ssize_t i = 0; i < n; i++, in += 2 * channels, to += channels)
-            for (int c = 0; c < channels; c++) {
-                int32_t v = in[c] > 0 ? l[in[c]] + g[c] - first : 0;
-                to[c] = (uint8_t)((v < 0 ? 0 : v > top ? top : v) / step);
-            }
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&parameters); PyBuffer_Release(&log2); PyBuffer_Release(&log_gain); PyBuffer_Release(&out);
-    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
-    Py_RETURN_NONE;
-}
-
-/* y_hat = clamp(mean * 2^mean_shift + ((symbol * inv_gain + 2^7) >> 8)), Q16; symbols at most 2^24 in size. */
-static PyObject *dequantise(PyObject *self, PyObject *args) {
-    Py_buffer symbols, parameters, inv_gain, out;
-    int channels, mean_shift;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*y*w*ii", &symbols, &parameters, &inv_gain, &out, &channels, &mean_shift)) return NULL;
-    Py_ssize_t n = channels > 0 ? out.len / 4 / channels : 0;
-    int good = channels > 0 && channels <= 8192 && out.len == n * channels * 4 && symbols.len == out.len && parameters.len == out.len &&
-               inv_gain.len == (Py_ssize_t)channels * 4 && mean_shift >= 0 && mean_shift <= MAX_MEAN_SHIFT;
-    if (good) {
-        Py_BEGIN_ALLOW_THREADS
-        const int32_t *s = symbols.buf, *g = inv_gain.buf;
-        const int16_t *m = parameters.buf;
-        int32_t *to = out.buf;
-        for (Py_ssize_t i = 0; i < n; i++, s += channels, m += 2 * channels, to += channels)
-            for (int c = 0; c < channels; c++) {
-                int64_t v = m[channels + c] * ((int64_t)1 << mean_shift) + (((int64_t)s[c] * g[c] + 128) >> 8);
-                to[c] = (int32_t)(v < -67108864 ? -67108864 : v > 67108864 ? 67108864 : v);
-            }
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&symbols); PyBuffer_Release(&parameters); PyBuffer_Release(&inv_gain); PyBuffer_Release(&out);
-    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
-    Py_RETURN_NONE;
-}
-
-/* In place: y_hat += (tanh[(l + 32768) >> 4] * inv_gain + 2^23) >> 24; the table is 0.5 * tanh in Q16. */
-static PyObject *refine(PyObject *self, PyObject *args) {
-    Py_buffer y, l, table, inv_gain;
-    int channels;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "w*y*y*y*i", &y, &l, &table, &inv_gain, &channels)) return NULL;
-    Py_ssize_t n = channels > 0 ? y.len / 4 / channels : 0;
-    int good = channels > 0 && channels <= 8192 && y.len == n * channels * 4 && l.len * 2 == y.len && table.len == 4096 * 2 && inv_gain.len == (Py_ssize_t)channels * 4;
-    if (good) {
-        Py_BEGIN_ALLOW_THREADS
-        int32_t *to = y.buf;
-        const int16_t *in = l.buf, *tanh_table = table.buf;
-        const int32_t *g = inv_gain.buf;
-        for (Py_ssize_t i = 0; i < n; i++, in += channels, to += channels)
-            for (int c = 0; c < channels; c++) to[c] += (int32_t)(((int64_t)tanh_table[(in[c] + 32768) >> 4] * g[c] + 8388608) >> 24);
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&y); PyBuffer_Release(&l); PyBuffer_Release(&table); PyBuffer_Release(&inv_gain);
-    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
-    Py_RETURN_NONE;
-}
-
-/* Encoder only: symbols of latents, rounded towards zero where `zone` [tables][16] says that the bits are worth more than the error. */
-static PyObject *quantise(PyObject *self, PyObject *args) {
-    Py_buffer y, parameters, indexes, gain, zone, out;
-    int channels, mean_shift;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*y*y*y*w*ii", &y, &parameters, &indexes, &gain, &zone, &out, &channels, &mean_shift)) return NULL;
-    Py_ssize_t n = channels > 0 ? out.len / 4 / channels : 0, tables = zone.len / 64;
-    int good = channels > 0 && channels <= 8192 && out.len == n * channels * 4 && y.len == out.len && parameters.len == out.len && indexes.len * 4 == out.len &&
-               gain.len == (Py_ssize_t)channels * 4 && zone.len == tables * 64 && tables >= 256 && mean_shift >= 0 &&
-               mean_shift <= MAX_MEAN_SHIFT;
-    if (good) {
-        Py_BEGIN_ALLOW_THREADS
-        const int32_t *in = y.buf;
-        const int16_t *m = parameters.buf;
-        const uint8_t *t = indexes.buf;
-        const float *g = gain.buf, *z = zone.buf;
-        int32_t *to = out.buf;
-        for (Py_ssize_t i = 0; i < n; i++, in += channels, m += 2 * channels, t += channels, to += channels)
-            for (int c = 0; c < channels; c++) {
-                float exact = (float)(in[c] - m[channels + c] * (1 << mean_shift)) * g[c], size = fabsf(exact), r = rintf(size);
-                if (size - r < z[t[c] * 16 + (r < 15 ? (int)r : 15)] - 0.5f) r -= 1;
-                to[c] = (int32_t)(exact < 0 ? -r : r);
-            }
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&y); PyBuffer_Release(&parameters); PyBuffer_Release(&indexes); PyBuffer_Release(&gain); PyBuffer_Release(&zone);
-    PyBuffer_Release(&out);
     if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
     Py_RETURN_NONE;
 }

@@ -199,12 +199,14 @@ class Compiled(NumpyArrays):
     def levels(self, parameters: I16, log2: I32, log_gain: I32, first: int, step: int, tables: int) -> NDArray[np.uint8]:
         h, w, both = parameters.shape
         out = np.empty((h, w, both // 2), np.uint8)
-        self._rows(h, out.size * 16, lambda r: kernel.levels(parameters[r], log2, log_gain, out[r], both // 2, first, step, tables))
+        self._rows(h, out.size * 16, lambda r: kernel.levels(parameters[r], log2, log_gain, out[r], both // 2, first, step, tables, self.isa))
         return out
 
     def dequantise(self, symbols: I32, parameters: I16, inv_gain: I32, mean_shift: int) -> I32:
         out = np.empty(symbols.shape, np.int32)
-        self._rows(out.shape[0], out.size * 8, lambda r: kernel.dequantise(symbols[r], parameters[r], inv_gain, out[r], out.shape[2], mean_shift))
+        self._rows(
+            out.shape[0], out.size * 8, lambda r: kernel.dequantise(symbols[r], parameters[r], inv_gain, out[r], out.shape[2], mean_shift, self.isa)
+        )
         return out
 
     def refine(self, y: I32, prediction: I16, table: I16, inv_gain: I32) -> None:
@@ -287,7 +289,7 @@ class Compiled(NumpyArrays):
     def couple(self, z: I32, st: I16, reciprocal: NDArray[np.float32], t_shift: int, affine: bool) -> None:
         """Forward coupling in place."""
         factor = float(1 << t_shift)
-        self._rows(z.shape[0], z.size * 16, lambda r: kernel.couple(z[r], st[r], reciprocal, factor, z.shape[2], int(affine)))
+        self._rows(z.shape[0], z.size * 16, lambda r: kernel.couple(z[r], st[r], reciprocal, factor, z.shape[2], int(affine), self.isa))
 
     def quantise(
         self, y: I32, parameters: I16, indexes: NDArray[np.uint8], gain: NDArray[np.float32], zone: NDArray[np.float32], mean_shift: int
@@ -297,7 +299,7 @@ class Compiled(NumpyArrays):
         self._rows(
             y.shape[0],
             y.size * 16,
-            lambda r: kernel.quantise(y[r], parameters[r], indexes[r], gain, zone, out[r], y.shape[2], mean_shift),
+            lambda r: kernel.quantise(y[r], parameters[r], indexes[r], gain, zone, out[r], y.shape[2], mean_shift, self.isa),
         )
         return out
 

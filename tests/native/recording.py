@@ -32,7 +32,7 @@ NORMATIVE = (
     "predicted",
     "decode_predicted",
 )
-WITH_ISA = {"conv": 15, "unit": 9, "narrow": 4, "gather": 5, "corrected": 6}
+WITH_ISA = {"conv": 15, "unit": 9, "narrow": 4, "gather": 5, "corrected": 6, "levels": 8, "dequantise": 6}
 """Which of their arguments is an instruction set."""
 
 

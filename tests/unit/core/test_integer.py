@@ -80,6 +80,20 @@ def test_the_ceiling_of_products_is_counted_on_every_instruction_set() -> None:
         assert ops.kernel.ceiling(5, level) == 5 * ops.kernel.ceiling(1, level) > 0
 
 
+@pytest.mark.parametrize("step", [1, 3, 6288, 65535, 65536])
+def test_a_scale_at_the_edge_of_a_table_has_the_same_index_on_every_backend(step: int) -> None:
+    edges = np.arange(129, dtype=np.int64) * step
+    values = np.unique(np.concatenate((edges - 1, edges, edges + 1, [-(1 << 22), 1 << 24]))).astype(np.int32)
+    log2 = np.zeros(32768, np.int32)
+    log2[1 : 1 + len(values)] = values
+    parameters = np.zeros((1, len(log2) // 16, 32), np.int16)
+    parameters[..., :16] = np.arange(len(log2), dtype=np.int16).reshape(1, -1, 16)
+    expected = np.clip(log2.astype(np.int64), 0, 128 * step - 1) // step
+    for backend in (*backends(), Portable()):
+        found = backend.levels(parameters, log2, np.zeros(16, np.int32), 0, step, 128)
+        assert np.array_equal(found.reshape(-1)[1:], expected[1:])
+
+
 def test_what_checks_a_backend_shares_no_arithmetic_with_it() -> None:
     """AMX has the units of AVX-512."""
     for isa in (AMX, AVX512, AVX2):
