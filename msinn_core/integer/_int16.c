@@ -995,9 +995,16 @@ __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))) static int ceili
 #endif
 
 #if WITH_AMX
-/* All four products of limbs. */
+/* All four products of limbs, of noise: a processor that multiplies zeros takes less current and goes faster than it ever can with numbers. */
 AMX_TARGET static int ceiling_tiles(long rounds) {
-    _tile_loadconfig(&TILES); /* which makes all tiles zero */
+    uint8_t noise[TILE];
+    uint32_t seed = 1;
+    for (int i = 0; i < TILE; i++) { seed = seed * 1664525 + 1013904223; noise[i] = (uint8_t)(seed >> 24); }
+    _tile_loadconfig(&TILES);
+    _tile_loadd(4, noise, TILE_BYTES);
+    _tile_loadd(5, noise, TILE_BYTES);
+    _tile_loadd(6, noise, TILE_BYTES);
+    _tile_loadd(7, noise, TILE_BYTES);
     for (long i = 0; i < rounds; i++) {
         _tile_dpbuud(3, 4, 6);
         _tile_dpbsud(1, 5, 6);
