@@ -48,6 +48,8 @@ typedef void (*Dequantise)(const int32_t *, const int16_t *, const int32_t *, in
 typedef void (*Quantise)(const int32_t *, const int16_t *, const uint8_t *, const float *, const float *, int32_t *, Py_ssize_t, int, int);
 typedef int (*Ceiling)(long);
 
+#define INLINED inline __attribute__((always_inline))
+
 /* What differs between instruction sets; the table of those of this processor, from the worst to the best, is ISAS below. */
 typedef struct {
     const char *name;
@@ -703,7 +705,7 @@ static PyObject *unit(PyObject *self, PyObject *args) {
 }
 
 /* out = clamp16((x + 2^(s-1)) >> s) per channel; s = 0 leaves x as it is. Pixels lie `step` and `out_step` values apart. */
-static void narrow_plain(const int32_t *in, Py_ssize_t step, const int32_t *shift, int16_t *out, Py_ssize_t out_step, Py_ssize_t n, int channels) {
+static INLINED void narrow_plain(const int32_t *in, Py_ssize_t step, const int32_t *shift, int16_t *out, Py_ssize_t out_step, Py_ssize_t n, int channels) {
     for (Py_ssize_t i = 0; i < n; i++, in += step, out += out_step)
         for (int c = 0; c < channels; c++) out[c] = (int16_t)clamp16((in[c] + ((1 << shift[c]) >> 1)) >> shift[c]);
 }
@@ -758,7 +760,7 @@ static PyObject *narrow(PyObject *self, PyObject *args) {
 /* What is beside one another in a picture's state `[2h, 2w, 3]`, two pixels of two rows, to channels of one, `4c + 2i + j` for row i and column j, and
  * narrowed. */
 #define COLOURS 3
-static void gather_plain(const int32_t *state, const int32_t *shift, int16_t *out, Py_ssize_t h, Py_ssize_t w) {
+static INLINED void gather_plain(const int32_t *state, const int32_t *shift, int16_t *out, Py_ssize_t h, Py_ssize_t w) {
     for (Py_ssize_t r = 0; r < h; r++, state += 2 * w * 2 * COLOURS)
         for (Py_ssize_t x = 0; x < w; x++, out += 4 * COLOURS)
             for (int o = 0; o < 4 * COLOURS; o++) {
@@ -768,7 +770,7 @@ static void gather_plain(const int32_t *state, const int32_t *shift, int16_t *ou
 }
 
 /* Pixels of state and `correction * 2^shift`, whose channels are those of `gather`. */
-static void corrected_plain(const int32_t *state, const int16_t *correction, int shift, uint8_t *out, Py_ssize_t h, Py_ssize_t w) {
+static INLINED void corrected_plain(const int32_t *state, const int16_t *correction, int shift, uint8_t *out, Py_ssize_t h, Py_ssize_t w) {
     for (Py_ssize_t r = 0; r < h; r++, state += 2 * w * 2 * COLOURS, out += 2 * w * 2 * COLOURS)
         for (Py_ssize_t x = 0; x < w; x++, correction += 4 * COLOURS)
             for (int o = 0; o < 4 * COLOURS; o++) {
@@ -1034,7 +1036,7 @@ static int ceiling_neon(long rounds) {
 #endif
 
 /* Encoder only, in place: z2 <- (z2 + t * 2^t_shift) * 2^20 / E[s]. */
-static void couple_plain(int32_t *to, const int16_t *from, const float *f, double t_factor, Py_ssize_t n, int channels, int affine) {
+static INLINED void couple_plain(int32_t *to, const int16_t *from, const float *f, double t_factor, Py_ssize_t n, int channels, int affine) {
     int half = channels / 2;
     for (Py_ssize_t i = 0; i < n; i++, to += channels, from += affine ? channels : half)
         for (int c = 0; c < half; c++) {
@@ -1136,7 +1138,7 @@ static PyObject *levels(PyObject *self, PyObject *args) {
 }
 
 /* y_hat = clamp(mean * 2^mean_shift + ((symbol * inv_gain + 2^7) >> 8)), Q16; symbols at most 2^24 in size. */
-static void dequantise_plain(const int32_t *s, const int16_t *m, const int32_t *g, int32_t *to, Py_ssize_t n, int channels, int mean_shift) {
+static INLINED void dequantise_plain(const int32_t *s, const int16_t *m, const int32_t *g, int32_t *to, Py_ssize_t n, int channels, int mean_shift) {
     for (Py_ssize_t i = 0; i < n; i++, s += channels, m += 2 * channels, to += channels)
         for (int c = 0; c < channels; c++) {
             int64_t v = m[channels + c] * ((int64_t)1 << mean_shift) + (((int64_t)s[c] * g[c] + 128) >> 8);
@@ -1203,7 +1205,7 @@ static PyObject *refine(PyObject *self, PyObject *args) {
 }
 
 /* Encoder only: symbols of latents, rounded towards zero where `zone` [tables][16] says that the bits are worth more than the error. */
-static void quantise_plain(const int32_t *in, const int16_t *m, const uint8_t *t, const float *g, const float *z, int32_t *to, Py_ssize_t n, int channels,
+static INLINED void quantise_plain(const int32_t *in, const int16_t *m, const uint8_t *t, const float *g, const float *z, int32_t *to, Py_ssize_t n, int channels,
                            int mean_shift) {
     for (Py_ssize_t i = 0; i < n; i++, in += channels, m += 2 * channels, t += channels, to += channels)
         for (int c = 0; c < channels; c++) {
@@ -1258,11 +1260,22 @@ static PyObject *quantise(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+#if WITH_X86
+/* What the compiler makes of them with AVX2, whose shifts differ from channel to channel. */
+#define WITH_AVX2(NAME, PARAMETERS, ...) __attribute__((target("avx2"))) static void NAME##_avx2 PARAMETERS { NAME##_plain(__VA_ARGS__); }
+WITH_AVX2(narrow, (const int32_t *in, Py_ssize_t step, const int32_t *shift, int16_t *out, Py_ssize_t out_step, Py_ssize_t n, int channels), in, step, shift, out, out_step, n, channels)
+WITH_AVX2(gather, (const int32_t *state, const int32_t *shift, int16_t *out, Py_ssize_t h, Py_ssize_t w), state, shift, out, h, w)
+WITH_AVX2(corrected, (const int32_t *state, const int16_t *correction, int shift, uint8_t *out, Py_ssize_t h, Py_ssize_t w), state, correction, shift, out, h, w)
+WITH_AVX2(couple, (int32_t *to, const int16_t *from, const float *f, double t_factor, Py_ssize_t n, int channels, int affine), to, from, f, t_factor, n, channels, affine)
+WITH_AVX2(dequantise, (const int32_t *s, const int16_t *m, const int32_t *g, int32_t *to, Py_ssize_t n, int channels, int mean_shift), s, m, g, to, n, channels, mean_shift)
+WITH_AVX2(quantise, (const int32_t *in, const int16_t *m, const uint8_t *t, const float *g, const float *z, int32_t *to, Py_ssize_t n, int channels, int mean_shift), in, m, t, g, z, to, n, channels, mean_shift)
+#endif
+
 static const Isa ISAS[] = {
     {"scalar", 1, micro_scalar, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, gather_plain, corrected_plain, couple_plain, levels_plain, dequantise_plain, quantise_plain, 0, ceiling_scalar},
 #if WITH_X86
     {"SSE4.1", 3, micro_sse41, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, gather_plain, corrected_plain, couple_plain, levels_plain, dequantise_plain, quantise_plain, 0, ceiling_sse41},
-    {"AVX2", 6, micro_avx2, NULL, epilogue_avx2, unit_avx2, mix_avx2, narrow_plain, gather_plain, corrected_plain, couple_plain, levels_plain, dequantise_plain, quantise_plain, 0, ceiling_avx2},
+    {"AVX2", 6, micro_avx2, NULL, epilogue_avx2, unit_avx2, mix_avx2, narrow_avx2, gather_avx2, corrected_avx2, couple_avx2, levels_plain, dequantise_avx2, quantise_avx2, 0, ceiling_avx2},
     {"AVX-512 VNNI", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, gather_avx512, corrected_avx512, couple_avx512, levels_avx512, dequantise_avx512, quantise_avx512, 0, ceiling_avx512},
 #if WITH_AMX
     {"AMX", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, gather_avx512, corrected_avx512, couple_avx512, levels_avx512, dequantise_avx512, quantise_avx512, 1, ceiling_tiles},
