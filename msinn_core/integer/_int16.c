@@ -37,9 +37,18 @@ enum { DENSE = 0, EDGES = 1, CORNERS = 2, POINT = 3 };
 /* One block of 16 output channels for as many neighbouring pixels as the instruction set has registers for. */
 typedef void (*Micro)(const int16_t *const *px, int taps, int pairs, int stride, const int16_t *w, int32_t *out, int out_stride);
 typedef void (*Epilogue)(const int32_t *, const int32_t *, const int32_t *, int, const int16_t *, int16_t *, int);
-typedef void (*Unit)(const int32_t *, const int16_t *, const int32_t *, double, const double *, const double *, int32_t *, Py_ssize_t, int, int);
-typedef void (*Narrow)(const int32_t *, const int32_t *, int16_t *, Py_ssize_t, int);
+typedef void (*Unit)(const int32_t *, const int32_t *, int, const int16_t *, const int32_t *, double, const double *, const double *, int32_t *, Py_ssize_t, int, int);
+typedef void (*Narrow)(const int32_t *, Py_ssize_t, const int32_t *, int16_t *, Py_ssize_t, Py_ssize_t, int);
 typedef void (*Mix)(const int32_t *, const double *, const double *, int32_t *, Py_ssize_t, int);
+typedef void (*Gather)(const int32_t *, const int32_t *, int16_t *, Py_ssize_t, Py_ssize_t);
+typedef void (*Correct)(const int32_t *, const int16_t *, int, uint8_t *, Py_ssize_t, Py_ssize_t);
+typedef void (*Couple)(int32_t *, const int16_t *, const float *, double, Py_ssize_t, int, int);
+typedef void (*Levels)(const int16_t *, const int32_t *, const int32_t *, uint8_t *, Py_ssize_t, int, int, int, int);
+typedef void (*Dequantise)(const int32_t *, const int16_t *, const int32_t *, int32_t *, Py_ssize_t, int, int);
+typedef void (*Quantise)(const int32_t *, const int16_t *, const uint8_t *, const float *, const float *, int32_t *, Py_ssize_t, int, int);
+typedef int (*Ceiling)(long);
+
+#define INLINED inline __attribute__((always_inline))
 
 /* What differs between instruction sets; the table of those of this processor, from the worst to the best, is ISAS below. */
 typedef struct {
@@ -51,7 +60,14 @@ typedef struct {
     Unit unit;
     Mix mix;
     Narrow narrow;
+    Gather gather;
+    Correct corrected;
+    Couple couple;
+    Levels levels;
+    Dequantise dequantise;
+    Quantise quantise;
     int tiles;       /* whether layers are done by `conv_tiles` instead */
+    Ceiling ceiling; /* so many rounds of the best way to multiply; returns products a round */
 } Isa;
 
 static int best_isa(void);
@@ -205,15 +221,10 @@ EPILOGUE(epilogue_avx2, __attribute__((target("avx2"))))
 
 /* What EPILOGUE does, of 16 channels or of those in `mask`; `v` holds their sums with the bias. */
 AVX512_TARGET static inline void finish_avx512(__m512i v, __m512i shift, int leaky, const int16_t *add, int16_t *out, __mmask16 mask) {
-    const __m512i least = _mm512_set1_epi32(-32768), most = _mm512_set1_epi32(32767);
-    v = _mm512_max_epi32(least, _mm512_min_epi32(most, _mm512_srav_epi32(v, shift)));
-    if (leaky)
-        v = _mm512_mask_srai_epi32(v, _mm512_movepi32_mask(v), _mm512_add_epi32(_mm512_mullo_epi32(v, _mm512_set1_epi32(164)), _mm512_set1_epi32(8192)), 14);
-    if (add) {
-        v = _mm512_add_epi32(v, _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, add)));
-        v = _mm512_max_epi32(least, _mm512_min_epi32(most, v));
-    }
-    _mm256_mask_storeu_epi16(out, mask, _mm512_cvtepi32_epi16(v));
+    __m256i y = _mm512_cvtsepi32_epi16(_mm512_srav_epi32(v, shift));
+    if (leaky) y = _mm256_max_epi16(y, _mm256_mulhrs_epi16(y, _mm256_set1_epi16(2 * 164))); /* which rounds to bit 15, so that it is >> 14 */
+    if (add) y = _mm256_adds_epi16(y, _mm256_maskz_loadu_epi16(mask, add));
+    _mm256_mask_storeu_epi16(out, mask, y);
 }
 
 AVX512_TARGET static inline __mmask16 first_channels(int n) { return n < LANES ? (__mmask16)((1u << n) - 1) : 0xffff; }
@@ -251,33 +262,60 @@ typedef struct {
     const int32_t *bias, *shift;
     int16_t *out;
     int h, width, cin, cout, mode, parity, leaky, row0, row1;
+    const uint8_t *tiles;
 } Operands;
+
+/* AMX takes weights as tiles of 64 inputs for 16 output channels; they stand behind the other form of them, see `ops.Layer`. */
+#define TILE_BYTES 64
+#define TILE (16 * TILE_BYTES)
+
+/* Inputs of neighbouring taps of a row, or of the columns of a 3x3 layer, which lie in one piece. */
+typedef struct { int row, column, inputs; } Run;
+
+static int num_tiles(int inputs) { return (inputs + TILE_BYTES - 1) / TILE_BYTES; }
+
+static int in_columns(int mode, int cin) { return mode == DENSE && cin <= 48 && num_tiles(9 * cin) < 3 * num_tiles(3 * cin); }
+
+static int runs_of(int mode, int offset, int cin, Run *runs) {
+    if (in_columns(mode, cin)) { runs[0] = (Run){0, -1, 9 * cin}; return 1; }
+    int taps[MAX_TAPS][2], n = taps_of(mode, offset, taps), count = 0;
+    for (int t = 0; t < n; t++)
+        if (t && taps[t][0] == taps[t - 1][0] && taps[t][1] == taps[t - 1][1] + 1) runs[count - 1].inputs += cin;
+        else runs[count++] = (Run){taps[t][0], taps[t][1], cin};
+    return count;
+}
+
+/* Bytes of a layer's weights as tiles: a low and a high one of each; in columns for each turn of the three rows. */
+static Py_ssize_t size_of_tiles(int mode, int cin, int blocks) {
+    Run runs[MAX_TAPS];
+    Py_ssize_t tiles = 0;
+    for (int i = runs_of(mode, 0, cin, runs) - 1; i >= 0; i--) tiles += num_tiles(runs[i].inputs);
+    return tiles * blocks * 2 * TILE * (in_columns(mode, cin) ? 3 : 1);
+}
 
 #if WITH_AMX
 /* AMX multiplies bytes: 16 pixels x 64 inputs by 64 inputs x 16 output channels in 16 cycles. An int16 is two of them, x = 256 h + l with h signed and
  * l unsigned, and a product of two is four: 2^16 h h' + 2^8 (h l' + l h') + l l'. Each of the three sums wraps, and so does what they add up to,
  * but it is the layer's sum modulo 2^32, which the packer has proved to lie in 32 bits: so it is that sum.
  *
- * Taps of one row that stand side by side are one run of inputs, for the channels of neighbouring pixels lie one after the other: a tile's rows may
- * overlap, and a 3x3 layer is three runs. What a tile reads beyond its run meets weights of zero. */
+ * What a tile multiplies has to lie in one piece, a run. Taps that stand side by side in a row are one, for the channels of neighbouring pixels lie one
+ * after the other: the rows of a tile may overlap, and a 3x3 layer is three runs. Where that would leave much of the tiles empty (`in_columns`) it is one:
+ * the channels of a column's three pixels are laid one after the other. What a tile reads beyond its run meets weights of zero. */
 #define TILE_PIXELS 16
-#define TILE_BYTES 64
-#define TILE (TILE_PIXELS * TILE_BYTES)
-#define AMX_TARGET __attribute__((target("amx-tile,amx-int8,avx512f,avx512bw,avx512vl,avx512dq")))
-
-typedef struct { int row, column, taps, first; } Run;
-
-static int runs_of(int mode, int offset, Run *runs) {
-    int taps[MAX_TAPS][2], n = taps_of(mode, offset, taps), count = 0;
-    for (int t = 0; t < n; t++)
-        if (t && taps[t][0] == taps[t - 1][0] && taps[t][1] == taps[t - 1][1] + 1) runs[count - 1].taps++;
-        else runs[count++] = (Run){taps[t][0], taps[t][1], 1, t};
-    return count;
-}
+#define AMX_TARGET __attribute__((target("amx-tile,amx-int8,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi")))
 
 /* Limbs of `n` activations. */
 AMX_TARGET static void split(const int16_t *x, uint8_t *low, uint8_t *high, size_t n) {
-    for (size_t i = 0; i < n; i += 32) {
+    uint8_t even[64], odd[64];
+    for (int i = 0; i < 64; i++) { even[i] = (uint8_t)(2 * i); odd[i] = (uint8_t)(2 * i + 1); }
+    const __m512i lows = _mm512_loadu_si512(even), highs = _mm512_loadu_si512(odd);
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        __m512i a = _mm512_loadu_si512(x + i), b = _mm512_loadu_si512(x + i + 32);
+        _mm512_storeu_si512(low + i, _mm512_permutex2var_epi8(a, lows, b));
+        _mm512_storeu_si512(high + i, _mm512_permutex2var_epi8(a, highs, b));
+    }
+    for (; i < n; i += 32) {
         __mmask32 mask = n - i < 32 ? (1u << (n - i)) - 1 : 0xffffffffu;
         __m512i v = _mm512_maskz_loadu_epi16(mask, x + i);
         _mm256_mask_storeu_epi8(low + i, mask, _mm512_cvtepi16_epi8(v));
@@ -285,22 +323,45 @@ AMX_TARGET static void split(const int16_t *x, uint8_t *low, uint8_t *high, size
     }
 }
 
-/* Limbs of one run's weights for one block, from [pair][16][2] to tiles of [16 quadruples][16][4], a low one and a high one by turns. */
-AMX_TARGET static uint8_t *split_weights(const int16_t *w, int pairs, uint8_t *to) {
-    const __m512i bytes = _mm512_set1_epi32(0xff), second = _mm512_set1_epi32(0xff00);
-    for (int p = 0; p < pairs; to += 2 * TILE)
-        for (int row = 0; row < TILE_PIXELS; row++, p += 2) {
-            __m512i a = p < pairs ? _mm512_loadu_si512(w + (size_t)p * 2 * LANES) : _mm512_setzero_si512();
-            __m512i b = p + 1 < pairs ? _mm512_loadu_si512(w + (size_t)(p + 1) * 2 * LANES) : _mm512_setzero_si512();
-            __m512i low[2], high[2], v[2] = {a, b};
-            for (int i = 0; i < 2; i++) {
-                low[i] = _mm512_or_si512(_mm512_and_si512(v[i], bytes), _mm512_and_si512(_mm512_srli_epi32(v[i], 8), second));
-                high[i] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi32(v[i], 8), bytes), _mm512_and_si512(_mm512_srli_epi32(v[i], 16), second));
-            }
-            _mm512_storeu_si512(to + row * TILE_BYTES, _mm512_or_si512(low[0], _mm512_slli_epi32(low[1], 16)));
-            _mm512_storeu_si512(to + TILE + row * TILE_BYTES, _mm512_or_si512(high[0], _mm512_slli_epi32(high[1], 16)));
+/* The same of pixels of `cin` channels, which come to lie `stride` apart. */
+AMX_TARGET static void split_apart(const int16_t *x, uint8_t *low, uint8_t *high, Py_ssize_t pixels, int cin, Py_ssize_t stride) {
+    uint8_t order[64];
+    for (int i = 0; i < 64; i++) order[i] = (uint8_t)(i < 32 ? 2 * i : 2 * i - 63);
+    const __m512i limbs = _mm512_loadu_si512(order);
+    for (int i = 0; i < cin; i += 32) {
+        const __mmask32 mask = cin - i < 32 ? (1u << (cin - i)) - 1 : 0xffffffffu;
+        const int16_t *from = x + i;
+        uint8_t *l = low + i, *h = high + i;
+        for (Py_ssize_t p = 0; p < pixels; p++, from += cin, l += stride, h += stride) {
+            __m512i v = _mm512_permutexvar_epi8(limbs, _mm512_maskz_loadu_epi16(mask, from));
+            _mm256_mask_storeu_epi8(l, mask, _mm512_castsi512_si256(v));
+            _mm256_mask_storeu_epi8(h, mask, _mm512_extracti64x4_epi64(v, 1));
         }
-    return to;
+    }
+}
+
+/* Where limbs of a strip lie: two planes of some rows of pixels. */
+typedef struct {
+    uint8_t *low, *high;
+    Py_ssize_t pixel, row; /* bytes from one to the next */
+} Planes;
+
+/* A row's pixels [start, stop), zeros where they lie outside the picture, to the given place. */
+AMX_TARGET static void lay(const Operands *o, int row, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t width, const Planes *planes, Py_ssize_t place) {
+    uint8_t *low = planes->low + place, *high = planes->high + place;
+    Py_ssize_t from = start < 0 ? 0 : start, to = stop > width ? width : stop;
+    if (row < 0 || row >= o->h) from = to = stop;
+    for (Py_ssize_t p = start; p < stop; p++)
+        if (p < from || p >= to) {
+            memset(low + (p - start) * planes->pixel, 0, (size_t)o->cin);
+            memset(high + (p - start) * planes->pixel, 0, (size_t)o->cin);
+        }
+    if (from >= to) return;
+    const int16_t *x = o->x + ((Py_ssize_t)row * o->width + from) * o->cin;
+    low += (from - start) * planes->pixel;
+    high += (from - start) * planes->pixel;
+    if (planes->pixel == o->cin) split(x, low, high, (size_t)(to - from) * o->cin);
+    else split_apart(x, low, high, to - from, o->cin, planes->pixel);
 }
 
 /* What became of one tile's sums: 16 pixels of at most 16 channels. */
@@ -311,84 +372,70 @@ typedef struct {
 } Summed;
 
 /* A tile's four sums put together, requantised, activated, added to. */
-AMX_TARGET static void epilogue_tiles(const Operands *o, const int32_t *sums, const Summed *t) {
+AMX_TARGET static inline void epilogue_tiles(const Operands *o, const int32_t *sums, const Summed *t) {
     const __m512i bias = _mm512_loadu_si512(t->bias), shift = _mm512_loadu_si512(t->shift);
     const __mmask16 mask = first_channels(t->channels);
-    for (int j = 0; j < t->count; j++) {
-        const int32_t *from = sums + j * LANES;
-        __m512i high = _mm512_slli_epi32(_mm512_load_si512(from), 16), low = _mm512_add_epi32(_mm512_load_si512(from + 768), bias);
-        __m512i middle = _mm512_slli_epi32(_mm512_add_epi32(_mm512_load_si512(from + 256), _mm512_load_si512(from + 512)), 8);
-        size_t at = t->at + (size_t)j * o->cout;
-        finish_avx512(_mm512_add_epi32(_mm512_add_epi32(high, middle), low), shift, o->leaky, o->add ? o->add + at : NULL, o->out + at, mask);
+    const int leaky = o->leaky, stride = o->cout;
+    const int16_t *add = o->add ? o->add + t->at : NULL;
+    int16_t *out = o->out + t->at;
+    for (int j = 0; j < t->count; j++, sums += LANES, out += stride) {
+        __m512i high = _mm512_slli_epi32(_mm512_load_si512(sums), 16), low = _mm512_add_epi32(_mm512_load_si512(sums + 768), bias);
+        __m512i middle = _mm512_slli_epi32(_mm512_add_epi32(_mm512_load_si512(sums + 256), _mm512_load_si512(sums + 512)), 8);
+        finish_avx512(_mm512_add_epi32(_mm512_add_epi32(high, middle), low), shift, leaky, add, out, mask);
+        if (add) add += stride;
     }
 }
 
 static const struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } TILES = {
     1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
-/* Runs so short leave most of a tile empty. */
-#define SHORT_RUN 24
+#define STRIP_BYTES 24576
 
-/* Rows [row0, row1); returns 0, or -1 without memory. */
+/* Rows [row0, row1); returns 0, or -1 without memory. A strip of columns at a time, whose limbs, of three rows in turn, stay in the first cache. */
 AMX_TARGET static int conv_tiles(const Operands *o) {
-    int cin = o->cin, blocks = (o->cout + LANES - 1) / LANES, border = o->mode == POINT ? 0 : 1, width = o->width, rows = o->row1 - o->row0;
-    /* A 1x1 layer knows no rows: its pixels are cut into pieces of any length. */
-    Py_ssize_t line = width;
-    if (o->mode == POINT) { line = 1024; rows = (int)(((Py_ssize_t)rows * width + line - 1) / line); }
-    size_t padded = (size_t)(line + 2 * border + TILE_PIXELS);
-    int chunk = (int)(65536 / (padded * cin)), num_taps = o->mode == POINT ? 1 : o->mode == DENSE ? 9 : o->mode == EDGES ? 4 : 5;
-    if (chunk < 4) chunk = 4;
-    if (chunk > rows) chunk = rows;
+    int cin = o->cin, blocks = (o->cout + LANES - 1) / LANES, columns = in_columns(o->mode, cin), border = o->mode == POINT ? 0 : 1;
     Run runs[MAX_TAPS];
-    int num_runs = runs_of(o->mode, 0, runs), steps = 0;
-    for (int i = 0; i < num_runs; i++) steps += (runs[i].taps * cin + TILE_BYTES - 1) / TILE_BYTES;
-    /* Weights and the two planes of limbs, each from the start of a line of the cache. */
-    size_t plane = ((size_t)(chunk + 2 * border) * padded * cin + 2 * TILE_BYTES - 1) / TILE_BYTES * TILE_BYTES, packed = (size_t)blocks * steps * 2 * TILE;
-    uint8_t *memory = calloc(1, packed + 2 * plane + TILE_BYTES);
+    int num_runs = runs_of(o->mode, 0, cin, runs), steps = 0;
+    for (int i = 0; i < num_runs; i++) steps += num_tiles(runs[i].inputs);
+    /* A 1x1 layer knows no rows: all its pixels are one. */
+    Py_ssize_t width = o->width, rows = o->row1 - o->row0;
+    if (o->mode == POINT) { width *= rows; rows = 1; }
+    Py_ssize_t strip = STRIP_BYTES / (2 * (border ? 3 : 1) * cin) / TILE_PIXELS * TILE_PIXELS;
+    if (strip < 2 * TILE_PIXELS) strip = 2 * TILE_PIXELS;
+    Planes planes = {.pixel = columns ? 3 * cin : cin};
+    planes.row = columns ? cin : ((strip + 2 + TILE_PIXELS) * cin + TILE_BYTES - 1) / TILE_BYTES * TILE_BYTES;
+    size_t plane = (size_t)(columns ? (strip + 2 + TILE_PIXELS) * planes.pixel : (border ? 3 : 1) * planes.row) + 2 * TILE_BYTES;
+    plane -= plane % TILE_BYTES;
+    uint8_t *memory = malloc(2 * plane + TILE_BYTES);
     if (!memory) return -1;
-    uint8_t *first = memory + (-(uintptr_t)memory & (TILE_BYTES - 1)), *low = first + packed, *high = low + plane, *to = first;
-    for (int b = 0; b < blocks; b++)
-        for (int i = 0; i < num_runs; i++)
-            to = split_weights(o->weights + ((size_t)b * num_taps + runs[i].first) * cin * LANES, runs[i].taps * cin / 2, to);
+    planes.low = memory + (-(uintptr_t)memory & (TILE_BYTES - 1));
+    planes.high = planes.low + plane;
     int32_t sums[4 * 256] __attribute__((aligned(64)));
     Summed last = {o->bias, o->shift, 0, 0, 0};
-    /* Weights that stay in the first cache are run through for each tile of pixels, others for each row. */
-    int inner = (size_t)blocks * steps * 2 * TILE <= 28 << 10 ? blocks : 1;
     _tile_loadconfig(&TILES);
-    for (int r = 0, start = 0; r < rows; r++) {
-        Py_ssize_t length = line, at = (Py_ssize_t)(o->row0 + r) * width;
-        if (o->mode == POINT) {
-            at = (Py_ssize_t)o->row0 * width + r * line;
-            if (at + length > (Py_ssize_t)o->row1 * width) length = (Py_ssize_t)o->row1 * width - at;
-        }
-        if (o->mode == POINT) {
-            start = r;
-            split(o->x + at * cin, low, high, (size_t)length * cin);
-        } else if (r % chunk == 0) {
-            start = r;
-            for (int i = 0; i < chunk + 2; i++) {
-                size_t place = ((size_t)i * padded + border) * cin;
-                int from = o->row0 + start + i - 1;
-                if (from < 0 || from >= o->h) { memset(low + place, 0, (size_t)width * cin); memset(high + place, 0, (size_t)width * cin); }
-                else split(o->x + (size_t)from * width * cin, low + place, high + place, (size_t)width * cin);
-            }
-        }
-        runs_of(o->mode, (o->row0 + r + o->parity) & 1, runs);
-        for (int group = 0; group < blocks; group += inner)
-            for (Py_ssize_t c = 0; c < length; c += TILE_PIXELS)
-                for (int b = group; b < group + inner; b++) {
-                    const uint8_t *w = first + (size_t)b * steps * 2 * TILE;
+    for (Py_ssize_t start = 0; start < width; start += strip) {
+        Py_ssize_t stop = start + strip < width ? start + strip : width;
+        for (int i = 0; i < 2 * border; i++) lay(o, o->row0 + i - 1, start - 1, stop + 1, width, &planes, i * planes.row);
+        for (int r = 0; r < rows; r++) {
+            int turn = r % 3; /* the place of the row before */
+            if (border) lay(o, o->row0 + r + 1, start - 1, stop + 1, width, &planes, (turn + 2) % 3 * planes.row);
+            else lay(o, o->row0, start, stop, width, &planes, 0);
+            runs_of(o->mode, (o->row0 + r + o->parity) & 1, cin, runs);
+            for (int b = 0; b < blocks; b++)
+                for (Py_ssize_t c = start; c < stop; c += TILE_PIXELS) {
+                    const uint8_t *w = o->tiles + (size_t)((columns ? turn * blocks : 0) + b) * steps * 2 * TILE;
                     _tile_zero(0);
                     _tile_zero(1);
                     _tile_zero(2);
                     _tile_zero(3);
                     for (int i = 0; i < num_runs; i++) {
-                        size_t place = ((size_t)(r - start + border + runs[i].row) * padded + border + c + runs[i].column) * cin;
-                        for (int done = 0; done < runs[i].taps * cin; done += TILE_BYTES, w += 2 * TILE) {
-                            _tile_loadd(4, low + place + done, cin);
+                        Py_ssize_t at = (columns || !border ? 0 : (turn + 1 + runs[i].row) % 3 * planes.row) + (c - start + border + runs[i].column) * planes.pixel;
+                        const uint8_t *low = planes.low + at, *high = planes.high + at;
+                        for (int done = 0; done < runs[i].inputs; done += TILE_BYTES, w += 2 * TILE) {
+                            _tile_loadd(4, low + done, planes.pixel);
                             _tile_loadd(6, w, TILE_BYTES);
                             _tile_dpbuud(3, 4, 6);
-                            _tile_loadd(5, high + place + done, cin);
+                            _tile_loadd(5, high + done, planes.pixel);
                             _tile_dpbsud(1, 5, 6);
                             _tile_loadd(7, w + TILE, TILE_BYTES);
                             _tile_dpbusd(2, 4, 7);
@@ -401,9 +448,10 @@ AMX_TARGET static int conv_tiles(const Operands *o) {
                     _tile_stored(1, sums + 256, LANES * 4);
                     _tile_stored(2, sums + 512, LANES * 4);
                     _tile_stored(3, sums + 768, LANES * 4);
-                    last = (Summed){o->bias + b * LANES, o->shift + b * LANES, (size_t)(at + c) * o->cout + b * LANES,
-                                    length - c < TILE_PIXELS ? (int)(length - c) : TILE_PIXELS, o->cout - b * LANES};
+                    last = (Summed){o->bias + b * LANES, o->shift + b * LANES, (size_t)(((Py_ssize_t)o->row0 + r) * o->width + c) * o->cout + b * LANES,
+                                    stop - c < TILE_PIXELS ? (int)(stop - c) : TILE_PIXELS, o->cout - b * LANES};
                 }
+        }
     }
     epilogue_tiles(o, sums, &last);
     _tile_release();
@@ -424,21 +472,26 @@ static PyObject *conv(PyObject *self, PyObject *args) {
     const char *problem = NULL;
     if (has_add && PyObject_GetBuffer(add_object, &add, PyBUF_SIMPLE)) { has_add = 0; problem = "the addend is no buffer"; }
     int blocks = (cout + LANES - 1) / LANES, num_taps = mode == POINT ? 1 : mode == DENSE ? 9 : mode == EDGES ? 4 : 5;
-    Py_ssize_t pixels = (Py_ssize_t)h * width;
+    Py_ssize_t pixels = (Py_ssize_t)h * width, plain = 0, tiles = 0;
     /* Bounded before they are multiplied. */
     if (!problem && (h < 1 || width < 1 || h > MAX_SIDE || width > MAX_SIDE || cout > 8192 || parity < 0 || parity > 1 << 24))
         problem = "sizes of the layer's operands are out of range";
-    if (!problem && ( cin < 2 || cin % 2 || cin > 8192 || cout < 1 || cout > 8192 || mode < 0 || mode > POINT || row0 < 0 ||
+    if (!problem && cin > 0 && cin <= 8192 && mode >= 0 && mode <= POINT) {
+        plain = (Py_ssize_t)blocks * num_taps * cin * LANES * 2;
+        tiles = size_of_tiles(mode, cin, blocks);
+    }
+    if (!problem && (cin < 2 || cin % 2 || cin > 8192 || cout < 1 || cout > 8192 || mode < 0 || mode > POINT || row0 < 0 ||
                      row1 > h || row0 >= row1 || x.len != pixels * cin * 2 || out.len != pixels * cout * 2 || bias.len != blocks * LANES * 4 ||
-                     shift.len != blocks * LANES * 4 || w.len != (Py_ssize_t)blocks * num_taps * cin * LANES * 2 ||
+                     shift.len != blocks * LANES * 4 || (w.len != plain && w.len != plain + tiles) ||
                      (has_add && add.len != out.len)))
         problem = "sizes of the layer's operands contradict each other";
     const Isa *set = isa_of(isa);
     int16_t *pad = NULL;
     int32_t *acc = NULL;
 #if WITH_AMX
-    if (!problem && set->tiles && cin * (mode == DENSE ? 3 : 1) >= SHORT_RUN) {
-        Operands operands = {x.buf, w.buf, has_add ? add.buf : NULL, bias.buf, shift.buf, out.buf, h, width, cin, cout, mode, parity, leaky, row0, row1};
+    if (!problem && set->tiles && w.len != plain) {
+        Operands operands = {x.buf, w.buf, has_add ? add.buf : NULL, bias.buf, shift.buf, out.buf, h, width, cin, cout, mode, parity, leaky, row0, row1,
+                             (const uint8_t *)w.buf + plain};
         int failed;
         Py_BEGIN_ALLOW_THREADS
         failed = conv_tiles(&operands);
@@ -520,17 +573,17 @@ done:
 
 /* z2 <- round(z2 * E[s] / 2^20) - t * 2^t_shift, then x <- round(M (z1, z2) / 2^20) - bias; doubles hold whole numbers below 2^53 all the way. */
 #define UNIT(NAME, ATTRIBUTE)                                                                                                                  \
-    ATTRIBUTE static inline __attribute__((always_inline)) void NAME##_body(const int32_t *restrict z, const int16_t *restrict st, const int32_t *restrict table, double t_factor,          \
+    ATTRIBUTE static inline __attribute__((always_inline)) void NAME##_body(const int32_t *restrict z, const int32_t *restrict z2, int step, const int16_t *restrict st, const int32_t *restrict table, double t_factor, \
                                const double *restrict matrix, const double *restrict bias, int32_t *restrict out, Py_ssize_t n, int channels,  \
                                int affine) {                                                                                                   \
         int half = channels / 2;                                                                                                               \
         double v[512], sum[512];                                                                                                               \
-        for (Py_ssize_t i = 0; i < n; i++, z += channels, st += affine ? channels : half, out += channels) {                                   \
+        for (Py_ssize_t i = 0; i < n; i++, z += step, z2 += step, st += affine ? channels : half, out += channels) {                           \
             for (int c = 0; c < half; c++) v[c] = z[c];                                                                                        \
             const int16_t *t = affine ? st + half : st;                                                                                        \
             if (affine)                                                                                                                        \
                 for (int c = 0; c < half; c++)                                                                                                 \
-                    v[half + c] = floor((double)z[half + c] * table[(uint16_t)st[c] ^ 0x8000u] * 0x1p-20 + 0.5) - t[c] * t_factor;             \
+                    v[half + c] = floor((double)z2[c] * table[(uint16_t)st[c] ^ 0x8000u] * 0x1p-20 + 0.5) - t[c] * t_factor;             \
             else                                                                                                                               \
                 for (int c = 0; c < half; c++) v[half + c] = z[half + c] - t[c] * t_factor;                                                    \
             for (int c = 0; c < channels; c++) v[c] = v[c] < -STATE_LIMIT ? -STATE_LIMIT : v[c] > STATE_LIMIT ? STATE_LIMIT : v[c];            \
@@ -547,13 +600,13 @@ done:
         }                                                                                                                                      \
     }                                                                                                                                          \
     /* Known widths keep their sums in registers. */                                                                                           \
-    ATTRIBUTE static void NAME(const int32_t *z, const int16_t *st, const int32_t *table, double t_factor, const double *matrix,               \
+    ATTRIBUTE static void NAME(const int32_t *z, const int32_t *z2, int step, const int16_t *st, const int32_t *table, double t_factor, const double *matrix, \
                                const double *bias, int32_t *out, Py_ssize_t n, int channels, int affine) {                                     \
-        if (channels == 12 && affine) NAME##_body(z, st, table, t_factor, matrix, bias, out, n, 12, 1);                                        \
-        else if (channels == 24 && affine) NAME##_body(z, st, table, t_factor, matrix, bias, out, n, 24, 1);                                   \
-        else if (channels == 48 && affine) NAME##_body(z, st, table, t_factor, matrix, bias, out, n, 48, 1);                                   \
-        else if (channels == 96 && affine) NAME##_body(z, st, table, t_factor, matrix, bias, out, n, 96, 1);                                   \
-        else NAME##_body(z, st, table, t_factor, matrix, bias, out, n, channels, affine);                                                      \
+        if (channels == 12 && affine) NAME##_body(z, z2, step, st, table, t_factor, matrix, bias, out, n, 12, 1);                                        \
+        else if (channels == 24 && affine) NAME##_body(z, z2, step, st, table, t_factor, matrix, bias, out, n, 24, 1);                                   \
+        else if (channels == 48 && affine) NAME##_body(z, z2, step, st, table, t_factor, matrix, bias, out, n, 48, 1);                                   \
+        else if (channels == 96 && affine) NAME##_body(z, z2, step, st, table, t_factor, matrix, bias, out, n, 96, 1);                                   \
+        else NAME##_body(z, z2, step, st, table, t_factor, matrix, bias, out, n, channels, affine);                                                      \
     }
 UNIT(unit_plain, )
 #if WITH_X86
@@ -584,20 +637,20 @@ AVX512_TARGET static inline void products_avx512(double (*v)[512], const double 
 
 AVX512_TARGET static inline __mmask8 first_eight(int n) { return n >= 8 ? 0xff : n > 0 ? (__mmask8)((1u << n) - 1) : 0; }
 
-AVX512_TARGET static void unit_avx512(const int32_t *z, const int16_t *st, const int32_t *table, double t_factor, const double *matrix, const double *bias,
-                                      int32_t *out, Py_ssize_t n, int channels, int affine) {
+AVX512_TARGET static void unit_avx512(const int32_t *z, const int32_t *z2, int step, const int16_t *st, const int32_t *table, double t_factor,
+                                      const double *matrix, const double *bias, int32_t *out, Py_ssize_t n, int channels, int affine) {
     double v[UNIT_PIXELS][512] __attribute__((aligned(64))) = {{0}};
     int half = channels / 2;
     const __m512d factor = _mm512_set1_pd(t_factor);
     for (Py_ssize_t i = 0; i < n; i += UNIT_PIXELS) {
         int count = n - i < UNIT_PIXELS ? (int)(n - i) : UNIT_PIXELS;
         for (int p = 0; p < count; p++) {
-            const int32_t *from = z + (i + p) * channels;
+            const int32_t *from = z + (i + p) * step, *from2 = z2 + (i + p) * step;
             const int16_t *s = st + (i + p) * (affine ? channels : half), *t = affine ? s + half : s;
             for (int c = 0; c < half; c += 8) {
                 __mmask8 mask = first_eight(half - c);
                 _mm512_mask_storeu_pd(v[p] + c, mask, cut_state(_mm512_cvtepi32_pd(_mm256_maskz_loadu_epi32(mask, from + c))));
-                __m512d second = _mm512_cvtepi32_pd(_mm256_maskz_loadu_epi32(mask, from + half + c));
+                __m512d second = _mm512_cvtepi32_pd(_mm256_maskz_loadu_epi32(mask, from2 + c));
                 if (affine) {
                     __m256i index = _mm256_add_epi32(_mm256_cvtepi16_epi32(_mm_maskz_loadu_epi16(mask, s + c)), _mm256_set1_epi32(32768));
                     __m256i scale = _mm256_mmask_i32gather_epi32(_mm256_setzero_si256(), mask, index, table, 4);
@@ -625,63 +678,210 @@ AVX512_TARGET static void unit_avx512(const int32_t *z, const int16_t *st, const
 }
 #endif
 
+/* The second half of the state may be an array of its own. */
 static PyObject *unit(PyObject *self, PyObject *args) {
-    Py_buffer z, st, table, matrix, bias, out;
+    Py_buffer z, st, table, matrix, bias, out, z2;
     int channels, affine, isa;
     double t_factor;
+    PyObject *second = Py_None;
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*y*dy*y*w*iii", &z, &st, &table, &t_factor, &matrix, &bias, &out, &channels, &affine, &isa)) return NULL;
-    Py_ssize_t n = channels > 0 ? z.len / 4 / channels : 0;
-    int good = channels >= 2 && channels % 2 == 0 && channels <= 512 && z.len == n * channels * 4 && out.len == z.len &&
-               st.len == n * (affine ? channels : channels / 2) * 2 && table.len == 65536 * 4 && bias.len == (Py_ssize_t)channels * 8 &&
-               matrix.len == (Py_ssize_t)channels * channels * 8;
+    if (!PyArg_ParseTuple(args, "y*y*y*dy*y*w*iii|O", &z, &st, &table, &t_factor, &matrix, &bias, &out, &channels, &affine, &isa, &second)) return NULL;
+    int apart = second != Py_None, good = 1;
+    if (apart && PyObject_GetBuffer(second, &z2, PyBUF_SIMPLE)) apart = good = 0;
+    Py_ssize_t n = channels > 0 ? out.len / 4 / channels : 0;
+    good = good && channels >= 2 && channels % 2 == 0 && channels <= 512 && out.len == n * channels * 4 && (apart ? z2.len + z.len : z.len) == out.len &&
+           (!apart || z.len == z2.len) && st.len == n * (affine ? channels : channels / 2) * 2 && table.len == 65536 * 4 &&
+           bias.len == (Py_ssize_t)channels * 8 && matrix.len == (Py_ssize_t)channels * channels * 8;
     if (good) {
         Py_BEGIN_ALLOW_THREADS
-        isa_of(isa)->unit(z.buf, st.buf, table.buf, t_factor, matrix.buf, bias.buf, out.buf, n, channels, affine);
+        const int32_t *first = z.buf, *other = apart ? z2.buf : first + channels / 2;
+        isa_of(isa)->unit(first, other, apart ? channels / 2 : channels, st.buf, table.buf, t_factor, matrix.buf, bias.buf, out.buf, n, channels, affine);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&z); PyBuffer_Release(&st); PyBuffer_Release(&table); PyBuffer_Release(&matrix); PyBuffer_Release(&bias); PyBuffer_Release(&out);
+    if (apart) PyBuffer_Release(&z2);
     if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the unit's operands contradict each other"); return NULL; }
     Py_RETURN_NONE;
 }
 
-/* out = clamp16((x + 2^(s-1)) >> s) per channel; s = 0 leaves x as it is. */
-static void narrow_plain(const int32_t *in, const int32_t *shift, int16_t *out, Py_ssize_t n, int channels) {
-    for (Py_ssize_t i = 0; i < n; i++, in += channels, out += channels)
+/* out = clamp16((x + 2^(s-1)) >> s) per channel; s = 0 leaves x as it is. Pixels lie `step` and `out_step` values apart. */
+static INLINED void narrow_plain(const int32_t *in, Py_ssize_t step, const int32_t *shift, int16_t *out, Py_ssize_t out_step, Py_ssize_t n, int channels) {
+    for (Py_ssize_t i = 0; i < n; i++, in += step, out += out_step)
         for (int c = 0; c < channels; c++) out[c] = (int16_t)clamp16((in[c] + ((1 << shift[c]) >> 1)) >> shift[c]);
 }
 
 #if WITH_X86
-/* Channels go by in vectors of 16, whatever their number: of C channels 16 pixels are C vectors. */
-AVX512_TARGET static void narrow_avx512(const int32_t *in, const int32_t *shift, int16_t *out, Py_ssize_t n, int channels) {
+AVX512_TARGET static inline __m256i narrowed_avx512(__m512i v, __m512i shift) {
+    __m512i half = _mm512_srli_epi32(_mm512_sllv_epi32(_mm512_set1_epi32(1), shift), 1);
+    return _mm512_cvtsepi32_epi16(_mm512_srav_epi32(_mm512_add_epi32(v, half), shift));
+}
+
+AVX512_TARGET static void narrow_avx512(const int32_t *in, Py_ssize_t step, const int32_t *shift, int16_t *out, Py_ssize_t out_step, Py_ssize_t n,
+                                        int channels) {
     enum { MOST = 256 };
-    int32_t shifts[16 * MOST], half[16 * MOST];
-    if (channels > MOST) { narrow_plain(in, shift, out, n, channels); return; }
-    for (int i = 0; i < 16 * channels; i++) { shifts[i] = shift[i % channels]; half[i] = (1 << shifts[i]) >> 1; }
     Py_ssize_t i = 0;
-    for (; i + 16 <= n; i += 16, in += 16 * channels, out += 16 * channels)
-        for (int c = 0; c < 16 * channels; c += 16) {
-            __m512i v = _mm512_srav_epi32(_mm512_add_epi32(_mm512_loadu_si512(in + c), _mm512_loadu_si512(half + c)), _mm512_loadu_si512(shifts + c));
-            _mm256_storeu_si256((__m256i *)(out + c), _mm512_cvtsepi32_epi16(v));
-        }
-    narrow_plain(in, shift, out, n - i, channels);
+    if (step == channels && out_step == channels && channels <= MOST) {
+        /* Channels go by in vectors of 16, whatever their number: of C channels 16 pixels are C vectors. */
+        int32_t shifts[16 * MOST];
+        for (int k = 0; k < 16 * channels; k++) shifts[k] = shift[k % channels];
+        for (; i + 16 <= n; i += 16, in += 16 * channels, out += 16 * channels)
+            for (int c = 0; c < 16 * channels; c += 16)
+                _mm256_storeu_si256((__m256i *)(out + c), narrowed_avx512(_mm512_loadu_si512(in + c), _mm512_loadu_si512(shifts + c)));
+    }
+    for (int c = 0; c < channels; c += 16) {
+        const __mmask16 mask = first_channels(channels - c);
+        const __m512i by = _mm512_maskz_loadu_epi32(mask, shift + c);
+        for (Py_ssize_t k = 0; k < n - i; k++)
+            _mm256_mask_storeu_epi16(out + k * out_step + c, mask, narrowed_avx512(_mm512_maskz_loadu_epi32(mask, in + k * step + c), by));
+    }
 }
 #endif
 
+/* Of each pixel `channels` values, the first of them `from` and `to` from the array's start, to a pixel of another array. */
 static PyObject *narrow(PyObject *self, PyObject *args) {
     Py_buffer x, shift, out;
-    int channels, isa;
+    int channels, isa, from = 0, step = 0, to = 0, out_step = 0;
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*w*ii", &x, &shift, &out, &channels, &isa)) return NULL;
-    Py_ssize_t n = channels > 0 ? x.len / 4 / channels : 0;
-    int good = channels > 0 && channels <= 8192 && x.len == n * channels * 4 && out.len * 2 == x.len && shift.len == (Py_ssize_t)channels * 4;
+    if (!PyArg_ParseTuple(args, "y*y*w*ii|iiii", &x, &shift, &out, &channels, &isa, &from, &step, &to, &out_step)) return NULL;
+    if (!step && !out_step) step = out_step = channels;
+    Py_ssize_t n = step > 0 ? x.len / 4 / step : 0;
+    int good = channels > 0 && channels <= 8192 && from >= 0 && to >= 0 && step <= 65536 && out_step <= 65536 && from <= step - channels &&
+               to <= out_step - channels && x.len == n * step * 4 && out.len == n * out_step * 2 && shift.len == (Py_ssize_t)channels * 4;
     if (good) {
         Py_BEGIN_ALLOW_THREADS
-        isa_of(isa)->narrow(x.buf, shift.buf, out.buf, n, channels);
+        isa_of(isa)->narrow((const int32_t *)x.buf + from, step, shift.buf, (int16_t *)out.buf + to, out_step, n, channels);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&x); PyBuffer_Release(&shift); PyBuffer_Release(&out);
     if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* What is beside one another in a picture's state `[2h, 2w, 3]`, two pixels of two rows, to channels of one, `4c + 2i + j` for row i and column j, and
+ * narrowed. */
+#define COLOURS 3
+static INLINED void gather_plain(const int32_t *state, const int32_t *shift, int16_t *out, Py_ssize_t h, Py_ssize_t w) {
+    for (Py_ssize_t r = 0; r < h; r++, state += 2 * w * 2 * COLOURS)
+        for (Py_ssize_t x = 0; x < w; x++, out += 4 * COLOURS)
+            for (int o = 0; o < 4 * COLOURS; o++) {
+                int32_t v = state[(o / 2 % 2 * 2 * w + 2 * x + o % 2) * COLOURS + o / 4];
+                out[o] = (int16_t)clamp16((v + ((1 << shift[o]) >> 1)) >> shift[o]);
+            }
+}
+
+/* Pixels of state and `correction * 2^shift`, whose channels are those of `gather`. */
+static INLINED void corrected_plain(const int32_t *state, const int16_t *correction, int shift, uint8_t *out, Py_ssize_t h, Py_ssize_t w) {
+    for (Py_ssize_t r = 0; r < h; r++, state += 2 * w * 2 * COLOURS, out += 2 * w * 2 * COLOURS)
+        for (Py_ssize_t x = 0; x < w; x++, correction += 4 * COLOURS)
+            for (int o = 0; o < 4 * COLOURS; o++) {
+                Py_ssize_t at = (o / 2 % 2 * 2 * w + 2 * x + o % 2) * COLOURS + o / 4;
+                int32_t v = state[at] + correction[o] * (1 << shift);
+                out[at] = (uint8_t)(((v < 0 ? 0 : v > 65536 ? 65536 : v) * 255 + 32768) >> 16);
+            }
+}
+
+#if WITH_X86
+/* Two pixels of the upper row in the lower half of a vector, two of the lower row in its upper half: where `gather` and `corrected` find them. */
+static const int32_t BESIDE[16] = {0, 3, 8, 11, 1, 4, 9, 12, 2, 5, 10, 13, 6, 6, 6, 6}, APART[16] = {0, 4, 8, 1, 5, 9, 12, 12, 2, 6, 10, 3, 7, 11, 12, 12};
+
+AVX512_TARGET static inline __m512i two_rows(const int32_t *upper, const int32_t *lower) {
+    __m256i a = _mm256_maskz_loadu_epi32(0x3f, upper), b = _mm256_maskz_loadu_epi32(0x3f, lower);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+}
+
+AVX512_TARGET static void gather_avx512(const int32_t *state, const int32_t *shift, int16_t *out, Py_ssize_t h, Py_ssize_t w) {
+    const __m512i beside = _mm512_loadu_si512(BESIDE), by = _mm512_maskz_loadu_epi32(0xfff, shift);
+    for (Py_ssize_t r = 0; r < h; r++, state += 2 * w * 2 * COLOURS)
+        for (Py_ssize_t x = 0; x < w; x++, out += 4 * COLOURS) {
+            const int32_t *from = state + 2 * x * COLOURS;
+            __m512i v = _mm512_permutexvar_epi32(beside, two_rows(from, from + 2 * w * COLOURS));
+            _mm256_mask_storeu_epi16(out, 0xfff, narrowed_avx512(v, by));
+        }
+}
+
+AVX512_TARGET static void corrected_avx512(const int32_t *state, const int16_t *correction, int shift, uint8_t *out, Py_ssize_t h, Py_ssize_t w) {
+    const __m512i apart = _mm512_loadu_si512(APART), most = _mm512_set1_epi32(65536), zero = _mm512_setzero_si512();
+    const __m128i by = _mm_cvtsi32_si128(shift);
+    for (Py_ssize_t r = 0; r < h; r++, state += 2 * w * 2 * COLOURS, out += 2 * w * 2 * COLOURS)
+        for (Py_ssize_t x = 0; x < w; x++, correction += 4 * COLOURS) {
+            Py_ssize_t at = 2 * x * COLOURS;
+            __m512i add = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(0xfff, correction));
+            __m512i v = _mm512_add_epi32(two_rows(state + at, state + at + 2 * w * COLOURS), _mm512_sll_epi32(_mm512_permutexvar_epi32(apart, add), by));
+            v = _mm512_max_epi32(zero, _mm512_min_epi32(most, v));
+            v = _mm512_srli_epi32(_mm512_add_epi32(_mm512_sub_epi32(_mm512_slli_epi32(v, 8), v), _mm512_set1_epi32(32768)), 16);
+            __m128i bytes = _mm512_cvtepi32_epi8(v);
+            _mm_mask_storeu_epi8(out + at, 0x3f, bytes);
+            _mm_mask_storeu_epi8(out + at + 2 * w * COLOURS, 0x3f, _mm_bsrli_si128(bytes, 8));
+        }
+}
+#endif
+
+/* Whether `state` is of a picture `[2h, 2w, 3]`. */
+static int pictured(Py_ssize_t state_bytes, int h, int w) {
+    return h > 0 && w > 0 && h <= MAX_SIDE && w <= MAX_SIDE && state_bytes == (Py_ssize_t)h * w * 4 * COLOURS * 4;
+}
+
+static PyObject *gather(PyObject *self, PyObject *args) {
+    Py_buffer state, shift, out;
+    int h, w, isa;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*w*iii", &state, &shift, &out, &h, &w, &isa)) return NULL;
+    int good = pictured(state.len, h, w) && out.len * 2 == state.len && shift.len == 4 * COLOURS * 4;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        isa_of(isa)->gather(state.buf, shift.buf, out.buf, h, w);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&state); PyBuffer_Release(&shift); PyBuffer_Release(&out);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+static PyObject *corrected(PyObject *self, PyObject *args) {
+    Py_buffer state, correction, out;
+    int h, w, shift, isa;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*w*iiii", &state, &correction, &out, &h, &w, &shift, &isa)) return NULL;
+    int good = pictured(state.len, h, w) && out.len * 4 == state.len && correction.len * 2 == state.len && shift >= 0 && shift <= MAX_MEAN_SHIFT;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        isa_of(isa)->corrected(state.buf, correction.buf, shift, out.buf, h, w);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&state); PyBuffer_Release(&correction); PyBuffer_Release(&out);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* `rows` rows of `count` pieces of `bytes` bytes from one array to another, each with its own way from row to row and from piece to piece. */
+static PyObject *place(PyObject *self, PyObject *args) {
+    Py_buffer source, target;
+    Py_ssize_t from, from_row, from_step, to, to_row, to_step, rows, count, bytes;
+    const Py_ssize_t most = (Py_ssize_t)1 << 40;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*nnnw*nnnnnn", &source, &from, &from_row, &from_step, &target, &to, &to_row, &to_step, &rows, &count, &bytes)) return NULL;
+    int good = rows > 0 && count > 0 && bytes > 0 && rows <= MAX_SIDE && count <= MAX_SIDE && from >= 0 && from_row >= 0 && from_step >= 0 && to >= 0 &&
+               to_row >= 0 && to_step >= 0 && from <= most && from_row <= most && from_step <= most && to <= most && to_row <= most && to_step <= most &&
+               bytes <= most && from + (rows - 1) * from_row + (count - 1) * from_step + bytes <= source.len &&
+               to + (rows - 1) * to_row + (count - 1) * to_step + bytes <= target.len;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        const char *a = (const char *)source.buf + from;
+        char *b = (char *)target.buf + to;
+        for (Py_ssize_t r = 0; r < rows; r++, a += from_row, b += to_row) {
+            const char *x = a;
+            char *y = b;
+/* Pieces of a known length need no call. */
+#define PIECES(N) case N: for (Py_ssize_t i = 0; i < count; i++, x += from_step, y += to_step) memcpy(y, x, N); break;
+            switch (bytes) {
+                PIECES(12) PIECES(24) PIECES(32) PIECES(48) PIECES(64) PIECES(96) PIECES(128) PIECES(192)
+                default: for (Py_ssize_t i = 0; i < count; i++, x += from_step, y += to_step) memcpy(y, x, (size_t)bytes);
+            }
+        }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&source); PyBuffer_Release(&target);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "what is to be copied does not lie within both arrays"); return NULL; }
     Py_RETURN_NONE;
 }
 
@@ -738,17 +938,350 @@ AVX512_TARGET static void mix_avx512(const int32_t *x, const double *matrix, con
 }
 #endif
 
-static const Isa ISAS[] = {
-    {"scalar", 1, micro_scalar, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, 0},
+/* What layers can at most reach: sums of products with operands in registers. An empty `asm` changes nothing, but the compiler cannot know that:
+ * it would else leave out products that it knows. */
+#define CHANGED(kind, v) __asm__ volatile("" : "+" kind(v))
+
+/* Which registers there are is the compiler's business: the layers' own loop, out of the first cache. */
+static int ceiling_scalar(long rounds) {
+    enum { INPUTS = 64 };
+    int16_t x[INPUTS] = {0}, w[INPUTS * LANES] = {0};
+    int32_t out[LANES];
+    const int16_t *from = x;
+    for (long i = 0; i < rounds; i++) {
+        CHANGED("m", x);
+        micro_scalar(&from, 1, INPUTS / 2, INPUTS, w, out, LANES);
+        CHANGED("m", out);
+    }
+    return INPUTS * LANES;
+}
+
 #if WITH_X86
-    {"SSE4.1", 3, micro_sse41, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, 0},
-    {"AVX2", 6, micro_avx2, NULL, epilogue_avx2, unit_avx2, mix_avx2, narrow_plain, 0},
-    {"AVX-512 VNNI", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, 0},
+__attribute__((target("sse4.1"))) static int ceiling_sse41(long rounds) {
+    __m128i acc[8], x = _mm_setzero_si128(), w = x;
+    CHANGED("x", w);
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) acc[j] = w;
+    for (long i = 0; i < rounds; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) { CHANGED("x", x); acc[j] = _mm_add_epi32(acc[j], _mm_madd_epi16(x, w)); }
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) CHANGED("x", acc[j]);
+    return 8 * 8;
+}
+
+__attribute__((target("avx2"))) static int ceiling_avx2(long rounds) {
+    __m256i acc[8], x = _mm256_setzero_si256(), w = x;
+    CHANGED("x", w);
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) acc[j] = w;
+    for (long i = 0; i < rounds; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) { CHANGED("x", x); acc[j] = _mm256_add_epi32(acc[j], _mm256_madd_epi16(x, w)); }
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++) CHANGED("x", acc[j]);
+    return 8 * 16;
+}
+
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))) static int ceiling_avx512(long rounds) {
+    __m512i acc[24], w = _mm512_setzero_si512();
+#pragma GCC unroll 24
+    for (int j = 0; j < 24; j++) { acc[j] = w; CHANGED("v", acc[j]); }
+    for (long i = 0; i < rounds; i++)
+#pragma GCC unroll 24
+        for (int j = 0; j < 24; j++) acc[j] = _mm512_dpwssd_epi32(acc[j], w, w);
+#pragma GCC unroll 24
+    for (int j = 0; j < 24; j++) CHANGED("v", acc[j]);
+    return 24 * 32;
+}
+#endif
+
 #if WITH_AMX
-    {"AMX", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, 1},
+/* All four products of limbs, of noise: a processor that multiplies zeros takes less current and goes faster than it ever can with numbers. */
+AMX_TARGET static int ceiling_tiles(long rounds) {
+    uint8_t noise[TILE];
+    uint32_t seed = 1;
+    for (int i = 0; i < TILE; i++) { seed = seed * 1664525 + 1013904223; noise[i] = (uint8_t)(seed >> 24); }
+    _tile_loadconfig(&TILES);
+    _tile_loadd(4, noise, TILE_BYTES);
+    _tile_loadd(5, noise, TILE_BYTES);
+    _tile_loadd(6, noise, TILE_BYTES);
+    _tile_loadd(7, noise, TILE_BYTES);
+    for (long i = 0; i < rounds; i++) {
+        _tile_dpbuud(3, 4, 6);
+        _tile_dpbsud(1, 5, 6);
+        _tile_dpbusd(2, 4, 7);
+        _tile_dpbssd(0, 5, 7);
+    }
+    _tile_release();
+    return TILE_PIXELS * TILE_BYTES * LANES;
+}
+#endif
+
+#if WITH_NEON
+static int ceiling_neon(long rounds) {
+    int32x4_t acc[16];
+    int16x8_t x = vdupq_n_s16(0), w = x;
+    CHANGED("w", x);
+    CHANGED("w", w);
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; j++) { acc[j] = vdupq_n_s32(0); CHANGED("w", acc[j]); }
+    for (long i = 0; i < rounds; i++)
+#pragma GCC unroll 16
+        for (int j = 0; j < 16; j++) acc[j] = j % 2 ? vmlal_high_lane_s16(acc[j], w, vget_low_s16(x), 0) : vmlal_lane_s16(acc[j], vget_low_s16(w), vget_low_s16(x), 0);
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; j++) CHANGED("w", acc[j]);
+    return 16 * 4;
+}
+#endif
+
+/* Encoder only, in place: z2 <- (z2 + t * 2^t_shift) * 2^20 / E[s]. */
+static INLINED void couple_plain(int32_t *to, const int16_t *from, const float *f, double t_factor, Py_ssize_t n, int channels, int affine) {
+    int half = channels / 2;
+    for (Py_ssize_t i = 0; i < n; i++, to += channels, from += affine ? channels : half)
+        for (int c = 0; c < half; c++) {
+            double v = to[half + c] + t_factor * from[affine ? half + c : c];
+            if (affine) v = floor(v * f[(uint16_t)from[c] ^ 0x8000u] + 0.5);
+            to[half + c] = (int32_t)(v < -STATE_LIMIT ? -STATE_LIMIT : v > STATE_LIMIT ? STATE_LIMIT : v);
+        }
+}
+
+#if WITH_X86
+AVX512_TARGET static void couple_avx512(int32_t *to, const int16_t *from, const float *f, double t_factor, Py_ssize_t n, int channels, int affine) {
+    int half = channels / 2;
+    const __m512d factor = _mm512_set1_pd(t_factor);
+    for (Py_ssize_t i = 0; i < n; i++, to += channels, from += affine ? channels : half)
+        for (int c = 0; c < half; c += 8) {
+            __mmask8 mask = first_eight(half - c);
+            __m512d t = _mm512_cvtepi32_pd(_mm256_cvtepi16_epi32(_mm_maskz_loadu_epi16(mask, from + (affine ? half : 0) + c)));
+            __m512d v = _mm512_fmadd_pd(t, factor, _mm512_cvtepi32_pd(_mm256_maskz_loadu_epi32(mask, to + half + c))); /* which is exact */
+            if (affine) {
+                __m256i index = _mm256_add_epi32(_mm256_cvtepi16_epi32(_mm_maskz_loadu_epi16(mask, from + c)), _mm256_set1_epi32(32768));
+                __m512d by = _mm512_cvtps_pd(_mm256_mmask_i32gather_ps(_mm256_setzero_ps(), mask, index, f, 4));
+                /* Rounded as without FMA, so that encoders agree: of this form of the product the compiler makes none. */
+                v = floor_pd(_mm512_add_pd(_mm512_mul_round_pd(v, by, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), _mm512_set1_pd(0.5)));
+            }
+            _mm256_mask_storeu_epi32(to + half + c, mask, _mm512_cvttpd_epi32(cut_state(v)));
+        }
+}
+#endif
+
+static PyObject *couple(PyObject *self, PyObject *args) {
+    Py_buffer z, st, reciprocal;
+    int channels, affine, isa = -1;
+    double t_factor;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "w*y*y*dii|i", &z, &st, &reciprocal, &t_factor, &channels, &affine, &isa)) return NULL;
+    Py_ssize_t n = channels > 0 ? z.len / 4 / channels : 0;
+    int half = channels / 2, good = channels >= 2 && channels <= 8192 && z.len == n * channels * 4 && st.len == n * (affine ? channels : half) * 2 &&
+                                    reciprocal.len == 65536 * 4;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        isa_of(isa)->couple(z.buf, st.buf, reciprocal.buf, t_factor, n, channels, affine);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&z); PyBuffer_Release(&st); PyBuffer_Release(&reciprocal);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* Table of each symbol: clamp(floor((log2[S] + log_gain[c] - first) / step), 0, tables - 1); 0 where S <= 0. */
+static void levels_plain(const int16_t *in, const int32_t *l, const int32_t *g, uint8_t *to, Py_ssize_t n, int channels, int first, int step, int tables) {
+    int32_t top = tables * step - 1;
+    /* In place of a division: 2^40 / step is too large by less than 1, the quotient by less than 2^-17, and it lacks 1 / step to the next. */
+    uint64_t per_step = (((uint64_t)1 << 40) + (uint64_t)step - 1) / (uint64_t)step;
+    for (Py_ssize_t i = 0; i < n; i++, in += 2 * channels, to += channels)
+        for (int c = 0; c < channels; c++) {
+            int32_t v = in[c] > 0 ? l[in[c]] + g[c] - first : 0;
+            to[c] = (uint8_t)((uint64_t)(v < 0 ? 0 : v > top ? top : v) * per_step >> 40);
+        }
+}
+
+#if WITH_X86
+AVX512_TARGET static void levels_avx512(const int16_t *in, const int32_t *l, const int32_t *g, uint8_t *to, Py_ssize_t n, int channels, int first,
+                                        int step, int tables) {
+    const __m512i top = _mm512_set1_epi32(tables * step - 1), zero = _mm512_setzero_si512();
+    const __m512d half = _mm512_set1_pd(0.5), per_step = _mm512_set1_pd(1.0 / step);
+    for (int c = 0; c < channels; c += LANES) {
+        __mmask16 mask = first_channels(channels - c);
+        const __m512i gain = _mm512_sub_epi32(_mm512_maskz_loadu_epi32(mask, g + c), _mm512_set1_epi32(first));
+        for (Py_ssize_t i = 0; i < n; i++) {
+            __m512i scale = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, in + i * 2 * channels + c));
+            __mmask16 some = _mm512_cmpgt_epi32_mask(scale, zero);
+            __m512i v = _mm512_maskz_add_epi32(some, _mm512_mask_i32gather_epi32(zero, some, scale, l, 4), gain);
+            v = _mm512_max_epi32(zero, _mm512_min_epi32(top, v));
+            /* Half a numerator above it the quotient is further from a whole number than doubles err. */
+            __m256i low = _mm512_cvttpd_epi32(_mm512_mul_pd(_mm512_add_pd(_mm512_cvtepi32_pd(_mm512_castsi512_si256(v)), half), per_step));
+            __m256i high = _mm512_cvttpd_epi32(_mm512_mul_pd(_mm512_add_pd(_mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(v, 1)), half), per_step));
+            _mm_mask_storeu_epi8(to + i * channels + c, mask, _mm512_cvtepi32_epi8(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1)));
+        }
+    }
+}
+#endif
+
+static PyObject *levels(PyObject *self, PyObject *args) {
+    Py_buffer parameters, log2, log_gain, out;
+    int channels, first, step, tables, isa = -1;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*y*w*iiii|i", &parameters, &log2, &log_gain, &out, &channels, &first, &step, &tables, &isa)) return NULL;
+    Py_ssize_t n = channels > 0 ? out.len / channels : 0;
+    int good = channels > 0 && channels <= 8192 && out.len == n * channels && parameters.len == n * channels * 4 && log2.len == 32768 * 4 &&
+               log_gain.len == (Py_ssize_t)channels * 4 && step > 0 && step <= 65536 && tables > 0 && tables <= 256;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        isa_of(isa)->levels(parameters.buf, log2.buf, log_gain.buf, out.buf, n, channels, first, step, tables);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&parameters); PyBuffer_Release(&log2); PyBuffer_Release(&log_gain); PyBuffer_Release(&out);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* y_hat = clamp(mean * 2^mean_shift + ((symbol * inv_gain + 2^7) >> 8)), Q16; symbols at most 2^24 in size. */
+static INLINED void dequantise_plain(const int32_t *s, const int16_t *m, const int32_t *g, int32_t *to, Py_ssize_t n, int channels, int mean_shift) {
+    for (Py_ssize_t i = 0; i < n; i++, s += channels, m += 2 * channels, to += channels)
+        for (int c = 0; c < channels; c++) {
+            int64_t v = m[channels + c] * ((int64_t)1 << mean_shift) + (((int64_t)s[c] * g[c] + 128) >> 8);
+            to[c] = (int32_t)(v < -67108864 ? -67108864 : v > 67108864 ? 67108864 : v);
+        }
+}
+
+#if WITH_X86
+AVX512_TARGET static void dequantise_avx512(const int32_t *s, const int16_t *m, const int32_t *g, int32_t *to, Py_ssize_t n, int channels, int mean_shift) {
+    const __m512i least = _mm512_set1_epi64(-67108864), most = _mm512_set1_epi64(67108864), half = _mm512_set1_epi64(128);
+    const __m128i up = _mm_cvtsi32_si128(mean_shift);
+    for (int c = 0; c < channels; c += 8) {
+        __mmask8 mask = first_eight(channels - c);
+        const __m512i gain = _mm512_cvtepi32_epi64(_mm256_maskz_loadu_epi32(mask, g + c));
+        for (Py_ssize_t i = 0; i < n; i++) {
+            __m512i symbol = _mm512_cvtepi32_epi64(_mm256_maskz_loadu_epi32(mask, s + i * channels + c));
+            __m512i mean = _mm512_cvtepi16_epi64(_mm_maskz_loadu_epi16(mask, m + (2 * i + 1) * channels + c));
+            __m512i v = _mm512_srai_epi64(_mm512_add_epi64(_mm512_mul_epi32(symbol, gain), half), 8);
+            v = _mm512_max_epi64(least, _mm512_min_epi64(most, _mm512_add_epi64(v, _mm512_sll_epi64(mean, up))));
+            _mm256_mask_storeu_epi32(to + i * channels + c, mask, _mm512_cvtepi64_epi32(v));
+        }
+    }
+}
+#endif
+
+static PyObject *dequantise(PyObject *self, PyObject *args) {
+    Py_buffer symbols, parameters, inv_gain, out;
+    int channels, mean_shift, isa = -1;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*y*w*ii|i", &symbols, &parameters, &inv_gain, &out, &channels, &mean_shift, &isa)) return NULL;
+    Py_ssize_t n = channels > 0 ? out.len / 4 / channels : 0;
+    int good = channels > 0 && channels <= 8192 && out.len == n * channels * 4 && symbols.len == out.len && parameters.len == out.len &&
+               inv_gain.len == (Py_ssize_t)channels * 4 && mean_shift >= 0 && mean_shift <= MAX_MEAN_SHIFT;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        isa_of(isa)->dequantise(symbols.buf, parameters.buf, inv_gain.buf, out.buf, n, channels, mean_shift);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&symbols); PyBuffer_Release(&parameters); PyBuffer_Release(&inv_gain); PyBuffer_Release(&out);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* In place: y_hat += (tanh[(l + 32768) >> 4] * inv_gain + 2^23) >> 24; the table is 0.5 * tanh in Q16. */
+static PyObject *refine(PyObject *self, PyObject *args) {
+    Py_buffer y, l, table, inv_gain;
+    int channels;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "w*y*y*y*i", &y, &l, &table, &inv_gain, &channels)) return NULL;
+    Py_ssize_t n = channels > 0 ? y.len / 4 / channels : 0;
+    int good = channels > 0 && channels <= 8192 && y.len == n * channels * 4 && l.len * 2 == y.len && table.len == 4096 * 2 && inv_gain.len == (Py_ssize_t)channels * 4;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        int32_t *to = y.buf;
+        const int16_t *in = l.buf, *tanh_table = table.buf;
+        const int32_t *g = inv_gain.buf;
+        for (Py_ssize_t i = 0; i < n; i++, in += channels, to += channels)
+            for (int c = 0; c < channels; c++) to[c] += (int32_t)(((int64_t)tanh_table[(in[c] + 32768) >> 4] * g[c] + 8388608) >> 24);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&y); PyBuffer_Release(&l); PyBuffer_Release(&table); PyBuffer_Release(&inv_gain);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+/* Encoder only: symbols of latents, rounded towards zero where `zone` [tables][16] says that the bits are worth more than the error. */
+static INLINED void quantise_plain(const int32_t *in, const int16_t *m, const uint8_t *t, const float *g, const float *z, int32_t *to, Py_ssize_t n, int channels,
+                           int mean_shift) {
+    for (Py_ssize_t i = 0; i < n; i++, in += channels, m += 2 * channels, t += channels, to += channels)
+        for (int c = 0; c < channels; c++) {
+            float exact = (float)(in[c] - m[channels + c] * (1 << mean_shift)) * g[c], size = fabsf(exact), r = rintf(size);
+            if (size - r < z[t[c] * 16 + (r < 15 ? (int)r : 15)] - 0.5f) r -= 1;
+            to[c] = (int32_t)(exact < 0 ? -r : r);
+        }
+}
+
+#if WITH_X86
+AVX512_TARGET static void quantise_avx512(const int32_t *in, const int16_t *m, const uint8_t *t, const float *g, const float *z, int32_t *to, Py_ssize_t n,
+                                          int channels, int mean_shift) {
+    const __m512 half = _mm512_set1_ps(0.5f), one = _mm512_set1_ps(1);
+    const __m128i up = _mm_cvtsi32_si128(mean_shift);
+    for (int c = 0; c < channels; c += LANES) {
+        __mmask16 mask = first_channels(channels - c);
+        const __m512 gain = _mm512_maskz_loadu_ps(mask, g + c);
+        for (Py_ssize_t i = 0; i < n; i++) {
+            __m512i mean = _mm512_sll_epi32(_mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, m + (2 * i + 1) * channels + c)), up);
+            __m512i residual = _mm512_sub_epi32(_mm512_maskz_loadu_epi32(mask, in + i * channels + c), mean);
+            __m512 exact = _mm512_mul_ps(_mm512_cvtepi32_ps(residual), gain), size = _mm512_abs_ps(exact);
+            __m512 r = _mm512_roundscale_ps(size, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+            __m512i table = _mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, t + i * channels + c)), 4);
+            __m512i entry = _mm512_add_epi32(table, _mm512_cvttps_epi32(_mm512_min_ps(r, _mm512_set1_ps(15))));
+            __m512 zone = _mm512_mask_i32gather_ps(half, mask, entry, z, 4);
+            __mmask16 nearer = _mm512_cmp_ps_mask(_mm512_sub_ps(size, r), _mm512_sub_ps(zone, half), _CMP_LT_OQ);
+            __m512i symbol = _mm512_cvttps_epi32(_mm512_mask_sub_ps(r, nearer, r, one));
+            __mmask16 negative = _mm512_cmp_ps_mask(exact, _mm512_setzero_ps(), _CMP_LT_OQ);
+            _mm512_mask_storeu_epi32(to + i * channels + c, mask, _mm512_mask_sub_epi32(symbol, negative, _mm512_setzero_si512(), symbol));
+        }
+    }
+}
+#endif
+
+static PyObject *quantise(PyObject *self, PyObject *args) {
+    Py_buffer y, parameters, indexes, gain, zone, out;
+    int channels, mean_shift, isa = -1;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*y*y*y*w*ii|i", &y, &parameters, &indexes, &gain, &zone, &out, &channels, &mean_shift, &isa)) return NULL;
+    Py_ssize_t n = channels > 0 ? out.len / 4 / channels : 0, tables = zone.len / 64;
+    int good = channels > 0 && channels <= 8192 && out.len == n * channels * 4 && y.len == out.len && parameters.len == out.len && indexes.len * 4 == out.len &&
+               gain.len == (Py_ssize_t)channels * 4 && zone.len == tables * 64 && tables >= 256 && mean_shift >= 0 &&
+               mean_shift <= MAX_MEAN_SHIFT;
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        isa_of(isa)->quantise(y.buf, parameters.buf, indexes.buf, gain.buf, zone.buf, out.buf, n, channels, mean_shift);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&y); PyBuffer_Release(&parameters); PyBuffer_Release(&indexes); PyBuffer_Release(&gain); PyBuffer_Release(&zone);
+    PyBuffer_Release(&out);
+    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
+    Py_RETURN_NONE;
+}
+
+#if WITH_X86
+/* What the compiler makes of them with AVX2, whose shifts differ from channel to channel. */
+#define WITH_AVX2(NAME, PARAMETERS, ...) __attribute__((target("avx2"))) static void NAME##_avx2 PARAMETERS { NAME##_plain(__VA_ARGS__); }
+WITH_AVX2(narrow, (const int32_t *in, Py_ssize_t step, const int32_t *shift, int16_t *out, Py_ssize_t out_step, Py_ssize_t n, int channels), in, step, shift, out, out_step, n, channels)
+WITH_AVX2(gather, (const int32_t *state, const int32_t *shift, int16_t *out, Py_ssize_t h, Py_ssize_t w), state, shift, out, h, w)
+WITH_AVX2(corrected, (const int32_t *state, const int16_t *correction, int shift, uint8_t *out, Py_ssize_t h, Py_ssize_t w), state, correction, shift, out, h, w)
+WITH_AVX2(couple, (int32_t *to, const int16_t *from, const float *f, double t_factor, Py_ssize_t n, int channels, int affine), to, from, f, t_factor, n, channels, affine)
+WITH_AVX2(dequantise, (const int32_t *s, const int16_t *m, const int32_t *g, int32_t *to, Py_ssize_t n, int channels, int mean_shift), s, m, g, to, n, channels, mean_shift)
+WITH_AVX2(quantise, (const int32_t *in, const int16_t *m, const uint8_t *t, const float *g, const float *z, int32_t *to, Py_ssize_t n, int channels, int mean_shift), in, m, t, g, z, to, n, channels, mean_shift)
+#endif
+
+static const Isa ISAS[] = {
+    {"scalar", 1, micro_scalar, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, gather_plain, corrected_plain, couple_plain, levels_plain, dequantise_plain, quantise_plain, 0, ceiling_scalar},
+#if WITH_X86
+    {"SSE4.1", 3, micro_sse41, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, gather_plain, corrected_plain, couple_plain, levels_plain, dequantise_plain, quantise_plain, 0, ceiling_sse41},
+    {"AVX2", 6, micro_avx2, NULL, epilogue_avx2, unit_avx2, mix_avx2, narrow_avx2, gather_avx2, corrected_avx2, couple_avx2, levels_plain, dequantise_avx2, quantise_avx2, 0, ceiling_avx2},
+    {"AVX-512 VNNI", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, gather_avx512, corrected_avx512, couple_avx512, levels_avx512, dequantise_avx512, quantise_avx512, 0, ceiling_avx512},
+#if WITH_AMX
+    {"AMX", 12, micro_avx512, micro_avx512_two, epilogue_avx512, unit_avx512, mix_avx512, narrow_avx512, gather_avx512, corrected_avx512, couple_avx512, levels_avx512, dequantise_avx512, quantise_avx512, 1, ceiling_tiles},
 #endif
 #elif WITH_NEON
-    {"NEON", 4, micro_neon, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, 0},
+    {"NEON", 4, micro_neon, NULL, epilogue_plain, unit_plain, mix_plain, narrow_plain, gather_plain, corrected_plain, couple_plain, levels_plain, dequantise_plain, quantise_plain, 0, ceiling_neon},
 #endif
 };
 
@@ -803,140 +1336,6 @@ static PyObject *mix(PyObject *self, PyObject *args) {
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&x); PyBuffer_Release(&matrix); PyBuffer_Release(&bias); PyBuffer_Release(&out);
-    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
-    Py_RETURN_NONE;
-}
-
-/* Encoder only, in place: z2 <- (z2 + t * 2^t_shift) * 2^20 / E[s]. */
-static PyObject *couple(PyObject *self, PyObject *args) {
-    Py_buffer z, st, reciprocal;
-    int channels, affine;
-    double t_factor;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "w*y*y*dii", &z, &st, &reciprocal, &t_factor, &channels, &affine)) return NULL;
-    Py_ssize_t n = channels > 0 ? z.len / 4 / channels : 0;
-    int half = channels / 2, good = channels >= 2 && channels <= 8192 && z.len == n * channels * 4 && st.len == n * (affine ? channels : half) * 2 &&
-                                    reciprocal.len == 65536 * 4;
-    if (good) {
-        Py_BEGIN_ALLOW_THREADS
-        int32_t *to = z.buf;
-        const int16_t *from = st.buf;
-        const float *f = reciprocal.buf;
-        for (Py_ssize_t i = 0; i < n; i++, to += channels, from += affine ? channels : half)
-            for (int c = 0; c < half; c++) {
-                double v = to[half + c] + t_factor * from[affine ? half + c : c];
-                if (affine) v = floor(v * f[(uint16_t)from[c] ^ 0x8000u] + 0.5);
-                to[half + c] = (int32_t)(v < -STATE_LIMIT ? -STATE_LIMIT : v > STATE_LIMIT ? STATE_LIMIT : v);
-            }
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&z); PyBuffer_Release(&st); PyBuffer_Release(&reciprocal);
-    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
-    Py_RETURN_NONE;
-}
-
-/* Table of each symbol: clamp(floor((log2[S] + log_gain[c] - first) / step), 0, tables - 1); 0 where S <= 0. */
-static PyObject *levels(PyObject *self, PyObject *args) {
-    Py_buffer parameters, log2, log_gain, out;
-    int channels, first, step, tables;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*y*w*iiii", &parameters, &log2, &log_gain, &out, &channels, &first, &step, &tables)) return NULL;
-    Py_ssize_t n = channels > 0 ? out.len / channels : 0;
-    int good = channels > 0 && channels <= 8192 && out.len == n * channels && parameters.len == n * channels * 4 && log2.len == 32768 * 4 &&
-               log_gain.len == (Py_ssize_t)channels * 4 && step > 0 && step <= 65536 && tables > 0 && tables <= 256;
-    if (good) {
-        Py_BEGIN_ALLOW_THREADS
-        const int16_t *in = parameters.buf;
-        const int32_t *l = log2.buf, *g = log_gain.buf;
-        uint8_t *to = out.buf;
-        int32_t top = tables * step - 1;
-        for (Py_ssize_t i = 0; i < n; i++, in += 2 * channels, to += channels)
-            for (int c = 0; c < channels; c++) {
-                int32_t v = in[c] > 0 ? l[in[c]] + g[c] - first : 0;
-                to[c] = (uint8_t)((v < 0 ? 0 : v > top ? top : v) / step);
-            }
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&parameters); PyBuffer_Release(&log2); PyBuffer_Release(&log_gain); PyBuffer_Release(&out);
-    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
-    Py_RETURN_NONE;
-}
-
-/* y_hat = clamp(mean * 2^mean_shift + ((symbol * inv_gain + 2^7) >> 8)), Q16; symbols at most 2^24 in size. */
-static PyObject *dequantise(PyObject *self, PyObject *args) {
-    Py_buffer symbols, parameters, inv_gain, out;
-    int channels, mean_shift;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*y*w*ii", &symbols, &parameters, &inv_gain, &out, &channels, &mean_shift)) return NULL;
-    Py_ssize_t n = channels > 0 ? out.len / 4 / channels : 0;
-    int good = channels > 0 && channels <= 8192 && out.len == n * channels * 4 && symbols.len == out.len && parameters.len == out.len &&
-               inv_gain.len == (Py_ssize_t)channels * 4 && mean_shift >= 0 && mean_shift <= MAX_MEAN_SHIFT;
-    if (good) {
-        Py_BEGIN_ALLOW_THREADS
-        const int32_t *s = symbols.buf, *g = inv_gain.buf;
-        const int16_t *m = parameters.buf;
-        int32_t *to = out.buf;
-        for (Py_ssize_t i = 0; i < n; i++, s += channels, m += 2 * channels, to += channels)
-            for (int c = 0; c < channels; c++) {
-                int64_t v = m[channels + c] * ((int64_t)1 << mean_shift) + (((int64_t)s[c] * g[c] + 128) >> 8);
-                to[c] = (int32_t)(v < -67108864 ? -67108864 : v > 67108864 ? 67108864 : v);
-            }
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&symbols); PyBuffer_Release(&parameters); PyBuffer_Release(&inv_gain); PyBuffer_Release(&out);
-    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
-    Py_RETURN_NONE;
-}
-
-/* In place: y_hat += (tanh[(l + 32768) >> 4] * inv_gain + 2^23) >> 24; the table is 0.5 * tanh in Q16. */
-static PyObject *refine(PyObject *self, PyObject *args) {
-    Py_buffer y, l, table, inv_gain;
-    int channels;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "w*y*y*y*i", &y, &l, &table, &inv_gain, &channels)) return NULL;
-    Py_ssize_t n = channels > 0 ? y.len / 4 / channels : 0;
-    int good = channels > 0 && channels <= 8192 && y.len == n * channels * 4 && l.len * 2 == y.len && table.len == 4096 * 2 && inv_gain.len == (Py_ssize_t)channels * 4;
-    if (good) {
-        Py_BEGIN_ALLOW_THREADS
-        int32_t *to = y.buf;
-        const int16_t *in = l.buf, *tanh_table = table.buf;
-        const int32_t *g = inv_gain.buf;
-        for (Py_ssize_t i = 0; i < n; i++, in += channels, to += channels)
-            for (int c = 0; c < channels; c++) to[c] += (int32_t)(((int64_t)tanh_table[(in[c] + 32768) >> 4] * g[c] + 8388608) >> 24);
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&y); PyBuffer_Release(&l); PyBuffer_Release(&table); PyBuffer_Release(&inv_gain);
-    if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
-    Py_RETURN_NONE;
-}
-
-/* Encoder only: symbols of latents, rounded towards zero where `zone` [tables][16] says that the bits are worth more than the error. */
-static PyObject *quantise(PyObject *self, PyObject *args) {
-    Py_buffer y, parameters, indexes, gain, zone, out;
-    int channels, mean_shift;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*y*y*y*w*ii", &y, &parameters, &indexes, &gain, &zone, &out, &channels, &mean_shift)) return NULL;
-    Py_ssize_t n = channels > 0 ? out.len / 4 / channels : 0, tables = zone.len / 64;
-    int good = channels > 0 && channels <= 8192 && out.len == n * channels * 4 && y.len == out.len && parameters.len == out.len && indexes.len * 4 == out.len &&
-               gain.len == (Py_ssize_t)channels * 4 && zone.len == tables * 64 && tables >= 256 && mean_shift >= 0 &&
-               mean_shift <= MAX_MEAN_SHIFT;
-    if (good) {
-        Py_BEGIN_ALLOW_THREADS
-        const int32_t *in = y.buf;
-        const int16_t *m = parameters.buf;
-        const uint8_t *t = indexes.buf;
-        const float *g = gain.buf, *z = zone.buf;
-        int32_t *to = out.buf;
-        for (Py_ssize_t i = 0; i < n; i++, in += channels, m += 2 * channels, t += channels, to += channels)
-            for (int c = 0; c < channels; c++) {
-                float exact = (float)(in[c] - m[channels + c] * (1 << mean_shift)) * g[c], size = fabsf(exact), r = rintf(size);
-                if (size - r < z[t[c] * 16 + (r < 15 ? (int)r : 15)] - 0.5f) r -= 1;
-                to[c] = (int32_t)(exact < 0 ? -r : r);
-            }
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&y); PyBuffer_Release(&parameters); PyBuffer_Release(&indexes); PyBuffer_Release(&gain); PyBuffer_Release(&zone);
-    PyBuffer_Release(&out);
     if (!good) { PyErr_SetString(PyExc_ValueError, "sizes of the operands contradict each other"); return NULL; }
     Py_RETURN_NONE;
 }
@@ -1031,10 +1430,23 @@ static PyObject *isa_name(PyObject *self, PyObject *args) {
     return PyUnicode_FromString(isa_of(level)->name);
 }
 
+static PyObject *ceiling(PyObject *self, PyObject *args) {
+    int rounds, isa, products;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "ii", &rounds, &isa)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    products = isa_of(isa)->ceiling(rounds);
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong((long)products * rounds);
+}
+
 static PyMethodDef methods[] = {
     {"conv", conv, METH_VARARGS, "One layer over rows [row0, row1)."},
     {"unit", unit, METH_VARARGS, "The linear and affine part of an inverse unit."},
     {"narrow", narrow, METH_VARARGS, "int32 state to int16 activations."},
+    {"gather", gather, METH_VARARGS, "A picture's state to the activations of its post-filter."},
+    {"corrected", corrected, METH_VARARGS, "A picture's state and what its post-filter gives to pixels."},
+    {"place", place, METH_VARARGS, "Copy pieces from one array to another."},
     {"mix", mix, METH_VARARGS, "The linear part of a forward unit (encoder)."},
     {"couple", couple, METH_VARARGS, "The affine part of a forward unit (encoder)."},
     {"levels", levels, METH_VARARGS, "Scales to table indexes."},
@@ -1044,6 +1456,7 @@ static PyMethodDef methods[] = {
     {"tally", tally, METH_VARARGS, "Bits and squared error of a stream at several rates (analysis)."},
     {"keep_memory", keep_memory, METH_NOARGS, "Let this process keep freed memory for its next layers."},
     {"give_back", give_back, METH_NOARGS, "Give freed memory back to the system."},
+    {"ceiling", ceiling, METH_VARARGS, "Multiply operands in registers, for whoever measures; returns how many products of int16 that were."},
     {"isa", isa_py, METH_NOARGS, "Best instruction set here: 0 scalar; on x86 1 SSE4.1, 2 AVX2, 3 AVX-512 VNNI, 4 AMX; on 64-bit ARM 1 NEON."},
     {"isa_name", isa_name, METH_VARARGS, "Name of an instruction set of this processor."},
     {NULL, NULL, 0, NULL},

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from msinn_core.integer.bands import PictureBands, in_bands
+from msinn_core.integer.composed import Composed
 
 I16 = NDArray[np.int16]
 I32 = NDArray[np.int32]
@@ -62,7 +63,7 @@ def unshuffled(x: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(x.reshape(h // 2, 2, w // 2, 2, c).transpose(0, 2, 4, 1, 3)).reshape(h // 2, w // 2, 4 * c)
 
 
-class NumpyArrays:
+class NumpyArrays(Composed):
     """The part of a backend that moves values about; see `network.Backend`."""
 
     lead: tuple[int, ...] = ()

@@ -24,11 +24,20 @@ class Backend(Protocol):
     def conv(self, x: Array, layer: Layer, *, parity: int = 0, add: Array | None = None) -> Array:
         """One layer; `parity` of the output positions for `EDGES` and `CORNERS`; `add` is added at the end, saturating."""
 
-    def unit(self, z: Array, st: Array, table: Any, t_shift: int, matrix: Any, bias: Any, affine: bool) -> Array:
-        """Inverse coupling and inverse matrix; `matrix` `[in, out]` in Q20, `bias` in Q16, both whole numbers."""
+    def unit(
+        self, z: Array, st: Array, table: Any, t_shift: int, matrix: Any, bias: Any, affine: bool, second: Array | None = None
+    ) -> Array:  # fmt: skip
+        """Inverse coupling and inverse matrix; `matrix` `[in, out]` in Q20, `bias` in Q16, both whole numbers. `second` is the second half of the
+        state where it is an array of its own, and `z` the first."""
 
     def narrow(self, x: Array, shift: Any) -> Array:
         """`clamp16((x + 2^(s-1)) >> s)` with `shift` `[C]`."""
+
+    def narrowed(self, shift: Any, *parts: Array) -> Array:
+        """`narrow` of the first `len(shift)` channels of the parts one after the other."""
+
+    def residual(self, x: Array, first: Layer, skip: Layer, second: Layer, last: Layer | None = None) -> Array:
+        """`last(second(first(x)) + skip(x))`, by `conv`; `skip` and `last` are 1x1 layers."""
 
     def levels(self, parameters: Array, log2: Any, log_gain: Any, first: int, step: int, tables: int) -> Array:
         """Table index `[..., C]` of the scales in `parameters` `[..., 2C]` (scales, then means)."""
@@ -102,6 +111,12 @@ class Backend(Protocol):
 
     def corrected(self, x: Array, correction: Array | None, shift: int) -> Array:
         """Pixels uint8 of state plus `correction * 2^shift`."""
+
+    def gathered(self, x: Array, shift: Any) -> Array:
+        """`narrow` of `unshuffled(x)`."""
+
+    def filtered(self, x: Array, correction: Array, shift: int) -> Array:
+        """Pixels uint8 of state plus `shuffled(correction) * 2^shift`."""
 
     def state_of(self, pixels: Any) -> Array:
         """Q16 of full scale, rounded, of uint8 pixels."""

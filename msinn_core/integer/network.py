@@ -44,9 +44,10 @@ class IntegerNetwork:
         """A stack of parts, which are joined and, by `shift`, narrowed; `parity` of the output positions in checkerboard layers."""
 
         def run(first: int, *cut: Array) -> Array:
-            rows = cut[0] if len(cut) == 1 else self.backend.joined(*cut)
             if shift is not None:
-                rows = self.backend.narrow(rows, shift)
+                rows = self.backend.narrowed(shift, *cut)
+            else:
+                rows = cut[0] if len(cut) == 1 else self.backend.joined(*cut)
             for layer, table in zip(stack.layers, stack.activations, strict=True):
                 rows = self.backend.conv(rows, layer, parity=parity + first)
                 if table is not None:
@@ -59,13 +60,12 @@ class IntegerNetwork:
     # The transform ---------------------------------------------------------------------------------------------------------------------------------
 
     def _block(self, unit: Unit, z: Array) -> Array:
+        """What a unit makes of the first half of the state, which is `z` or the first half of it."""
         conv1, skip, conv2, zero = unit.layers
         backend = self.backend
 
         def run(first: int, rows: Array) -> Array:
-            z1 = backend.narrow(backend.channels(rows, 0, rows.shape[-1] // 2), unit.z_shift)
-            hidden = backend.conv(backend.conv(z1, conv1), conv2, add=backend.conv(z1, skip))
-            return backend.conv(hidden, zero)
+            return backend.residual(backend.narrowed(unit.z_shift, rows), conv1, skip, conv2, zero)
 
         return backend.in_bands(z, 2, len(conv1.weight), run)
 
@@ -104,10 +104,10 @@ class IntegerNetwork:
         model, backend = self.model, self.backend
         units = model.units[level]
 
-        def run(first: int, *cut: Array) -> Array:
-            z = backend.joined(*cut)
+        def run(first: int, z: Array, second: Array | None) -> Array:
             for unit in reversed(units):
-                z = backend.unit(z, self._block(unit, z), model.tables["couple"], unit.t_shift, unit.matrix, unit.bias, model.affine)
+                z = backend.unit(z, self._block(unit, z), model.tables["couple"], unit.t_shift, unit.matrix, unit.bias, model.affine, second)
+                second = None
             return z
 
         return backend.unsqueeze(backend.in_bands(y, 2 * len(units), 2 * y.shape[-1], run, below))
@@ -196,10 +196,9 @@ class IntegerNetwork:
 
     def picture(self, support: Array) -> Array:
         """uint8 `[..., H, W, 3]`."""
-        correction = None
-        if self.model.post:
-            correction = self._paper_correction(support) if self.config.post_filter == "paper" else self._correction(support)
-        return self.backend.corrected(support, correction, self.model.out_shift)
+        if self.model.post and self.config.post_filter == "lite":
+            return self.backend.filtered(support, self._correction(support), self.model.out_shift)
+        return self.backend.corrected(support, self._paper_correction(support) if self.model.post else None, self.model.out_shift)
 
     # Post-filters ----------------------------------------------------------------------------------------------------------------------------------
 
@@ -208,7 +207,7 @@ class IntegerNetwork:
         conv = backend.conv
 
         def block(name: str, inputs: Array) -> Array:
-            return conv(conv(inputs, post[f"{name}.0"]), post[f"{name}.2"], add=conv(inputs, post[f"{name}.up_dim"]))
+            return backend.residual(inputs, post[f"{name}.0"], post[f"{name}.up_dim"], post[f"{name}.2"])
 
         def filtered(first: int, inputs: Array) -> Array:
             a = block("c1", conv(inputs, post["conv1"]))
@@ -218,8 +217,7 @@ class IntegerNetwork:
             out = block("u2", backend.joined(a, backend.shuffled(conv(out, post["up2"]))))
             return conv(out, post["conv2"])
 
-        inputs = backend.narrow(backend.unshuffled(x), self.model.post_in_shift)
-        return backend.shuffled(backend.in_bands(inputs, _POST_RADIUS, 64, filtered))
+        return backend.in_bands(backend.gathered(x, self.model.post_in_shift), _POST_RADIUS, 64, filtered)
 
     def _paper_correction(self, x: Array) -> Array:
         """The paper's U-Net; its gates see the whole padded picture, so that nothing here can be done in bands."""

@@ -65,11 +65,50 @@ class Layer:
         blocks = -(-cout // LANES)
         weight = np.zeros((blocks * LANES, taps, cin), np.int16)
         weight[:cout] = self.weight
-        weight = np.ascontiguousarray(weight.reshape(blocks, LANES, taps, cin // 2, 2).transpose(0, 2, 3, 1, 4))
+        weight = _aligned(weight.reshape(blocks, LANES, taps, cin // 2, 2).transpose(0, 2, 3, 1, 4).reshape(-1), *self._tiles(weight))
         bias, shift = np.zeros(blocks * LANES, np.int32), np.ones(blocks * LANES, np.int32)
         bias[:cout] = self.bias + (1 << (self.shift - 1))
         shift[:cout] = self.shift
         object.__setattr__(self, "packed", (weight, bias, shift))
+
+    def _tiles(self, weight: I16) -> list[I16]:
+        """For AMX: of 64 inputs and 16 output channels the low bytes, then the high ones, in fours, as it multiplies them.
+
+        None where it is not there, nor for 1x1 layers of so few inputs that most of a tile would be empty.
+        """
+        channels = weight.shape[2]
+        if kernel is None or kernel.isa() < AMX or (self.kind == POINT and channels < 24):
+            return []
+        if self.kind == DENSE and channels <= 48 and -(-9 * channels // 64) < 3 * -(-3 * channels // 64):
+            # One run, column by column; the rows of a column change places in turn from row to row of the picture.
+            columns = weight.reshape(-1, 3, 3, channels).swapaxes(1, 2)
+            return [_tiled([np.roll(columns, turn, axis=2)]) for turn in range(3)]
+        ends = np.cumsum(_RUNS[self.kind])[:-1]
+        return [_tiled(np.split(weight, ends, axis=1))]
+
+
+_RUNS = ((3, 3, 3), (1, 2, 1), (2, 1, 2), (1,))
+"""Taps of each kind that stand side by side."""
+
+
+def _tiled(runs: list[I16]) -> I16:
+    """Weights `[channels, ...]` of each run as tiles, filled with zeros."""
+    parts = []
+    for run in runs:
+        flat = run.reshape(len(run), -1)
+        steps = -(-flat.shape[1] // 64)
+        flat = np.pad(flat, ((0, 0), (0, 64 * steps - flat.shape[1])))
+        parts.append(flat.reshape(-1, LANES, steps, 16, 4).transpose(0, 2, 3, 1, 4))
+    tiles = np.concatenate(parts, axis=1)
+    limbs: I16 = np.stack((tiles & 255, tiles >> 8), axis=2).astype(np.uint8).reshape(-1).view(np.int16)
+    return limbs
+
+
+def _aligned(*parts: I16) -> I16:
+    """One after the other, from the start of a line of the cache: what a tile takes from two lines takes it twice the time."""
+    out = np.empty(sum(part.size for part in parts) + 32, np.int16)
+    first = -out.ctypes.data % 64 // 2
+    return np.concatenate(parts, out=out[first : first + out.size - 32])
 
 
 class Compiled(NumpyArrays):
@@ -117,33 +156,127 @@ class Compiled(NumpyArrays):
     def _rows(self, h: int, work: int, run: Callable[[slice], None]) -> None:
         self._spread(h, work, lambda a, b: run(slice(a, b)))
 
-    def unit(self, z: I32, st: I16, table: I32, t_shift: int, matrix: NDArray[np.float64], bias: NDArray[np.float64], affine: bool) -> I32:
-        out, factor, channels = np.empty_like(z), float(1 << t_shift), z.shape[2]
-        self._rows(
-            z.shape[0],
-            z.size * channels * 4,
-            lambda r: kernel.unit(z[r], st[r], table, factor, matrix, bias, out[r], channels, int(affine), self.isa),
-        )
+    def unit(
+        self,
+        z: I32,
+        st: I16,
+        table: I32,
+        t_shift: int,
+        matrix: NDArray[np.float64],
+        bias: NDArray[np.float64],
+        affine: bool,
+        second: I32 | None = None,
+    ) -> I32:
+        h, w, half = z.shape
+        channels = half if second is None else 2 * half
+        out, factor = np.empty((h, w, channels), np.int32), float(1 << t_shift)
+
+        def run(r: slice) -> None:
+            other = None if second is None else second[r]
+            kernel.unit(z[r], st[r], table, factor, matrix, bias, out[r], channels, int(affine), self.isa, other)
+
+        self._rows(h, out.size * channels * 4, run)
         return out
 
     def narrow(self, x: I32, shift: I32) -> I16:
-        out = np.empty(x.shape, np.int16)
-        self._rows(x.shape[0], x.size * 4, lambda r: kernel.narrow(x[r], shift, out[r], x.shape[2], self.isa))
+        return self.narrowed(shift, x)
+
+    def narrowed(self, shift: I32, *parts: I32) -> I16:
+        h, w = parts[0].shape[:2]
+        out = np.empty((h, w, len(shift)), np.int16)
+        at = 0
+        for part in parts:
+            step, taken = part.shape[2], min(part.shape[2], len(shift) - at)
+            by = shift[at : at + taken]
+
+            def run(r: slice, part: I32 = part, by: I32 = by, step: int = step, at: int = at) -> None:
+                kernel.narrow(part[r], by, out[r], len(by), self.isa, 0, step, at, len(shift))
+
+            self._rows(h, h * w * taken * 4, run)
+            at += taken
         return out
 
     def levels(self, parameters: I16, log2: I32, log_gain: I32, first: int, step: int, tables: int) -> NDArray[np.uint8]:
         h, w, both = parameters.shape
         out = np.empty((h, w, both // 2), np.uint8)
-        self._rows(h, out.size * 16, lambda r: kernel.levels(parameters[r], log2, log_gain, out[r], both // 2, first, step, tables))
+        self._rows(h, out.size * 16, lambda r: kernel.levels(parameters[r], log2, log_gain, out[r], both // 2, first, step, tables, self.isa))
         return out
 
     def dequantise(self, symbols: I32, parameters: I16, inv_gain: I32, mean_shift: int) -> I32:
         out = np.empty(symbols.shape, np.int32)
-        self._rows(out.shape[0], out.size * 8, lambda r: kernel.dequantise(symbols[r], parameters[r], inv_gain, out[r], out.shape[2], mean_shift))
+        self._rows(
+            out.shape[0], out.size * 8, lambda r: kernel.dequantise(symbols[r], parameters[r], inv_gain, out[r], out.shape[2], mean_shift, self.isa)
+        )
         return out
 
     def refine(self, y: I32, prediction: I16, table: I16, inv_gain: I32) -> None:
         self._rows(y.shape[0], y.size * 8, lambda r: kernel.refine(y[r], prediction[r], table, inv_gain, y.shape[2]))
+
+    # Moving values about.
+
+    def gathered(self, x: I32, shift: I32) -> I16:
+        h, w = x.shape[0] // 2, x.shape[1] // 2
+        out = np.empty((h, w, 12), np.int16)
+        self._spread(h, x.size * 4, lambda a, b: kernel.gather(x[2 * a : 2 * b], shift, out[a:b], b - a, w, self.isa))
+        return out
+
+    def filtered(self, x: I32, correction: I16, shift: int) -> NDArray[np.uint8]:
+        h, w = correction.shape[:2]
+        out = np.empty(x.shape, np.uint8)
+        self._spread(h, x.size * 8, lambda a, b: kernel.corrected(x[2 * a : 2 * b], correction[a:b], out[2 * a : 2 * b], b - a, w, shift, self.isa))
+        return out
+
+    @staticmethod
+    def squeeze(x: NDArray[Any]) -> NDArray[Any]:
+        h, w, c = x.shape
+        out, b = np.empty((h // 2, w // 2, 4 * c), x.dtype), c * x.itemsize
+        for i in (0, 1):
+            kernel.place(x, i * w * b, 2 * w * b, 2 * b, out, 2 * i * b, 2 * w * b, 4 * b, h // 2, w // 2, 2 * b)
+        return out
+
+    @staticmethod
+    def unsqueeze(x: NDArray[Any]) -> NDArray[Any]:
+        h, w, c = x.shape
+        out, b = np.empty((2 * h, 2 * w, c // 4), x.dtype), c // 4 * x.itemsize
+        for i in (0, 1):
+            kernel.place(x, 2 * i * b, 4 * w * b, 4 * b, out, 2 * i * w * b, 4 * w * b, 2 * b, h, w, 2 * b)
+        return out
+
+    @staticmethod
+    def half(x: NDArray[Any], parity: int) -> NDArray[Any]:
+        h, w, c = x.shape
+        out, b = np.empty((h, w // 2, c), x.dtype), c * x.itemsize
+        for i in range(min(2, h)):
+            kernel.place(x, (i * w + (parity + i) % 2) * b, 2 * w * b, 2 * b, out, i * (w // 2) * b, w * b, b, (h + 1 - i) // 2, w // 2, b)
+        return out
+
+    @staticmethod
+    def whole(half: NDArray[Any], parity: int, other: NDArray[Any]) -> NDArray[Any]:
+        h, w, c = half.shape
+        out, b = np.empty((h, 2 * w, c), half.dtype), c * half.itemsize
+        for x, first in ((half, parity), (other, 1 - parity)):
+            for i in range(min(2, h)):
+                kernel.place(x, i * w * b, 2 * w * b, b, out, (2 * i * w + (first + i) % 2) * b, 4 * w * b, 2 * b, (h + 1 - i) // 2, w, b)
+        return out
+
+    @staticmethod
+    def joined(*parts: NDArray[Any]) -> NDArray[Any]:
+        h, w = parts[0].shape[:2]
+        out, at = np.empty((h, w, sum(part.shape[2] for part in parts)), parts[0].dtype), 0
+        step = out.shape[2] * out.itemsize
+        for part in parts:
+            b = part.shape[2] * part.itemsize
+            kernel.place(part, 0, w * b, b, out, at, w * step, step, h, w, b)
+            at += b
+        return out
+
+    @staticmethod
+    def channels(x: NDArray[Any], start: int, stop: int) -> NDArray[Any]:
+        h, w, c = x.shape
+        out = np.empty((h, w, stop - start), x.dtype)
+        step, b = c * x.itemsize, (stop - start) * x.itemsize
+        kernel.place(x, start * x.itemsize, w * step, step, out, 0, w * b, b, h, w, b)
+        return out
 
     # Of the encoder, which nothing needs to repeat bit by bit.
 
@@ -156,7 +289,7 @@ class Compiled(NumpyArrays):
     def couple(self, z: I32, st: I16, reciprocal: NDArray[np.float32], t_shift: int, affine: bool) -> None:
         """Forward coupling in place."""
         factor = float(1 << t_shift)
-        self._rows(z.shape[0], z.size * 16, lambda r: kernel.couple(z[r], st[r], reciprocal, factor, z.shape[2], int(affine)))
+        self._rows(z.shape[0], z.size * 16, lambda r: kernel.couple(z[r], st[r], reciprocal, factor, z.shape[2], int(affine), self.isa))
 
     def quantise(
         self, y: I32, parameters: I16, indexes: NDArray[np.uint8], gain: NDArray[np.float32], zone: NDArray[np.float32], mean_shift: int
@@ -166,7 +299,7 @@ class Compiled(NumpyArrays):
         self._rows(
             y.shape[0],
             y.size * 16,
-            lambda r: kernel.quantise(y[r], parameters[r], indexes[r], gain, zone, out[r], y.shape[2], mean_shift),
+            lambda r: kernel.quantise(y[r], parameters[r], indexes[r], gain, zone, out[r], y.shape[2], mean_shift, self.isa),
         )
         return out
 

@@ -91,7 +91,19 @@ class Portable(NumpyArrays):
         return out
 
     @torch.inference_mode()
-    def unit(self, z: I32, st: I16, table: I32, t_shift: int, matrix: NDArray[np.float64], bias: NDArray[np.float64], affine: bool) -> I32:
+    def unit(
+        self,
+        z: I32,
+        st: I16,
+        table: I32,
+        t_shift: int,
+        matrix: NDArray[np.float64],
+        bias: NDArray[np.float64],
+        affine: bool,
+        second: I32 | None = None,
+    ) -> I32:
+        if second is not None:
+            z = self.joined(z, second)
         half = z.shape[2] // 2
         state, t = self._to(z), self._to(st[..., half:] if affine else st)
         z2 = state[..., half:]

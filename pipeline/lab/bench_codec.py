@@ -6,12 +6,15 @@ import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from msinn_core.codec import Codec
 from msinn_core.coding import Latents
 from msinn_core.entropy import rans
-from msinn_core.integer.ops import Compiled
+from msinn_core.integer import ops
+from msinn_core.integer.ops import CORNERS, DENSE, EDGES, NUM_TAPS, POINT, Compiled
 from msinn_core.model_file import load_model
 from pipeline.lab.bench_common import MAX_PIXELS, best, loaded
 
@@ -57,8 +60,8 @@ def _codec(codec: Any, picture: Any, q: float, repeat: int, threads: int) -> Non
         print(f"{name:<32}{1e3 * seconds:>9.1f} ms{megapixels / seconds:>9.2f} Mpx/s{100 * seconds / encode_s:>8.0f} % of encode")
     backend = getattr(getattr(codec.engine, "network", None), "backend", None)
     if isinstance(backend, Compiled):
-        _shares("encode", lambda: codec.encode(picture, q), backend, threads)
-        _shares("decode", lambda: codec.decode(data), backend, threads)
+        _shares("encode", lambda: codec.encode(picture, q), backend, threads, repeat)
+        _shares("decode", lambda: codec.decode(data), backend, threads, repeat)
 
 
 def _verify_s(codec: Codec, latents: Latents, q: float, repeat: int) -> float:
@@ -73,51 +76,103 @@ def _verify_s(codec: Codec, latents: Latents, q: float, repeat: int) -> float:
 
 _GROUPS = {"conv": "layers", "unit": "flow", "mix": "flow", "couple": "flow", "levels": "tables", "dequantise": "tables", "refine": "tables",
            "quantise": "tables", "narrow": "tables"}  # fmt: skip
+_KINDS = {DENSE: "3x3", EDGES: "4 neighbours", CORNERS: "centre, corners", POINT: "1x1"}
+_MOST_ROWS = 10
 
 
-def _shares(name: str, action: Callable[[], Any], backend: Any, threads: int) -> None:
-    """Shares of one call by kind of work, and how near the layers come to what the machine's GEMM can do."""
-    spent: dict[str, float] = defaultdict(float)
-    products = 0
+@dataclass
+class _Spent:
+    """On layers of one shape: seconds of all threads, products, calls of the kernel."""
 
-    def timed(group: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    seconds: float = 0.0
+    products: int = 0
+    calls: int = 0
+
+    def add(self, seconds: float, products: int, calls: int = 1) -> None:
+        self.seconds += seconds
+        self.products += products
+        self.calls += calls
+
+
+class _Timed:
+    """In place of the kernel: does the same, and sums up where the time goes."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+        self.groups: dict[str, float] = defaultdict(float)
+        self.layers: dict[tuple[int, int, int], _Spent] = defaultdict(_Spent)
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._kernel, name)
+        return self.timed(_GROUPS[name], function) if name in _GROUPS else function
+
+    def timed(self, group: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **named: Any) -> Any:
-            nonlocal products
-            started = time.perf_counter()
-            result = call(*arguments, **named)
-            spent[group] += time.perf_counter() - started
+            started = time.thread_time()
+            result = function(*arguments, **named)
+            seconds = time.thread_time() - started
+            self.groups[group] += seconds
             if group == "layers":
-                products += arguments[0].shape[0] * arguments[0].shape[1] * arguments[1].weight.size
+                width, cin, cout, kind = arguments[7:11]
+                rows = arguments[14] - arguments[13]
+                self.layers[kind, cin, cout].add(seconds, rows * width * cin * cout * NUM_TAPS[kind])
             return result
 
         return run
 
-    before = rans.encode, rans.decode
-    rans.encode, rans.decode = (timed("entropy coder", call) for call in before)
-    for method, group in _GROUPS.items():
-        setattr(backend, method, timed(group, getattr(backend, method)))
-    try:
-        started = time.perf_counter()
-        action()
-        total = time.perf_counter() - started
-    finally:
-        rans.encode, rans.decode = before
-        for method in _GROUPS:
-            delattr(backend, method)
-    rest = total - sum(spent.values())
-    shares = ", ".join(f"{group} {100 * seconds / total:.0f} %" for group, seconds in sorted(spent.items(), key=lambda item: -item[1]))
-    rate = products / spent["layers"] / 1e9
-    ceiling = _int8_gemm()
+
+def _shares(name: str, action: Callable[[], Any], backend: Compiled, threads: int, repeat: int) -> None:
+    """Shares of the call that took the least CPU time by kind of work, and how near layers come to what this machine can multiply."""
+    total, timed = min((_measured(action) for _ in range(repeat)), key=lambda result: result[0])
+    shares = ", ".join(f"{group} {100 * seconds / total:.0f} %" for group, seconds in sorted(timed.groups.items(), key=lambda item: -item[1]))
+    rest = total - sum(timed.groups.values())
+    whole = _Spent()
+    for spent in timed.layers.values():
+        whole.add(spent.seconds, spent.products, spent.calls)
+    ceiling = ceiling_gmacs(backend, threads)
+    rate = whole.products / whole.seconds / 1e9
     print(
-        f"{name}: {shares}, arranging {100 * rest / total:.0f} %; layers at {rate:.0f} GMAC/s in int16, {100 * rate / ceiling:.0f} % of this "
-        f"machine's int8 GEMM on as many threads ({ceiling:.0f} GMAC/s; int16 can reach half)"
+        f"{name}, shares of CPU time: {shares}, arranging {100 * rest / total:.0f} %; layers at {rate:.0f} GMAC/s in int16, where {backend.name} "
+        f"can do {ceiling:.0f} with operands in registers, on {threads} thread(s)" + " each" * (threads > 1)
     )
+    shapes = sorted(timed.layers.items(), key=lambda item: -item[1].seconds)
+    rows = [(f"{_KINDS[kind]}, {cin} to {cout} channels", spent) for (kind, cin, cout), spent in shapes]
+    if len(rows) > _MOST_ROWS:
+        others = _Spent()
+        for _, spent in rows[_MOST_ROWS:]:
+            others.add(spent.seconds, spent.products, spent.calls)
+        rows[_MOST_ROWS:] = [(f"{len(rows) - _MOST_ROWS} other shapes", others)]
+    print(f"  {'layers':<40}{'calls':>6}{'ms':>9}{'share':>8}{'GMAC/s':>8}  of ceiling")
+    for label, spent in [*rows, ("all", whole)]:
+        rate = spent.products / spent.seconds / 1e9
+        print(
+            f"  {label:<40}{spent.calls:>6}{1e3 * spent.seconds:>9.2f}{100 * spent.seconds / total:>6.0f} %{rate:>8.0f}{100 * rate / ceiling:>8.0f} %"
+        )
 
 
-def _int8_gemm() -> float:
-    """GMAC/s of `torch._int_mm` at 2048 x 1152 x 128."""
-    import torch
+def _measured(action: Callable[[], Any]) -> tuple[float, _Timed]:
+    """CPU seconds of a call, in all threads, and where they go."""
+    timed = _Timed(ops.kernel)
+    before = ops.kernel, rans.encode, rans.decode
+    ops.kernel, rans.encode, rans.decode = timed, timed.timed("entropy coder", rans.encode), timed.timed("entropy coder", rans.decode)
+    try:
+        started = time.process_time()
+        action()
+        return time.process_time() - started, timed
+    finally:
+        ops.kernel, rans.encode, rans.decode = before
 
-    a, b = (torch.randint(-64, 64, shape, dtype=torch.int8) for shape in ((2048, 1152), (1152, 128)))
-    seconds, _ = best(lambda: torch._int_mm(a, b), 20)
-    return 2048 * 1152 * 128 / seconds / 1e9
+
+def ceiling_gmacs(backend: Compiled, threads: int) -> float:
+    """Products of int16 with operands in registers, in 10^9 a second, that each of so many threads at once can do: the best of short turns."""
+
+    def turn(rounds: int) -> float:
+        started = time.thread_time()
+        products: int = ops.kernel.ceiling(rounds, backend.level)
+        return products / max(1e-9, time.thread_time() - started) / 1e9
+
+    # Turns of about a fifth of a millisecond: short, so that some are not disturbed.
+    products = ops.kernel.ceiling(1, backend.level)
+    rounds = int(2e5 * max(turn(10_000) for _ in range(5)) / products)
+    with ThreadPoolExecutor(threads) as pool:
+        return max(sum(pool.map(turn, [rounds] * threads)) / threads for _ in range(100))

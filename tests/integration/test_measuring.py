@@ -102,7 +102,14 @@ def test_bench_shows_both_profiles_and_where_the_time_goes(images: Path, capsys:
     assert "profile float: 160 x 96" in said
     assert "profile int: 160 x 96" in said
     if ops.kernel is not None:
-        assert re.search(r"decode: .*layers \d+ %.*GMAC/s in int16", said)
+        # Both tables: each shape's calls, and how near it comes to what the instruction set can do.
+        tables = re.split(r"code, shares of CPU time: .*layers \d+ %.*GMAC/s in int16.*can do \d+.*", said)[1:]
+        assert len(tables) == 2
+        for table in tables:
+            rows = re.findall(r"^  (.+?) +(\d+) +[\d.]+ +\d+ % +(\d+) +(\d+) %$", table, re.MULTILINE)
+            assert re.match(r"(3x3|1x1), \d+ to \d+ channels", rows[0][0])
+            assert rows[-1][0] == "all"
+            assert sum(int(calls) for _, calls, *_ in rows[:-1]) == int(rows[-1][1])
     assert main(["bench", "coder", str(images / "a.png"), "--repeat", "1"]) == 0
     said = capsys.readouterr().out
     assert "portable Python" in said

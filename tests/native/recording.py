@@ -17,9 +17,23 @@ import pytest
 from msinn_core.entropy import rans
 from msinn_core.integer import ops
 
-NORMATIVE = ("conv", "unit", "narrow", "levels", "dequantise", "refine", "encode", "decode", "predicted", "decode_predicted")
-WITH_ISA = ("conv", "unit", "narrow")
-"""Their last argument is an instruction set."""
+NORMATIVE = (
+    "conv",
+    "unit",
+    "narrow",
+    "gather",
+    "corrected",
+    "place",
+    "levels",
+    "dequantise",
+    "refine",
+    "encode",
+    "decode",
+    "predicted",
+    "decode_predicted",
+)
+WITH_ISA = {"conv": 15, "unit": 9, "narrow": 4, "gather": 5, "corrected": 6, "levels": 8, "dequantise": 6}
+"""Which of their arguments is an instruction set."""
 
 
 class Recorder:
@@ -41,7 +55,7 @@ class Recorder:
                 result = function(*arguments)
             except ValueError as raised:
                 error = raised
-            parts = [bytes((len(name),)), name.encode(), bytes((name in WITH_ISA, len(arguments)))]
+            parts = [bytes((len(name),)), name.encode(), bytes((WITH_ISA.get(name, 0), len(arguments)))]
             parts += [_written(value, was) for value, was in zip(arguments, before, strict=True)]
             said = f"ValueError: {error}".encode() if error else b""
             given = result if isinstance(result, bytes) else b""

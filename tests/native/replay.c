@@ -46,6 +46,10 @@ int PyArg_ParseTuple(PyObject *args, const char *format, ...) {
     int good = 1;
     for (const char *f = format; *f && good; f++) {
         if (*f == '*') continue;
+        if (*f == '|') {
+            if (i == args->len) break;
+            continue;
+        }
         if (i == args->len) { good = 0; break; }
         PyObject *item = &args->items[i++];
         if (*f == 'y' || *f == 'w') good = PyObject_GetBuffer(item, va_arg(to, Py_buffer *), 0) == 0;
@@ -106,7 +110,7 @@ typedef struct {
     char name[32];
     PyObject args[MAX_ARGS];
     uint8_t *before[MAX_ARGS], *after[MAX_ARGS]; /* of buffers; the same where nothing is written */
-    int num_args, chooses_isa;
+    int num_args, chooses_isa; /* which argument is an instruction set, or 0 */
     char error[256];
     uint8_t *result;
     uint64_t result_len;
@@ -157,7 +161,7 @@ static void forget(Call *call) {
 static const char *differs(Call *call, PyCFunction function, int isa) {
     for (int i = 0; i < call->num_args; i++)
         if (call->args[i].kind == BUFFER) memcpy(call->args[i].data, call->before[i], (size_t)call->args[i].len);
-    if (call->chooses_isa) call->args[call->num_args - 1].integer = isa;
+    if (call->chooses_isa) call->args[call->chooses_isa].integer = isa;
     PyObject tuple = {.kind = TUPLE, .items = call->args, .len = call->num_args};
     raised[0] = 0;
     PyObject *result = function(NULL, &tuple);

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msinn_core.integer.arrays import STATE_BITS
+from msinn_core.integer.composed import Composed
 from msinn_core.integer.gpu.layers import Convolution
 from msinn_core.integer.ops import STATE_LIMIT, Costs, Layer
 
 
-class OnDevice:
+class OnDevice(Composed):
     """See `network.Backend`.
 
     Args:
@@ -65,8 +66,18 @@ class OnDevice:
         return ((x + ((1 << by) >> 1)) >> by).clamp_(-32768, 32767).to(torch.int16)
 
     def unit(
-        self, z: Tensor, st: Tensor, table: NDArray[np.int32], t_shift: int, matrix: NDArray[np.float64], bias: NDArray[np.float64], affine: bool
+        self,
+        z: Tensor,
+        st: Tensor,
+        table: NDArray[np.int32],
+        t_shift: int,
+        matrix: NDArray[np.float64],
+        bias: NDArray[np.float64],
+        affine: bool,
+        second: Tensor | None = None,
     ) -> Tensor:
+        if second is not None:
+            z = self.joined(z, second)
         half = z.shape[-1] // 2
         z2 = z[..., half:]
         if affine:

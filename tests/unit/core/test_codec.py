@@ -142,15 +142,15 @@ def test_a_counterpart_has_passed_the_golden_vector(codec: Codec, monkeypatch: p
     """Floats have no counterpart, and an instruction set that computes wrongly is none."""
     floats = Codec(load_model("msinn-lite-float"))
     assert floats.counterpart() is floats
-    right = Compiled.narrow
+    right = Compiled.narrowed
     name = codec.counterpart().engine.name
 
-    def slipping(self: Compiled, x: NDArray[np.int32], shift: NDArray[np.int32]) -> NDArray[np.int16]:
-        out = right(self, x, shift)
+    def slipping(self: Compiled, shift: NDArray[np.int32], *parts: NDArray[np.int32]) -> NDArray[np.int16]:
+        out = right(self, shift, *parts)
         out[0, 0, 0] ^= self.name == name
         return out
 
-    monkeypatch.setattr(Compiled, "narrow", slipping)
+    monkeypatch.setattr(Compiled, "narrowed", slipping)
     assert codec.counterpart().engine.name not in (name, codec.engine.name)
 
 

@@ -36,6 +36,9 @@ from tests.unit.core.test_network import TINY, randomised
 
 pytestmark = pytest.mark.skipif(ops.kernel is None, reason="the integer kernel is not compiled: install with a C compiler")
 
+SMALL = [(1, 1, 2, 1), (2, 3, 6, 12), (5, 13, 10, 17), (3, 40, 4, 33), (33, 7, 12, 16), (2, 19, 32, 20)]
+"""Heights, widths and channels of layers."""
+
 EXTREME = np.array([-32768, 32767, 0, 1, -1], np.int16)
 
 
@@ -55,7 +58,7 @@ def random_layer(rng: np.random.Generator, cin: int, cout: int, kind: int, leaky
 
 
 @pytest.mark.parametrize("kind", [DENSE, EDGES, CORNERS, POINT])
-@pytest.mark.parametrize("shape", [(1, 1, 2, 1), (2, 3, 6, 12), (5, 13, 10, 17), (3, 40, 4, 33), (33, 7, 12, 16), (2, 19, 32, 20), (6, 1100, 24, 6)])
+@pytest.mark.parametrize("shape", [*SMALL, (6, 1100, 24, 6), (5, 430, 48, 20), (4, 37, 96, 17)])
 def test_layers_are_the_same_on_every_backend(kind: int, shape: tuple[int, int, int, int]) -> None:
     h, w, cin, cout = shape
     rng = np.random.default_rng((kind, h))
@@ -69,6 +72,26 @@ def test_layers_are_the_same_on_every_backend(kind: int, shape: tuple[int, int, 
                 assert len(np.unique(expected)) > min(3, expected.size - 1)
                 for backend in backends():
                     assert np.array_equal(backend.conv(x, layer, parity=parity, add=addend), expected)
+
+
+def test_the_ceiling_of_products_is_counted_on_every_instruction_set() -> None:
+    """What `msinn bench codec` divides by the time that it took."""
+    for level in range(ops.kernel.isa(), -1, -1):
+        assert ops.kernel.ceiling(5, level) == 5 * ops.kernel.ceiling(1, level) > 0
+
+
+@pytest.mark.parametrize("step", [1, 3, 6288, 65535, 65536])
+def test_a_scale_at_the_edge_of_a_table_has_the_same_index_on_every_backend(step: int) -> None:
+    edges = np.arange(129, dtype=np.int64) * step
+    values = np.unique(np.concatenate((edges - 1, edges, edges + 1, [-(1 << 22), 1 << 24]))).astype(np.int32)
+    log2 = np.zeros(32768, np.int32)
+    log2[1 : 1 + len(values)] = values
+    parameters = np.zeros((1, len(log2) // 16, 32), np.int16)
+    parameters[..., :16] = np.arange(len(log2), dtype=np.int16).reshape(1, -1, 16)
+    expected = np.clip(log2.astype(np.int64), 0, 128 * step - 1) // step
+    for backend in (*backends(), Portable()):
+        found = backend.levels(parameters, log2, np.zeros(16, np.int32), 0, step, 128)
+        assert np.array_equal(found.reshape(-1)[1:], expected[1:])
 
 
 def test_what_checks_a_backend_shares_no_arithmetic_with_it() -> None:
@@ -321,8 +344,8 @@ def test_a_model_that_lacks_a_part_is_refused(model: LoadedModel) -> None:
 
 def test_a_kernel_that_fails_its_self_test_is_replaced(model: LoadedModel, tile: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = Codec(model).encode(tile, 3.0)
-    right = Compiled.narrow
-    monkeypatch.setattr(Compiled, "narrow", lambda self, x, shift: right(self, x, shift) + np.int16(1))
+    right = Compiled.narrowed
+    monkeypatch.setattr(Compiled, "narrowed", lambda self, shift, *parts: right(self, shift, *parts) + np.int16(1))
     with pytest.warns(UserWarning, match="self-test"):
         codec = Codec(model)
     assert codec.decode(expected)[0].pixels.shape == tile.pixels.shape

@@ -44,7 +44,7 @@ class InThePixels(Compiled):
 
     def unit(self, z: NDArray[np.int32], *rest: object) -> NDArray[np.int32]:  # type: ignore[override]
         out = super().unit(z, *rest)  # type: ignore[arg-type]
-        if z.shape[2] == 12:
+        if out.shape[2] == 12:
             out[1, 1, 5] += 20_000
         return out
 
