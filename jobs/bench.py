@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from jobs.arguments import add_storage
+from jobs.arguments import add_scale, add_storage
 from jobs.exits import EXIT_VERIFY
 
 
@@ -61,6 +61,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     action.add_argument("--workers", type=int, nargs="+", default=[0, 2], metavar="N", help="of a DataLoader; 0: one process (default: 0 2)")
     action.add_argument("--batch", type=int, default=16, metavar="N", help="images in a batch (default: %(default)s)")
     action.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each; the best counts")
+    add_scale(action)
     action.set_defaults(command=_read)
     action = actions.add_parser("driver", help="a run of very many tiny images with a codec that does nothing: time and memory of the driver")
     action.add_argument("--images", type=int, default=100_000, metavar="N")
@@ -128,6 +129,7 @@ def _read(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         batch=arguments.batch,
         rounds=arguments.rounds,
+        scale=arguments.scale,
     )
     return 0
 

@@ -43,15 +43,20 @@ class _Way:
 class _Opened(Dataset[torch.Tensor]):
     """Images that Pillow opens by name. Travels to workers."""
 
-    def __init__(self, names: Sequence[str], opener: Callable[[str], Any]) -> None:
-        self._names, self._opener = names, opener
+    def __init__(self, names: Sequence[str], opener: Callable[[str], Any], scale: int = 1) -> None:
+        self._names, self._opener, self._scale = names, opener, scale
 
     def __len__(self) -> int:
         return len(self._names)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         with self._opener(self._names[index]) as file:
-            return _pixels(Image.open(file))
+            image = Image.open(file)
+            if self._scale > 1:
+                small = -(-image.width // self._scale), -(-image.height // self._scale)
+                image.draft("RGB", small)
+                return _pixels(image.resize(small, Image.Resampling.BOX))
+            return _pixels(image)
 
 
 def _pixels(image: Image.Image) -> torch.Tensor:
@@ -64,7 +69,7 @@ def _as_they_are(batch: list[Any]) -> list[Any]:
     return [each["image"] if isinstance(each, dict) else each for each in batch]
 
 
-def bench_read(archive: str, *, jpeg: str | None, images: int, workers: Sequence[int], batch: int, rounds: int) -> None:
+def bench_read(archive: str, *, jpeg: str | None, images: int, workers: Sequence[int], batch: int, rounds: int, scale: int = 1) -> None:
     """Print a table: each way to read the same images, in one process and with workers of a `DataLoader`, and its ratio to JPEG files.
 
     Ways take turns, so that what else the machine does falls on all of them; the best turn counts. Before the first every way has read all images
@@ -77,6 +82,7 @@ def bench_read(archive: str, *, jpeg: str | None, images: int, workers: Sequence
         workers: Numbers of workers; 0 is the process itself.
         batch: Images in a batch.
         rounds: Turns of each.
+        scale: Above 1, smaller images too: 1/2, 1/4, 1/8 or 1/16 of the size, beside JPEG files that are decoded so.
 
     Raises:
         UsageError: A number is out of range, or there are no images.
@@ -87,10 +93,10 @@ def bench_read(archive: str, *, jpeg: str | None, images: int, workers: Sequence
     if not keys:
         raise UsageError(f"{archive} holds no images that can be decoded")
     with tempfile.TemporaryDirectory(prefix="msinn-bench-") as folder:
-        _measure(archive, keys, Path(folder), jpeg, workers, batch, rounds)
+        _measure(archive, keys, Path(folder), jpeg, workers, batch, rounds, scale)
 
 
-def _measure(archive: str, keys: list[str], folder: Path, jpeg: str | None, workers: Sequence[int], batch: int, rounds: int) -> None:
+def _measure(archive: str, keys: list[str], folder: Path, jpeg: str | None, workers: Sequence[int], batch: int, rounds: int, scale: int) -> None:
     where = f"key <= '{keys[-1]}'"
     # What was decoded would be read from memory in the second turn.
     fs = MsinnFileSystem(archive, cache_bytes=0, skip_instance_cache=True)
@@ -117,7 +123,6 @@ def _measure(archive: str, keys: list[str], folder: Path, jpeg: str | None, work
         }
         return _Way(name, made, count)
 
-    # A way at a scale is one more line of each that reads the archive.
     ways = [
         loaded(f"JPEG files ({'of ' + jpeg if jpeg is not None else f'quality {_JPEG_QUALITY}'})", _Opened(photos, _file), len(photos)),
         loaded("restored files", _Opened(restored, _file), len(restored)),
@@ -125,6 +130,14 @@ def _measure(archive: str, keys: list[str], folder: Path, jpeg: str | None, work
         loaded("ArchiveStream", ArchiveStream(archive, where=where, transform=_pixels), len(random)),
         loaded("msinn:// and Pillow, random order", _Opened(names, fs.open), len(names)),
     ]
+    full = len(ways)
+    if scale > 1:
+        smaller = ArchiveDataset(archive, where=where, transform=_pixels, scale=scale)
+        ways += [
+            loaded(f"JPEG files at 1/{scale}, Pillow's draft", _Opened(photos, _file, scale), len(photos)),
+            loaded(f"ArchiveDataset at 1/{scale}, random order", smaller, len(smaller)),
+            loaded(f"ArchiveStream at 1/{scale}", ArchiveStream(archive, where=where, transform=_pixels, scale=scale), len(smaller)),
+        ]
     for turn in range(rounds + 1):
         for way in ways:
             for number, loader in way.loaders.items():
@@ -132,7 +145,7 @@ def _measure(archive: str, keys: list[str], folder: Path, jpeg: str | None, work
                 if turn:
                     way.seconds.setdefault(number, []).append(seconds)
     _print(ways, workers, len(random), megapixels, batch, rounds)
-    _print_advice(ways, restore_s, len(restored))
+    _print_advice(ways[:full], restore_s, len(restored))
 
 
 def _written(path: Path, data: bytes) -> str:

@@ -153,12 +153,12 @@ def test_bench_reads_an_archive_in_every_way_beside_jpeg(images: Path, tmp_path:
     archive = str(tmp_path / "dst")
     assert main(["-q", "compress", str(images), archive, "--q", "3", "--executor", "local"]) in (0, 3)
     capsys.readouterr()
-    assert main(["bench", "read", archive, "--workers", "0", "1", "--rounds", "1", "--batch", "2"]) == 0
+    assert main(["bench", "read", archive, "--workers", "0", "1", "--rounds", "1", "--batch", "2", "--scale", "4"]) == 0
     said = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("| ")]
     assert rows[0] == ["images/s", "one process", "", "1 workers", ""]
     ways = [row[0].partition(" ")[0] for row in rows[2:]]
-    assert ways == ["JPEG", "restored", "ArchiveDataset,", "ArchiveStream", "msinn://"]
+    assert ways == ["JPEG", "restored", "ArchiveDataset,", "ArchiveStream", "msinn://", "JPEG", "ArchiveDataset", "ArchiveStream"]
     assert all(float(cell) > 0 for row in rows[2:] for cell in row[1:])
     assert [rows[2][2], rows[2][4]] == ["1.000", "1.000"]
     assert "restoring these" in said
