@@ -114,7 +114,7 @@ def _report(out: Path) -> None:
         print(f"| {way} | {steps} | " + " | ".join(f"{v:.4f} ({c:+.1f} %)" for v, c in zip(values, change, strict=True)) + " |")
         axes.plot(range(len(RATES)), change, marker="o", label=way)
     axes.set_xticks(range(len(RATES)), [f"q = {q:g}" for q in RATES])
-    axes.set_ylabel("bpp + lambda MSE, % against Adam")
+    axes.set(ylabel="bpp + lambda MSE, % against Adam", ylim=(-15, 40))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(out / "compare.png", dpi=110)
