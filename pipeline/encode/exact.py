@@ -55,13 +55,8 @@ class ExactForms:
         if item.source is None or item.settled or item.reason in _LEFT_ALONE:
             return
         if not isinstance(item.outcome, Kept):
-            if only_cost and item.coded:
-                offered = self._offered(item.task, item.source)
-                if self._config.all_forms:
-                    self._ask_cost(item, item.source, offered)
-                elif offered == [_JPEG.name]:
-                    # Only budgets that are larger than the files come to it: a try of every file would cost more than it tells.
-                    item.exact_bytes, item.exact_form = round(_JPEG_SHARE * len(item.source)), _JPEG.name
+            if only_cost and self._config.all_forms and item.coded:
+                self._ask_cost(item, item.source, self._offered(item.task, item.source))
             return
         item.settled = True
         name, codec = item.task.record.name, item.task.codec
@@ -124,8 +119,6 @@ class ExactForms:
 
 
 _JPEG = form_named("jpeg-exact")
-_JPEG_SHARE = 0.82
-"""Of a JPEG file that lies in a smaller form, about: 0.76 to 0.85."""
 
 
 def _pays(size: int, source: bytes) -> bool:

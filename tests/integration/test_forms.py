@@ -27,7 +27,7 @@ from pipeline.forms.libraries import AbsentError
 from pipeline.limits import Limits
 from pipeline.read.dataset import ArchiveDataset
 from pipeline.read.restore import foresee, restore
-from tests.conftest import PHOTOS, encoded, make_photos
+from tests.conftest import PHOTOS, encoded
 from tests.golden.archive.make import lossless
 
 pytest.importorskip("lepton_jpeg_python", reason="lepton-jpeg-python has no wheel for this machine")
@@ -413,20 +413,3 @@ def test_a_reader_without_the_library_says_which(
     assert "plain.jpg is stored as lepton (lepton-jpeg-python" in said
     assert "pip install" in said
     assert libraries.lepton() is not None
-
-
-def test_a_plan_counts_jpeg_files_that_are_kept_as_they_will_lie(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without `--forms all` too: what coding would not shrink takes the smaller form that gives back the file."""
-    source, archive = tmp_path / "in", tmp_path / "dst"
-    source.mkdir()
-    for i, path in enumerate(sorted(make_photos(tmp_path / "png", 4, 256).iterdir())):
-        with Image.open(path) as image:
-            image.save(source / f"{i}.jpg", quality=80)
-    assert main(["-q", "plan", str(source), str(archive), "--bpp", "12", "--model", MODEL, "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["forms"]["jpeg-exact"][0] == 4
-    assert main(["-q", "compress", str(source), str(archive), "--bpp", "12", "--model", MODEL]) == 0
-    sealed = Archive(str(archive)).seal()
-    assert sealed is not None
-    assert sealed["jpeg_exact"] == 4
-    assert sealed["counted_bytes"] == pytest.approx(plan["predicted_bytes"], rel=0.05)
