@@ -294,6 +294,15 @@ def test_a_budget_buys_along_all_forms(tmp_path: Path, capsys: pytest.CaptureFix
     assert "pixels-exact" not in {row["form"] for row in rows_of(tmp_path / "plain").values()}
 
 
+def test_without_all_forms_a_budget_codes_jpeg_files_like_others(tmp_path: Path) -> None:
+    """What they would take exactly is no point of their curves there: one would be bought for the bytes of all others."""
+    place = tmp_path / "dst"
+    assert main(["-q", "compress", str(PHOTOS), str(place), "--bpp", "1.0", "--executor", "local"]) == 0
+    rows = rows_of(place)
+    assert any(name.endswith(".jpg") for name in rows)
+    assert {row["form"] for row in rows.values()} == {"msinn"}
+
+
 def test_every_image_exactly_within_a_budget_or_a_sentence(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--min-psnr", "inf", "--model", MODEL]
     place = tmp_path / "archive"
