@@ -15,9 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from msinn_core.integer.arrays import STATE_BITS
+from msinn_core.integer.bands import PictureBands, in_bands
 from msinn_core.integer.composed import Composed
 from msinn_core.integer.gpu.layers import Convolution
 from msinn_core.integer.ops import STATE_LIMIT, Costs, Layer
+
+BAND_BYTES, BAND_POSITIONS = 256 << 20, 2 << 20
+"""Of pictures of more than 16 Mpx, which go in bands: activations of one layer, and positions of the half-size grid, that are held at a time.
+
+So many, 8 Mpx, keep a device busy, and what is computed twice at their edges is some 15 % of the post-filter: computed, not measured. A decode holds
+54 to 58 bytes a pixel then, and 114 without bands (counted by tensors that are alive).
+"""
 
 
 class OnDevice(Composed):
@@ -219,10 +227,12 @@ class OnDevice(Composed):
         return table[pixels.to(torch.int32)]
 
     def in_bands(self, x: Tensor, radius: int, width: int, run: Callable[..., Tensor], *beside: Tensor) -> Tensor:
-        return run(0, x, *beside)
+        found: Tensor = in_bands(x, radius, width, run, *beside, held=BAND_BYTES)
+        return found
 
     def settle(self, x: Tensor) -> None:
         """Nothing: what is free is of use to the next batch."""
 
-    def pictured(self, height: int, width: int) -> None:
-        """All at once: a device's memory is bounded by the size of its batches."""
+    def pictured(self, height: int, width: int) -> PictureBands | None:
+        """All at once, but for pictures that are large themselves: what a batch holds is bounded by its size."""
+        return PictureBands.of(height, width, BAND_POSITIONS)

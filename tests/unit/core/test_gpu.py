@@ -24,7 +24,8 @@ from msinn_core.entropy import rans
 from msinn_core.errors import BitstreamError, CheckpointError, DeviceMemoryError
 from msinn_core.float.model import Msinn
 from msinn_core.heads import SCALES, read_heads
-from msinn_core.integer import portable
+from msinn_core.integer import bands, portable
+from msinn_core.integer.bands import PictureBands
 from msinn_core.integer.gpu import backend as gpu_backend
 from msinn_core.integer.gpu import layers as gpu_layers
 from msinn_core.integer.gpu.backend import OnDevice
@@ -147,6 +148,26 @@ def test_a_batch_gives_what_its_pictures_give_alone(tiny: LoadedModel, photo: ND
         assert all(np.array_equal(a, b) for a, b in zip(mine[1], symbols, strict=True))
     assert isinstance(found[1], BitstreamError)
     assert isinstance(found[4], BitstreamError)
+
+
+@pytest.mark.parametrize("shape", [(352, 64), (64, 352)])
+def test_large_pictures_in_bands_are_the_same(
+    shape: tuple[int, int], tiny: LoadedModel, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at once, in bands of 32 half-size rows or columns, or as few as the layers allow."""
+    pictures = [Picture(pixels=photo[i : i + shape[0], : shape[1]].copy()) for i in (0, 9)]
+    coded = [Codec(tiny).encode(picture, q) for picture, q in zip(pictures, (3.0, 9.0), strict=True)]
+    monkeypatch.setattr(gpu_backend, "BAND_BYTES", 1)
+    monkeypatch.setattr(gpu_backend, "BAND_POSITIONS", 1)
+    monkeypatch.setattr(bands, "_LEAST_ROWS", 32)
+    codec = on_device(tiny, Float64Layers)
+    cut = PictureBands.of(shape[0] // 2, shape[1] // 2, 1)
+    assert cut is not None
+    assert (cut.axis, cut.length, cut.band) == (shape.index(352), 176, 32)
+    assert codec.encode_many(pictures, [3.0, 9.0]) == coded
+    for found, data in zip(codec.decode_many(coded), coded, strict=True):
+        assert isinstance(found, tuple)
+        assert np.array_equal(found[0].pixels, Codec(tiny).decode(data)[0].pixels)
 
 
 def test_one_by_one_through_the_same_interface(tiny: LoadedModel, photo: NDArray[np.uint8]) -> None:
