@@ -6,7 +6,6 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -216,9 +215,9 @@ class Beginning:
     def _compare(self, existing: RunRecord) -> None:
         url = self._store.url
         theirs, mine = CompressConfig.from_json(existing.config), self._config
-        # The model may be named by path or hash: its digest is what counts.
-        if replace(theirs, model="") != replace(mine, model=""):
-            changed = [name for name in mine.to_json() if name != "model" and getattr(theirs, name) != getattr(mine, name)]
+        # The model may be named by path or hash: its digest is what counts. Bytes are the same on every device: without its GPU a run goes on.
+        free = {"model", "device"}
+        if changed := [name for name in mine.to_json() if name not in free and getattr(theirs, name) != getattr(mine, name)]:
             what = "; ".join(f"{name} was {getattr(theirs, name)}, now {getattr(mine, name)}" for name in changed)
             raise UsageError(f"{url} was begun with other options ({what}): repeat them to resume, or choose another destination")
         digests = [model.sha256 for model in self._models]

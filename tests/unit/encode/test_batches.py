@@ -176,6 +176,30 @@ def test_a_run_whose_device_fails_writes_the_same_shards_and_says_it_once(
     assert "not used any more" not in said["cuda"]
 
 
+def test_a_run_goes_on_where_there_is_no_gpu(
+    gpu: None, tiny: LoadedModel, small_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun with `--device cuda` and killed; resumed with `--device cpu`."""
+    model, archive = tmp_path / "tiny.safetensors", tmp_path / "archive"
+    model.write_bytes(tiny.data)
+    monkeypatch.setattr("pipeline.execute.placement.DEVICE_WORKERS", 1)
+
+    def run(device: str, name: str) -> None:
+        config = CompressConfig(budget=Budget(kind="q", value=3.0), model=str(model), device=device)
+        Run(str(small_photos), str(tmp_path / name), config, JsonReporter(io.StringIO()), placement=Placement(executor="local")).execute()
+
+    run("cuda", "archive")
+    (archive / "MANIFEST.json").unlink()
+    lost, kept = sorted((archive / "commits").iterdir())[:2]
+    lost.unlink()
+    before = kept.read_bytes()
+    run("cpu", "archive")
+    run("cpu", "alone")
+    assert Archive(str(archive)).sealed
+    assert kept.read_bytes() == before
+    assert shards_of(archive) == shards_of(tmp_path / "alone")
+
+
 def test_the_manifest_says_what_coded_each_image(
     gpu: None, tiny: LoadedModel, small_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
