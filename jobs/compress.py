@@ -66,7 +66,8 @@ def _add_arguments(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--forms", choices=("msinn", "all"), default="msinn",
-        help="all: an image is stored exactly, too, where that is the better use of the budget: small ones, screenshots, JPEG files (default: msinn)",
+        help="all: an image is stored exactly, too, where that is the better use of the budget, and what was drawn in AVIF where that is smaller: "
+        "small images, screenshots, charts, JPEG files (default: msinn)",
     )  # fmt: skip
     p.add_argument(
         "--min-psnr", type=float, metavar="P", help="no image below P dB; inf: every image exactly, and an error if that takes more than the budget"
@@ -180,6 +181,7 @@ def _compress(arguments: argparse.Namespace) -> int:
         lossless_jpeg=arguments.lossless_jpeg,
         exact=arguments.exact,
         forms=arguments.forms,
+        avif=arguments.forms == "all",
     )
     placement = placement_of(arguments, resources)
     reporter = reporter_for(sys.stderr, quiet=arguments.quiet, verbose=arguments.verbose)

@@ -21,6 +21,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from msinn_core.errors import BadMagicError, BitstreamError
     from msinn_core.model_folder import PLAIN, model_file_bytes
     from pipeline.errors import SourceError, UsageError
+    from pipeline.forms.avif import is_avif
     from pipeline.forms.base import Refusal
     from pipeline.forms.jpeg_exact import LEPTON_MAGIC
     from pipeline.forms.jxl import is_jxl
@@ -39,7 +40,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
             _inspect_near(data)
         except (Refusal, BitstreamError) as error:
             raise SourceError(f"{path}: {error}") from error
-    elif is_jxl(data) or data.startswith((LEPTON_MAGIC, ZSTD_MAGIC)):
+    elif is_jxl(data) or is_avif(data) or data.startswith((LEPTON_MAGIC, ZSTD_MAGIC)):
         try:
             _inspect_form(data)
         except Refusal as error:
@@ -60,8 +61,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _inspect_form(data: bytes) -> None:
-    """What the header of an exact form says; nothing is decoded."""
-    from pipeline.forms import jxl
+    """What the header of a form without a model says; nothing is decoded."""
+    from pipeline.forms import avif, jxl
     from pipeline.forms.jpeg_exact import LEPTON_MAGIC, lepton_bytes, lepton_size
     from pipeline.forms.kept import MAGIC, frame_bytes
 
@@ -71,12 +72,16 @@ def _inspect_form(data: bytes) -> None:
     if data.startswith(LEPTON_MAGIC):
         width, height = lepton_size(data)
         print(f"lepton     a JPEG file of {lepton_bytes(data):,} bytes in {len(data):,}: gives it back to the byte")
+    elif avif.is_avif(data):
+        width, height = avif.size(data)
+        print(f"avif       {len(data):,} bytes, with loss; any reader of AVIF opens it")
     else:
         width, height = jxl.size(data)
         kind = "holds a JPEG file: gives it back to the byte" if jxl.is_jpeg(data) else "JPEG XL; whether lossless, only its manifest says"
         print(f"jxl        {len(data):,} bytes, {kind}")
     print(f"picture    {width} x {height}")
-    for name, part in ({} if data.startswith(LEPTON_MAGIC) else jxl.metadata_of(data)).items():
+    carried = {} if data.startswith(LEPTON_MAGIC) else jxl.pieces_of(data) if avif.is_avif(data) else jxl.metadata_of(data)
+    for name, part in carried.items():
         print(f"{name:<14} {len(part):,} bytes")
 
 

@@ -25,7 +25,10 @@ GROWN_VERSION = 5
 NEAR_VERSION = 6
 """Of archives that are made within a largest error: no reader of versions 1 to 5 knows their members."""
 
-READ_VERSIONS = range(1, NEAR_VERSION + 1)
+AVIF_VERSION = 7
+"""Of archives in which AVIF may code what was drawn (`--forms all`): no reader of versions 1 to 6 knows those members."""
+
+READ_VERSIONS = range(1, AVIF_VERSION + 1)
 
 RUN, SEAL = "run.json", "MANIFEST.json"
 SEALS, GENERATIONS = "seals", "generations"

@@ -95,7 +95,9 @@ class Row:
             pa.string(), "what decodes the payload: msinn, near, jxl-jpeg, lepton, jxl, zstd, or kept (the file itself); null if nothing is stored"
         ),
     ] = None
-    form: Annotated[str | None, Column(pa.string(), "msinn, near, jpeg-exact, pixels-exact or kept: see FORMS.md; null if nothing is stored")] = None
+    form: Annotated[
+        str | None, Column(pa.string(), "msinn, near, avif, jpeg-exact, pixels-exact or kept: see FORMS.md; null if nothing is stored")
+    ] = None
     exact: Annotated[
         str | None, Column(pa.string(), "what comes back exactly: bytes (the file), pixels (every sample and what is listed in metadata), or no")
     ] = None

@@ -30,6 +30,7 @@ def _analysed(items: Iterable[Item], coders: Coders, config: WorkConfig) -> Iter
                 curves = item.curves
             else:
                 curves, model = coders.curves(item.loaded.picture, sampled=config.sampled_analysis)
+            curves, model = coders.best(item.loaded.picture, curves, model, sampled=config.sampled_analysis)
             reason = Reason.CODEC_FAILED if curves is None else None
         yield Analysed(
             index=item.task.record.index,

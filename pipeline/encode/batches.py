@@ -44,7 +44,7 @@ def encode_batches(
     """
 
     def size_of(item: Item) -> tuple[int, int] | None:
-        waits = item.coded and item.loaded.picture is not None and coder.codec.batches is engine
+        waits = item.coded and not item.drawn and item.loaded.picture is not None and coder.codec.batches is engine
         return padded_size(item.loaded.picture) if waits and item.loaded.picture is not None else None
 
     def run(items: list[Item]) -> None:

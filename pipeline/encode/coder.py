@@ -26,7 +26,7 @@ from msinn_core.model_file import LoadedModel
 from msinn_core.picture import Picture
 from msinn_core.prediction import Curves
 from pipeline.archive.layout import sha256
-from pipeline.encode.item import Item, Measured, ms_since
+from pipeline.encode.item import Item, Measured, ms_since, same_alpha
 from pipeline.encode.tasks import WorkConfig
 from pipeline.formats.outcome import Kept, Reason
 
@@ -157,7 +157,7 @@ class ImageCoder:
             item.outcome = Kept(Reason.CODEC_FAILED, f"does not decode: {error}"[:300])
             return False
         same = all(np.array_equal(a, b) for a, b in zip(symbols, item.symbols.symbols, strict=True))
-        if not (same and decoded.metadata() == original.metadata() and _same_alpha(decoded, original)):
+        if not (same and decoded.metadata() == original.metadata() and same_alpha(decoded, original)):
             item.outcome = Kept(Reason.CODEC_FAILED, "the decoder returns other symbols or metadata than were encoded")
             return False
         ms_ssim = metrics.ms_ssim(decoded.pixels, original.pixels) if self._ms_ssim else None
@@ -201,9 +201,3 @@ def is_finite(curves: Curves) -> bool:
 def encoder_of(codec: Codec) -> str:
     """What computes, for the manifest: device and instruction set, or its name."""
     return f"{codec.engine.device} ({codec.engine.name})"
-
-
-def _same_alpha(decoded: Picture, original: Picture) -> bool:
-    if decoded.alpha is None or original.alpha is None:
-        return decoded.alpha is original.alpha
-    return np.array_equal(decoded.alpha, original.alpha)

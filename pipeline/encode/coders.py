@@ -1,4 +1,4 @@
-"""A coder for each model of a run: every image is coded by that of its task."""
+"""A coder for each model of a run, and one for AVIF: every image is coded by that of its task."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from msinn_core.codec import Codec
 from msinn_core.model_file import LoadedModel, card_of
 from msinn_core.picture import Picture
 from msinn_core.prediction import PROBE_Q_SHARE, Curves
-from pipeline.encode.coder import IMAGE_ERRORS, ImageCoder
+from pipeline.encode.coder import IMAGE_ERRORS, Coder, ImageCoder
+from pipeline.encode.drawn import DrawnCoder
 from pipeline.encode.item import Item
 from pipeline.encode.tasks import WorkConfig
+from pipeline.plan.curves import DRAWN
 
 
 class Coders:
@@ -24,16 +26,26 @@ class Coders:
         threads: Of the integer networks.
 
     Attributes:
-        coders: In the order of the models.
+        coders: In the order of the models; `drawn` is AVIF's.
     """
 
     def __init__(self, models: Sequence[LoadedModel], config: WorkConfig, *, device: str = "cpu", threads: int = 1) -> None:
         self._cost_q = cost_rate(models[0])
         self.coders = tuple(ImageCoder(model, config, device=device, threads=threads) for model in models)
+        self.drawn = DrawnCoder(models[0].config.q_max, config.max_pixels, ms_ssim=config.ms_ssim)
+        self._offers_avif = config.avif
 
-    def of(self, item: Item) -> ImageCoder:
-        """That of the image's model."""
-        return self.coders[item.task.model]
+    def of(self, item: Item) -> Coder:
+        """That of the image's task."""
+        return self.drawn if item.drawn else self.coders[item.task.model]
+
+    def decoded(self, item: Item) -> Picture:
+        """What the data of an item that is coded decodes to, which has its symbols yet. Raises what decoding raises."""
+        if item.drawn:
+            return self.drawn.picture(item)
+        assert item.data is not None
+        assert item.symbols is not None
+        return self.coders[item.task.model].checker.decode_known(item.data, item.symbols)[0]
 
     @property
     def codec(self) -> Codec:
@@ -92,6 +104,12 @@ class Coders:
         """
         number = self.cheapest(picture)
         return self.coders[number].curves(picture, sampled=sampled), number
+
+    def best(self, picture: Picture, curves: Curves | None, number: int, *, sampled: bool) -> tuple[Curves | None, int]:
+        """Those curves, of the model of this number; or AVIF's and `DRAWN`, where the run offers that and it takes less."""
+        if self._offers_avif and curves is not None and (drawn := self.drawn.cheaper(picture, curves, sampled=sampled)) is not None:
+            return drawn, DRAWN
+        return curves, number
 
     def cheapest(self, picture: Picture) -> int:
         """Number of the model that a picture costs least with; the first of them if none can code it."""

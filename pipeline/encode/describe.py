@@ -50,8 +50,9 @@ class Describer:
         stored = stored_bytes(member.length) if member else 0
         measured = item.measured if coded else None
         # The network's part, where there is one.
-        bitstream = None if not coded else item.data if item.near is None else item.near.bitstream
-        writer = item.near.writer if coded and item.near is not None else exact_form.writer if exact_form is not None else None
+        bitstream = None if not coded or item.drawn else item.data if item.near is None else item.near.bitstream
+        own_writer = item.near.writer if item.near is not None else item.writer
+        writer = own_writer if coded else exact_form.writer if exact_form is not None else None
         mse = measured.mse if measured is not None else 0.0 if decodes else None
         return Row(
             key=record.key,

@@ -10,14 +10,17 @@ from typing import NamedTuple
 import numpy as np
 
 from msinn_core.coding import Latents, Symbols
+from msinn_core.picture import Picture
 from msinn_core.prediction import Curves
 from pipeline.archive.shard import stored_bytes
 from pipeline.encode.tasks import ImageTask
 from pipeline.formats import images
 from pipeline.formats.outcome import Coded, Kept, Outcome, Reason
+from pipeline.forms.avif import AVIF
 from pipeline.forms.base import Stored
 from pipeline.forms.msinn import MSINN
 from pipeline.forms.near import NEAR
+from pipeline.plan.curves import DRAWN
 
 
 class SidecarFile(NamedTuple):
@@ -79,6 +82,7 @@ class Item:
         symbols: At the q last tried, and `data`, their bitstream; `measured` is what that decodes to, None until it was measured.
         curves: What an analysis predicts, once a device has predicted it.
         near: Of a near-lossless payload, which is `data` then: its parts.
+        tried: Of a picture that AVIF codes: its files, by quality. `writer`: library and version.
         q: Rate index of `data`, once the symbols are released.
         clamp: `none`, `floor` or `cap`, as in the manifest.
         stored: The exact form that the shard will hold in place of the file, for an image that is not coded. `settled`: it was looked for.
@@ -103,6 +107,8 @@ class Item:
     measured: Measured | None = None
     curves: Curves | None = None
     near: Near | None = None
+    tried: dict[int, bytes] = field(default_factory=dict)
+    writer: str | None = None
     q: float | None = None
     clamp: str = "none"
     stored: Stored | None = None
@@ -123,6 +129,11 @@ class Item:
         return isinstance(self.outcome, Coded)
 
     @property
+    def drawn(self) -> bool:
+        """Whether AVIF codes it, if anything does."""
+        return self.task.model == DRAWN
+
+    @property
     def payload(self) -> bytes | None:
         """What the shard will hold of it; None if nothing."""
         if self.coded:
@@ -135,7 +146,7 @@ class Item:
         if self.payload is None:
             return None
         if self.coded:
-            return MSINN.codec if self.near is None else NEAR.codec
+            return NEAR.codec if self.near is not None else AVIF.codec if self.drawn else MSINN.codec
         return "kept" if self.stored is None else self.stored.codec
 
     @property
@@ -171,6 +182,7 @@ class Item:
         """Let go of pixels, latents and symbols, once it is done: those of a whole shard would be gigabytes."""
         self.q = self.symbols.q if self.symbols is not None else self.q
         self.symbols = self.latents = None
+        self.tried = {}
         if (picture := self.loaded.picture) is not None:
             self.loaded = replace(self.loaded, picture=replace(picture, pixels=picture.pixels[:1, :1].copy(), alpha=None))
 
@@ -178,3 +190,10 @@ class Item:
 def ms_since(started: float) -> float:
     """Milliseconds since a reading of `time.perf_counter`."""
     return (time.perf_counter() - started) * 1e3
+
+
+def same_alpha(decoded: Picture, original: Picture) -> bool:
+    """Whether a decoded picture has its original's alpha."""
+    if decoded.alpha is None or original.alpha is None:
+        return decoded.alpha is original.alpha
+    return np.array_equal(decoded.alpha, original.alpha)

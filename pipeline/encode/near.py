@@ -162,7 +162,7 @@ class NearLossless:
         self._exact.settle(item)
 
     def _codec(self, item: Item) -> Codec:
-        return self._coders.of(item).checker
+        return self._coders.coders[item.task.model].checker
 
     # Finding the smallest ---------------------------------------------------------------------------------------------------------------------
 

@@ -105,7 +105,7 @@ def sketch(item: Item, coders: Coders, exact: ExactForms, describer: Describer) 
 def _given_back(item: Item, coders: Coders, exact: ExactForms) -> Samples | None:
     """The picture that comes back of an item; None if that is none, or only a file that no decoder makes a picture of."""
     if item.coded and item.data is not None and item.symbols is not None:
-        return Samples.of_picture(coders.of(item).checker.decode_known(item.data, item.symbols)[0])
+        return Samples.of_picture(coders.decoded(item))
     if item.loaded.picture is not None:
         return Samples.of_picture(item.loaded.picture)
     return exact.samples(item)

@@ -18,6 +18,8 @@ from pipeline.encode.describe import Describer
 from pipeline.encode.item import Item
 from pipeline.encode.tasks import ShardTask
 from pipeline.formats.outcome import Reason
+from pipeline.forms.avif import AVIF
+from pipeline.forms.msinn import MSINN
 from pipeline.store.base import Store, content_name
 
 
@@ -109,7 +111,7 @@ def publish(store: Store, task: ShardTask, shard: LocalShard, *, count_sidecars:
 def _commit_of(task: ShardTask, shard: LocalShard, name: str, data: bytes, manifest_name: str, *, count_sidecars: bool) -> Commit:
     """What is to be committed of a shard of this name, whose part of the manifest is `data`: its rows, summed up."""
     rows = shard.rows
-    coded = [row for row in rows if row.codec == "msinn"]
+    coded = [row for row in rows if row.codec in (MSINN.codec, AVIF.codec)]
     sidecar_bytes = sum(stored_bytes(side.length) for row in rows for side in row.sidecars)
     return Commit(
         shard_id=task.shard_id,

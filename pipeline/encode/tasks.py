@@ -30,6 +30,7 @@ class WorkConfig:
     lossless: bool = False
     lossless_jpeg: bool = False
     all_forms: bool = False
+    avif: bool = False
     exact_bytes: bool = False
     max_error: int | None = None
 
@@ -47,7 +48,7 @@ class ImageTask:
         pixels: Its size, 0 if unknown.
         min_psnr_db: Floor of this image, or None; infinite: it loses nothing.
         min_q: Least q that the trim or a search may choose; `max_q`: largest.
-        model: Number among the run's models.
+        model: Number among the run's models, or `DRAWN`.
         exact_bytes: Stored bytes of its smallest exact form as the analysis has them, where the plan may choose that; else infinite.
         codec: What its payload was made with, where it is to be made again as it was and not by the network; else the smallest exact form is looked
             for if it is kept.
@@ -110,7 +111,7 @@ class Analysed:
         sidecar_bytes: What its sidecars take in a shard; 0 where they do not count.
         bytes: `[A]` predicted bytes of the bitstream at each of the model's rates; None if it cannot be coded.
         mse: `[A]` predicted, in 8-bit code values.
-        model: Number among the run's models of the one that the image costs least with; the curves are its.
+        model: Number among the run's models of the one that the image costs least with, or `DRAWN`; the curves are its.
         exact_bytes: Of its smallest exact form, about; None where it has none that is smaller than its file. `form` is which.
     """
 

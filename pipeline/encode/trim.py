@@ -59,7 +59,7 @@ def _trim(items: list[Item], limit_bytes: int, coder: Coders, target_psnr_db: fl
         coder.pack(items[i])
         return items[i].least_bytes
 
-    ranges = [(item.task.min_q, min(item.task.max_q, coder.q_max)) for item in items]
+    ranges = [_range(item, coder.q_max, movable=not (item.drawn and any(not other.drawn for other in items))) for item in items]
     most = [float(item.most_bytes) for item in items]
     trimmer = Trimmer(encode, [item.task.q for item in items], ranges, most)
     pinned: set[int] = set()
@@ -76,6 +76,11 @@ def _trim(items: list[Item], limit_bytes: int, coder: Coders, target_psnr_db: fl
         if not moved:
             break
         pinned |= moved
+
+
+def _range(item: Item, q_max: float, *, movable: bool) -> tuple[float, float]:
+    """Rates that an item may take. AVIF has few, and is slow to try: where others can make up the bytes it stays where the plan has it."""
+    return (item.task.min_q, min(item.task.max_q, q_max)) if movable else (item.task.q, item.task.q)
 
 
 def split_for_trim(tasks: Sequence[ImageTask]) -> tuple[Sequence[ImageTask], Sequence[ImageTask]]:

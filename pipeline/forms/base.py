@@ -89,7 +89,19 @@ class Stored:
     recon_sha256: str | None = None
 
 
-class Form(Protocol):
+class Decodes(Protocol):
+    """What gives back a payload without a model."""
+
+    def decode(self, codec: str, payload: bytes, bounds: Bounds) -> bytes | Samples:
+        """What is stored, given back.
+
+        Raises:
+            Refusal: Damaged, or over a bound.
+            AbsentError: There is no library.
+        """
+
+
+class Form(Decodes, Protocol):
     """A way to store an image exactly. What the network codes is one too, but needs a model: see `msinn`."""
 
     name: str
@@ -107,14 +119,6 @@ class Form(Protocol):
 
         Raises:
             Refusal: It cannot be had of this file, or does not come back exactly.
-            AbsentError: There is no library.
-        """
-
-    def decode(self, codec: str, payload: bytes, bounds: Bounds) -> bytes | Samples:
-        """What it gives back.
-
-        Raises:
-            Refusal: Damaged, or over a bound.
             AbsentError: There is no library.
         """
 

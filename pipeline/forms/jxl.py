@@ -24,6 +24,10 @@ from pipeline.forms.samples import METADATA
 CODESTREAM = b"\xff\x0a"
 SIGNATURE = b"\0\0\0\x0cJXL \r\n\x87\n"
 _OURS, _VERSION = b"msnn", b"\x01"
+ALPHA = "alpha"
+_PIECES = (*METADATA, ALPHA)
+"""What our box may hold, by number: metadata, and in AVIF members the alpha plane as lossless JPEG XL."""
+
 _EXIF_PREFIX = b"Exif\0\0"
 _MAX_BOXES = 100_000
 _HEADER_BYTES = 4096
@@ -53,10 +57,10 @@ def boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         if length == 0:
             length = len(data) - position
         if length < header or position + length > len(data):
-            raise Refusal("a box of the JPEG XL file is cut short")
+            raise Refusal("a box of the file is cut short")
         yield kind, data[position + header : position + length]
         position += length
-    raise Refusal(f"the JPEG XL file has more than {_MAX_BOXES:,} boxes")
+    raise Refusal(f"the file has more than {_MAX_BOXES:,} boxes")
 
 
 def size(data: bytes) -> tuple[int, int]:
@@ -160,7 +164,7 @@ def with_metadata(container: bytes, metadata: dict[str, bytes]) -> bytes:
 
     Args:
         container: Of a picture.
-        metadata: By names of `samples.METADATA`.
+        metadata: By names of `samples.METADATA`, and perhaps `ALPHA`.
     """
     rest, out = dict(metadata), container
     if (exif := rest.get("exif", b"")).startswith(_EXIF_PREFIX):
@@ -169,7 +173,7 @@ def with_metadata(container: bytes, metadata: dict[str, bytes]) -> bytes:
     if "xmp" in rest:
         out += _box(b"xml ", rest.pop("xmp"))
     if rest:
-        pieces = b"".join(struct.pack("<BI", METADATA.index(name), len(data)) + data for name, data in rest.items())
+        pieces = b"".join(struct.pack("<BI", _PIECES.index(name), len(data)) + data for name, data in rest.items())
         out += _box(_OURS, _VERSION + zlib.compress(pieces, 9))
     return out
 
@@ -179,13 +183,23 @@ def _box(kind: bytes, content: bytes) -> bytes:
 
 
 def metadata_of(data: bytes) -> dict[str, bytes]:
-    """What `with_metadata` put into a file.
+    """What `with_metadata` put into a JPEG XL file.
 
     Raises:
         Refusal: It is damaged, or more than any of ours.
     """
-    if not data.startswith(SIGNATURE):
-        return {}
+    found = pieces_of(data) if data.startswith(SIGNATURE) else {}
+    if ALPHA in found:
+        raise Refusal("its metadata is damaged")
+    return found
+
+
+def pieces_of(data: bytes) -> dict[str, bytes]:
+    """What `with_metadata` put into a file of boxes.
+
+    Raises:
+        Refusal: It is damaged, or more than any of ours.
+    """
     found: dict[str, bytes] = {}
     for kind, content in boxes(data):
         if kind == b"Exif":
@@ -196,7 +210,7 @@ def metadata_of(data: bytes) -> dict[str, bytes]:
             found |= _pieces(content)
     if sum(map(len, found.values())) > 2 * MAX_METADATA_BYTES:
         raise Refusal(f"more than {2 * MAX_METADATA_BYTES} bytes of metadata")
-    return {name: found[name] for name in METADATA if name in found}
+    return {name: found[name] for name in _PIECES if name in found}
 
 
 def _pieces(content: bytes) -> dict[str, bytes]:
@@ -215,7 +229,7 @@ def _pieces(content: bytes) -> dict[str, bytes]:
             raise Refusal("its metadata is cut short")
         number, length = struct.unpack_from("<BI", data, position)
         position += 5 + length
-        if number >= len(METADATA) or position > len(data):
+        if number >= len(_PIECES) or position > len(data):
             raise Refusal("its metadata is damaged")
-        found[METADATA[number]] = data[position - length : position]
+        found[_PIECES[number]] = data[position - length : position]
     return found

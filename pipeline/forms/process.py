@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.formats.images import ImageInfo
 from pipeline.formats.process import Allowance, EndedError, Process, UnstartedError, limit_time, serve_requests
 from pipeline.forms.base import Bounds, Form, Refusal, Stored
-from pipeline.forms.family import EXACT_FORMS, form_named, form_of
+from pipeline.forms.family import EXACT_FORMS, decoder_of, form_named, form_of
 from pipeline.forms.jpeg_exact import JpegExact
 from pipeline.forms.libraries import AbsentError, imagecodecs, lepton, missing
 from pipeline.forms.samples import Samples
@@ -120,8 +120,8 @@ def serve(descriptor: float, pixels: float, file_bytes: float, *allowed: float) 
 def _answered(what: str, words: str, name: str, data: bytes, bounds: Bounds) -> object:
     try:
         if what == "decode":
-            form = form_of(words)
-            return Refusal(f"no codec of this msinn is called {words[:40]!r}") if form is None else form.decode(words, data, bounds)
+            decoder = decoder_of(words)
+            return Refusal(f"no codec of this msinn is called {words[:40]!r}") if decoder is None else decoder.decode(words, data, bounds)
         if what == "again":
             return _again(data, name, words, bounds)
         forms = [form_named(word) for word in words.split(",") if word]

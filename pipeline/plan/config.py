@@ -126,6 +126,8 @@ class CompressConfig:
         lossless_jpeg: JPEG files are not coded by the network: they are stored in their smallest form that gives back the bytes.
         forms: `msinn`: images lie in exact forms only where the network does not code them; `all`: also where the plan finds that the better use of
             bytes.
+        avif: With `forms` of `all`: AVIF codes what was drawn where that takes less than the network. An archive that was begun without it goes on
+            and grows without.
         exact: What a lossless form of a file that is no JPEG gives back: `pixels` (every sample), or `bytes` (the file itself).
 
     Raises:
@@ -155,6 +157,7 @@ class CompressConfig:
     lossless_jpeg: bool = False
     exact: str = "pixels"
     forms: str = "msinn"
+    avif: bool = False
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -167,6 +170,8 @@ class CompressConfig:
             raise UsageError(f"no forms {self.forms!r}; there are {', '.join(FORMS)}")
         if self.forms != "msinn" and self.budget.kind in ("q", "lossless", "max_error"):
             raise UsageError(f"--forms {self.forms} is for the plan of a budget or of --psnr, and {self.budget} has none")
+        if self.avif and self.forms != "all":
+            raise UsageError(f"AVIF is one of all forms, and forms are {self.forms}")
         for name, (low, high) in LIMIT_RANGES.items():
             value, flag = getattr(self, name), "--" + name.removesuffix("_db").replace("_", "-")
             if value is None:

@@ -13,6 +13,8 @@ Indexes = NDArray[np.intp]
 GRID_STEP = 0.125
 KEPT_Q = np.inf
 """The q of an image that is kept as its original file, in arrays of rates and in stored plans: above every other, no distortion, its own size."""
+DRAWN = -1
+"""In place of a model's number: AVIF codes the image, and no model."""
 ROUNDING_MSE = 1 / 12
 """The error that pixels of 8 bits have before anybody codes them. Nobody is served by less: without this floor the logarithm of no error at all, an
 original that is kept, would outweigh everything."""

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from pipeline.archive.shard import END_BYTES, stored_bytes
 from pipeline.errors import ManifestError
 from pipeline.formats.outcome import Reason
+from pipeline.forms.avif import AVIF
+from pipeline.forms.msinn import MSINN
 from pipeline.plan.allocation import Upgrades, tie_breaks
-from pipeline.plan.curves import CurveSet
+from pipeline.plan.curves import DRAWN, CurveSet
 from pipeline.plan.preferences import Preferences
 
 CACHED_IMAGES = 200_000
@@ -34,7 +36,7 @@ Array = NDArray[np.float64]
 @dataclass(frozen=True)
 class ShardCurves:
     """Images of a shard whose size a rate can change: numbers `[n]` and curves at the anchors `[n, A]`;
-    bytes of what loses nothing `[n]`, and its form; bytes of the files `[n]`."""
+    bytes of what loses nothing `[n]`, and its form; the form in which a rate changes it `[n]`; bytes of the files `[n]`."""
 
     index: NDArray[np.int64]
     bytes: NDArray[np.float32]
@@ -42,6 +44,7 @@ class ShardCurves:
     pixels: Array
     original: Array
     form: NDArray[np.str_]
+    coded_form: NDArray[np.str_]
     source_bytes: Array
 
 
@@ -185,6 +188,10 @@ class Findings:
         """Of the same images: the form of what loses nothing."""
         return self._held(shard).form
 
+    def coded_forms(self, shard: int) -> NDArray[np.str_]:
+        """Of the same images: the form in which a rate changes them."""
+        return self._held(shard).coded_form
+
     def source_bytes(self, shard: int) -> Array:
         """Of the same images: the bytes of their files."""
         return self._held(shard).source_bytes
@@ -218,7 +225,7 @@ def _coded(analysis: pa.Table, shard: int) -> ShardCurves:
     some = analysis.filter(analysis.column("bytes").is_valid())
     if not some.num_rows:
         none = np.empty((0, 2), np.float32)
-        return ShardCurves(np.empty(0, np.int64), none, none, np.empty(0), np.empty(0), np.empty(0, "U12"), np.empty(0))
+        return ShardCurves(np.empty(0, np.int64), none, none, np.empty(0), np.empty(0), np.empty(0, "U12"), np.empty(0, "U12"), np.empty(0))
 
     def curves(name: str) -> NDArray[np.float32]:
         values = some.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -230,5 +237,6 @@ def _coded(analysis: pa.Table, shard: int) -> ShardCurves:
     exact, source = _numbers(some, "exact_bytes"), _numbers(some, "source_bytes")
     original = np.array([stored_bytes(int(value)) for value in np.where(exact > 0, exact, source)], np.float64)
     form = np.array([name or "kept" for name in some.column("form").to_pylist()], "U12")
+    coded_form = np.where(some.column("model").to_numpy() == DRAWN, AVIF.name, MSINN.name)
     pixels = _numbers(some, "width") * _numbers(some, "height")
-    return ShardCurves(some.column("index").to_numpy(), curves("bytes"), curves("mse"), pixels, original, form, source)
+    return ShardCurves(some.column("index").to_numpy(), curves("bytes"), curves("mse"), pixels, original, form, coded_form, source)

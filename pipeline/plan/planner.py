@@ -251,7 +251,7 @@ class Planner:
         for shard in np.flatnonzero(self._pending & self.findings.has_coded).tolist():
             index, upgrades = self.findings.upgrades(shard)
             chosen = self._allocation(upgrades)
-            form = np.where(np.isfinite(chosen.q), "msinn", self.findings.forms(shard))
+            form = np.where(np.isfinite(chosen.q), self.findings.coded_forms(shard), self.findings.forms(shard))
             parts.append((index, upgrades.curves.pixels, chosen, form, self.findings.source_bytes(shard)))
         if not parts:
             return _NO_FORECAST

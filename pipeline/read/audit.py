@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline.archive.archive import Archive
 from pipeline.errors import UsageError
+from pipeline.forms.family import WITH_LOSS
 
 if TYPE_CHECKING:
     import duckdb
@@ -191,6 +192,10 @@ class Summary:
     forms: list[FormCount]
 
 
+_LOSSY = f"({', '.join(repr(codec) for codec in WITH_LOSS)})"
+"""In SQL."""
+
+
 def summary(archive: Archive) -> Summary:
     """Totals, percentiles and the worst images, for `msinn audit` and the end of a run.
 
@@ -211,17 +216,17 @@ def summary_of(table: pa.Table) -> Summary:
         8.0 * sum(stored_bytes) / nullif(sum(pixels), 0) AS bpp,
         avg(psnr_db) AS mean_psnr_db,
         10 * log10(65025 / nullif(sum(mse * pixels) / nullif(sum(pixels) FILTER (mse IS NOT NULL), 0), 0)) AS pooled_psnr_db,
-        coalesce(bool_and(decode_verified) FILTER (codec IN ('msinn', 'near')), true) AS all_verified FROM manifest""",
+        coalesce(bool_and(decode_verified) FILTER (codec IN {_LOSSY}), true) AS all_verified FROM manifest""",
     ).to_pylist()[0]
     marks = [0.0, 0.01, 0.05, 0.5, 0.95, 0.99, 1.0]
     wanted = [
-        f"quantile_cont({column}, {mark}) FILTER (codec IN ('msinn', 'near')) AS {column}_{round(mark * 100)}"
+        f"quantile_cont({column}, {mark}) FILTER (codec IN {_LOSSY}) AS {column}_{round(mark * 100)}"
         for column in ("psnr_db", "bpp")
         for mark in marks
     ]
     percentiles = query(table, f"SELECT {', '.join(wanted)} FROM manifest").to_pylist()[0]
     worst = query(
-        table, f"SELECT key, name, psnr_db, bpp, q, clamp FROM manifest WHERE codec IN ('msinn', 'near') ORDER BY psnr_db, key LIMIT {_WORST}"
+        table, f"SELECT key, name, psnr_db, bpp, q, clamp FROM manifest WHERE codec IN {_LOSSY} ORDER BY psnr_db, key LIMIT {_WORST}"
     ).to_pylist()
     reasons = query(
         table,

@@ -18,6 +18,7 @@ from pipeline.errors import ManifestError, NotFoundError, OutageError, StorageEr
 from pipeline.formats import images
 from pipeline.formats.decoding import Loader
 from pipeline.forms import near, samples
+from pipeline.forms.avif import AVIF
 from pipeline.forms.base import Refusal, TooLargeRefusal
 from pipeline.forms.family import WITH_LOSS
 from pipeline.forms.libraries import AbsentError
@@ -125,6 +126,11 @@ class Decoder:
         check_payload(row, payload)
         if row.codec == NEAR.codec:
             return self._near(row, payload)
+        if row.codec == AVIF.codec:
+            found = self._unpacked(row, lambda: self._forms.decode(AVIF.codec, payload))
+            assert isinstance(found, Samples)
+            picture = found.picture()
+            return picture, self.compared(row, picture, None)
         picture, codec = self._coded(row, payload)
         return picture, self.compared(row, picture, codec)
 

@@ -20,6 +20,7 @@ from pipeline.archive.row import Row
 from pipeline.errors import ManifestError, UsageError
 from pipeline.formats.records import columns, rows_of
 from pipeline.forms import jxl, near, samples
+from pipeline.forms.avif import AVIF
 from pipeline.forms.base import Refusal
 from pipeline.forms.msinn import MSINN
 from pipeline.forms.near import NEAR
@@ -36,8 +37,8 @@ from pipeline.read.worker import RestoreWorker, Result, sentence_of
 
 
 def metadata_of(url: str, wanted: str, *, generation: int | None = None, limits: Limits = DEFAULT) -> dict[str, bytes]:
-    """What a coded or near-lossless image, or one in form `pixels-exact`, carries beside its pixels, by file name: `exif.bin`, `profile.icc`,
-    `packet.xmp`, `jpeg-segments.bin`, `png-chunks.bin`.
+    """What a coded or near-lossless image, or one in form `avif` or `pixels-exact`, carries beside its pixels, by file name: `exif.bin`,
+    `profile.icc`, `packet.xmp`, `jpeg-segments.bin`, `png-chunks.bin`.
 
     Raises:
         UsageError: No such image, or the file itself is kept.
@@ -50,6 +51,8 @@ def metadata_of(url: str, wanted: str, *, generation: int | None = None, limits:
         if codec == NEAR.codec:
             member = near.parse(payload)
             part, codec = (member.picture, "jxl") if member.way in near.WITHOUT_NETWORK else (member.bitstream, MSINN.codec)
+        if codec == AVIF.codec:
+            return {_FILES_OF_SAMPLES[name]: data for name, data in jxl.pieces_of(part).items() if name != jxl.ALPHA}
         if codec == "jxl":
             return {_FILES_OF_SAMPLES[name]: data for name, data in jxl.metadata_of(part).items()}
     except Refusal as error:

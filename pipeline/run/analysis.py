@@ -64,7 +64,7 @@ def folder_of(config: CompressConfig, digest: str, models: Sequence[str], *, sam
     if config.budget.max_error is not None:
         parameters += f" within {config.budget.max_error}"
     if config.forms == "all":
-        parameters += " all forms"
+        parameters += " all forms and avif" if config.avif else " all forms"
     if sampled:
         parameters += " sampled"
     if lossless is not None:

@@ -17,7 +17,7 @@ from msinn_core.errors import CheckpointError
 from msinn_core.model_file import LoadedModel, load_model, parse_model, shipped_model_bytes
 from pipeline.archive import manifest
 from pipeline.archive.archive import Archive, MissingArchiveError
-from pipeline.archive.layout import ARCHIVE_VERSION, GENERATIONS, NEAR_VERSION, RUN, SEAL, SEAL_NAME, SEALS, SHA256, sha256
+from pipeline.archive.layout import ARCHIVE_VERSION, AVIF_VERSION, GENERATIONS, NEAR_VERSION, RUN, SEAL, SEAL_NAME, SEALS, SHA256, sha256
 from pipeline.archive.models import publish_models, shipped_bases, stored_model
 from pipeline.archive.run_record import RunRecord, needs_model
 from pipeline.errors import ManifestError, StorageError, UsageError
@@ -190,9 +190,9 @@ class Beginning:
         name = publish_listing(self._store, self._records, self._shards)
         publish_preferences(self._store, self._config, self._preferences)
         first, *further = self._models
-        near = self._config.budget.kind == "max_error"
+        version = NEAR_VERSION if self._config.budget.kind == "max_error" else AVIF_VERSION if self._config.avif else ARCHIVE_VERSION
         record = RunRecord(
-            archive_version=NEAR_VERSION if near else ARCHIVE_VERSION,
+            archive_version=version,
             source=redacted(absolute(self._source)),
             scan_digest=self.digest,
             config=self._config.to_json(),
@@ -216,7 +216,7 @@ class Beginning:
         url = self._store.url
         theirs, mine = CompressConfig.from_json(existing.config), self._config
         # The model may be named by path or hash: its digest is what counts. Bytes are the same on every device: without its GPU a run goes on.
-        free = {"model", "device"}
+        free = {"model", "device", "avif"}
         if changed := [name for name in mine.to_json() if name not in free and getattr(theirs, name) != getattr(mine, name)]:
             what = "; ".join(f"{name} was {getattr(theirs, name)}, now {getattr(mine, name)}" for name in changed)
             raise UsageError(f"{url} was begun with other options ({what}): repeat them to resume, or choose another destination")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -201,6 +201,8 @@ class Run:
             if self._growing.found.nothing:
                 return self._as_it_was(self._growing)
         begun = None if dry_run else self._begun()
+        if begun is not None:  # by an earlier msinn, perhaps, which knew fewer forms
+            self._config = replace(self._config, avif=CompressConfig.from_json(begun.config).avif)
         context = self._context()
         committed = {} if begun is None else self._committed()
         resumed = len(committed)

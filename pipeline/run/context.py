@@ -115,6 +115,7 @@ class Context:
             sampled_analysis=self.sampled_analysis,
             lossless=budget.kind == "lossless",
             all_forms=self.config.forms == "all",
+            avif=self.config.avif,
             lossless_jpeg=self.config.lossless_jpeg,
             exact_bytes=self.config.exact == "bytes",
             max_error=budget.max_error,

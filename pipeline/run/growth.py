@@ -345,7 +345,7 @@ def _to_grow(root: Store, reporter: Reporter) -> Archive:
 def _same_options(stored: CompressConfig, asked: CompressConfig, url: str) -> None:
     """Options that decide what an archive holds are the archive's own. Raises `UsageError` for one that was given and differs."""
     plain = CompressConfig(budget=asked.budget)
-    free = {"budget", "device", "model", "preferences_sha256", "verify_sample"}
+    free = {"avif", "budget", "device", "model", "preferences_sha256", "verify_sample"}
     theirs, mine, defaults = stored.to_json(), asked.to_json(), plain.to_json()
     changed = [name for name in mine if name not in free and mine[name] != defaults[name] and mine[name] != theirs[name]]
     if changed:

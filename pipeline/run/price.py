@@ -16,6 +16,8 @@ from pipeline.archive.layer import Layer
 from pipeline.archive.row import Row
 from pipeline.errors import UsageError
 from pipeline.formats.records import columns, rows_of
+from pipeline.forms.avif import AVIF
+from pipeline.forms.msinn import MSINN
 from pipeline.limits import MAX_PARQUET_BYTES
 from pipeline.plan.config import SLOPE, CompressConfig
 
@@ -58,7 +60,7 @@ def _of_images(layer: Layer, commits: Sequence[Commit]) -> float | None:
     prices: list[tuple[float, int]] = []
     for record in drawn:
         part = layer.part(record, columns(Row, "multiplier", "pixels", "codec"))
-        prices += [(row.multiplier, row.pixels or 1) for row in rows_of(Row, part) if row.codec == "msinn" and row.multiplier]
+        prices += [(row.multiplier, row.pixels or 1) for row in rows_of(Row, part) if row.codec in (MSINN.codec, AVIF.codec) and row.multiplier]
     if not prices:
         return None
     prices.sort()

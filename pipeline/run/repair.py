@@ -14,10 +14,11 @@ from pipeline.errors import ManifestError
 from pipeline.execute.base import Job, patience
 from pipeline.formats.outcome import Reason
 from pipeline.formats.records import columns, rows_of
+from pipeline.forms.avif import AVIF
 from pipeline.forms.family import WITH_LOSS
 from pipeline.forms.msinn import MSINN
 from pipeline.forms.near import NEAR
-from pipeline.plan.curves import KEPT_Q
+from pipeline.plan.curves import DRAWN, KEPT_Q
 from pipeline.run.context import Context, Workers
 from pipeline.sources.record import printable
 
@@ -117,11 +118,12 @@ class Repair:
             kept = [i for i, (name, _) in enumerate(source.sidecars) if printable(name) in names]
             source = replace(source, sidecars=tuple(source.sidecars[i] for i in kept), keep_sidecars=tuple(source.keep_sidecars[i] for i in kept))
             # The rate of a near-lossless one is searched for again, with the same end.
-            q = row.q if row.codec == MSINN.codec else 0.0 if row.codec == NEAR.codec else None
+            q = row.q if row.codec in (MSINN.codec, AVIF.codec) else 0.0 if row.codec == NEAR.codec else None
             reason = None if row.codec in WITH_LOSS else Reason.named(row.error_code)
             # An image is in the shard without having been coded, or it is not there at all.
             if row.codec is None:
                 reason = Reason.UNREADABLE
             codec = None if row.codec in WITH_LOSS else row.codec
-            tasks.append(ImageTask(source, KEPT_Q if q is None else q, skip_reason=reason, model=numbers.get(row.model_sha256 or "", 0), codec=codec))
+            model = DRAWN if row.codec == AVIF.codec else numbers.get(row.model_sha256 or "", 0)
+            tasks.append(ImageTask(source, KEPT_Q if q is None else q, skip_reason=reason, model=model, codec=codec))
         return tuple(tasks)

@@ -42,9 +42,10 @@ from pipeline.formats import images
 from pipeline.formats.parquet import read_bounded
 from pipeline.formats.records import rows_of
 from pipeline.formats.tars import TarDamageError, members
-from pipeline.forms import jxl, near
+from pipeline.forms import avif, jxl, near
 from pipeline.forms.base import Refusal
 from pipeline.forms.process import Forms
+from pipeline.forms.samples import Samples
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.plan.preferences import Preferences
 from pipeline.read.rows import rows_left
@@ -202,6 +203,33 @@ class Nears(Surface):
         assert found.pixels.dtype == np.uint8
         assert (found.pixels.shape[1], found.pixels.shape[0]) == size
         found.content()
+
+
+class Avifs(Surface):
+    """AVIF members: damaged boxes, headers and samples, metadata of ours at the end."""
+
+    name, refusals, dear = "avif", (Refusal,), True
+
+    def __init__(self) -> None:
+        self.forms = Forms(MAX_PIXELS, 1 << 24)
+        random = np.random.default_rng(0)
+        self.seeds = []
+        for shape in ((20, 24, 3), (33, 17, 3), (16, 90, 3)):
+            pixels = np.full(shape, 250, np.uint8)
+            pixels[3:9, 4:15] = random.integers(0, 256, (6, 11, 3))
+            self.seeds += [avif.encoded(pixels, level, {"exif": b"Exif\0\0" * 9, "png_chunks": b"chunks"}) for level in avif.LEVELS]
+
+    def close(self) -> None:
+        self.forms.close()
+
+    def make(self, random: Random) -> bytes:
+        return mutated(random.choice(self.seeds), random)
+
+    def read(self, data: bytes) -> None:
+        found = self.forms.decode("avif", data)
+        assert isinstance(found, Samples)
+        assert found.pixels.dtype == np.uint8
+        assert (found.pixels.shape[1], found.pixels.shape[0]) == avif.size(data)
 
 
 class Streams(Surface):
@@ -610,7 +638,8 @@ class Broken(Surface):
 
 
 SURFACES: dict[str, Callable[[], Surface]] = {
-    surface.name: surface for surface in (Bitstreams, Beginnings, Nears, Streams, Models, Compacts, Tars, Parquets, Books, Tables, Images, Names)
+    surface.name: surface
+    for surface in (Bitstreams, Beginnings, Nears, Avifs, Streams, Models, Compacts, Tars, Parquets, Books, Tables, Images, Names)
 }
 HIDDEN: dict[str, Callable[[], Surface]] = {Broken.name: Broken}
 

@@ -140,6 +140,25 @@ def test_an_archive_within_a_largest_error_gives_the_same_samples(tmp_path: Path
         assert (tmp_path / "saved" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_an_archive_of_all_forms_gives_the_same_samples(tmp_path: Path) -> None:
+    """What AVIF codes too, by the hash of each; what a salvage finds by the members alone."""
+    place = copied("version-7", tmp_path)
+    assert Archive(str(place)).run.archive_version == 7
+    rows = {row["name"]: row for row in Archive(str(place)).manifest().to_pylist()}
+    assert {name: row["form"] for name, row in rows.items()} == {"screen0.png": "avif", "screen1.png": "avif", "photo.png": "pixels-exact"}
+    result = restore(str(place), str(tmp_path / "out"))
+    assert (result.problems, result.images) == ([], 3)
+    with Image.open(tmp_path / "out" / "screen0.png") as image:
+        image.load()
+        assert image.info["dpi"] == pytest.approx((300, 300), rel=0.01)
+    assert verify.fixity(str(place)).problems == []
+    assert verify.decode(str(place)).problems == []
+    shutil.rmtree(place / "manifest")
+    assert restore(str(place), str(tmp_path / "saved")).images == 3
+    for path in (tmp_path / "out").glob("*.png"):
+        assert (tmp_path / "saved" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_images_of_an_archive_have_different_models(tmp_path: Path) -> None:
     archive = Archive(str(copied("version-3-models", tmp_path)))
     used = archive.manifest(["model_sha256"]).column("model_sha256").drop_null().to_pylist()

@@ -8,8 +8,9 @@ forms, of the same sources; `version-4-lossless/` of those that `lossless` makes
 the first that let archives grow: of the same sources, and then, by `--grow`, of what `grown` makes of them.
 `version-6/` is of the first that had near-lossless members, of those that `near` makes, by `--max-error 4` and the golden model, with which rounded
 samples win: members with a residual are in `../near`.
+`version-7/` is of the first that coded what was drawn in AVIF, of those that `mixed` makes, by `--bpp 3 --forms all` and the golden model.
 
-    python -m tests.golden.archive.make FOLDER [--lossless | --grown | --near]
+    python -m tests.golden.archive.make FOLDER [--lossless | --grown | --near | --mixed]
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from tests.conftest import PHOTOS, encoded, make_photos, png16
+from tests.integration.test_avif import noisy
 
 
 def main(folder: Path) -> None:
@@ -104,6 +106,15 @@ def near(folder: Path) -> None:
         (folder / name).write_bytes(data)
 
 
+def mixed(folder: Path) -> None:
+    """Drawn pictures, one with metadata; a photo."""
+    folder.mkdir(exist_ok=True)
+    for i in range(2):
+        Image.fromarray(noisy(i)).save(folder / f"screen{i}.png", dpi=(300, 300))
+    with Image.open(sorted(PHOTOS.rglob("*.webp"))[0]) as photo:
+        photo.convert("RGB").crop((40, 100, 136, 164)).save(folder / "photo.png")
+
+
 if __name__ == "__main__":
-    made = {"--lossless": lossless, "--grown": grown, "--near": near}
+    made = {"--lossless": lossless, "--grown": grown, "--near": near, "--mixed": mixed}
     next((make for option, make in made.items() if option in sys.argv), main)(Path(sys.argv[1]))

@@ -35,7 +35,7 @@ def test_what_others_leave_out_or_add_does_not_matter_unless_it_is_needed() -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"archive_version": 7}, "archive version 7; this msinn reads versions 1 to 6"),
+        ({"archive_version": 8}, "archive version 8; this msinn reads versions 1 to 7"),
         ({"config": None}, "run.json is damaged: it has no config"),
         ({"shards": -1}, "run.json is damaged: shards is -1"),
         ({"images": "5"}, "run.json is damaged: images is no int"),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from msinn_core.assembly import refitted_model
 from msinn_core.bitstream import model_named
@@ -35,6 +36,7 @@ from pipeline.run.compress import Run
 from pipeline.run.report import JsonReporter
 from pipeline.sources.record import Part, SourceRecord
 from tests.conftest import fails_at
+from tests.unit.forms.test_avif import drawn
 
 CONFIG = WorkConfig(target_psnr_db=None, max_pixels=10**6, count_sidecars=False, ms_ssim=False)
 
@@ -174,6 +176,22 @@ def test_a_run_whose_device_fails_writes_the_same_shards_and_says_it_once(
     assert said["lost"].count("a GPU is not used any more") == 1
     assert "the launch failed" in said["lost"]
     assert "not used any more" not in said["cuda"]
+
+
+def test_what_avif_codes_passes_a_gpu_by(gpu: None, tiny: LoadedModel, small_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "tiny.safetensors"
+    model.write_bytes(tiny.data)
+    screen = drawn(96, 128)
+    screen[:, 80:] = np.random.default_rng(0).integers(90, 130, (96, 48, 3), np.uint8)
+    Image.fromarray(screen).save(small_photos / "screen.bmp")
+    monkeypatch.setattr("pipeline.execute.placement.DEVICE_WORKERS", 1)
+    rows = {}
+    for device in ("cpu", "cuda"):
+        config = CompressConfig(budget=Budget(kind="bpp", value=4.0), model=str(model), device=device, forms="all", avif=True)
+        Run(str(small_photos), str(tmp_path / device), config, JsonReporter(io.StringIO()), placement=Placement(executor="local")).execute()
+        rows[device] = {row["name"]: row for row in Archive(str(tmp_path / device)).manifest(["name", "form", "encoder", "recon_sha256"]).to_pylist()}
+        assert (rows[device]["screen.bmp"]["form"], rows[device]["screen.bmp"]["encoder"]) == ("avif", None)
+    assert {row["form"] for row in rows["cuda"].values()} > {"avif", "msinn"}
 
 
 def test_a_run_goes_on_where_there_is_no_gpu(

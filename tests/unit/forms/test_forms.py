@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from pipeline.forms import jxl, libraries, samples
+from pipeline.forms.avif import AVIF
 from pipeline.forms.base import Bounds, Refusal, TooLargeRefusal
-from pipeline.forms.family import EXACT_FORMS, NAMES, SUFFIXES, form_named, form_of, promise_of
+from pipeline.forms.family import EXACT_FORMS, NAMES, SUFFIXES, decoder_of, form_named, form_of, promise_of
 from pipeline.forms.jpeg_exact import JpegExact, lepton_size
 from pipeline.forms.kept import Kept, frame_bytes
 from pipeline.forms.libraries import AbsentError
@@ -324,14 +325,17 @@ def test_a_file_in_zstandard(forms: Forms) -> None:
 
 
 def test_the_family_is_closed_and_named() -> None:
-    assert NAMES == ("msinn", "near", "jpeg-exact", "pixels-exact", "kept")
+    assert NAMES == ("msinn", "near", "avif", "jpeg-exact", "pixels-exact", "kept")
     assert [form_named(form.name) for form in EXACT_FORMS] == list(EXACT_FORMS)
     codecs = [codec for form in EXACT_FORMS for codec in form.codecs]
-    assert {"msinn", "near", *codecs} == {*SUFFIXES, "kept"}
+    assert {"msinn", "near", "avif", *codecs} == {*SUFFIXES, "kept"}
     assert [promise_of(codec) for codec in ("msinn", "lepton", "jxl", "zstd", None, "?")] == [
         ("msinn", "no"), ("jpeg-exact", "bytes"), ("pixels-exact", "pixels"), ("kept", "bytes"), (None, None), (None, None),
     ]  # fmt: skip
-    assert form_of("msinn") is None
+    assert form_of("msinn") is form_of("avif") is None
+    assert decoder_of("msinn") is None
+    assert decoder_of("avif") is AVIF
+    assert promise_of("avif") == ("avif", "no")
 
 
 def test_a_missing_library_is_one_sentence(part: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
