@@ -47,7 +47,7 @@ def _get(arguments: argparse.Namespace) -> int:
     (arguments.key,) = arguments.keys
     if arguments.metadata:
         return _get_metadata(arguments)
-    name, data, problems = get(
+    found = get(
         arguments.archive,
         arguments.key,
         original=arguments.original,
@@ -55,6 +55,7 @@ def _get(arguments: argparse.Namespace) -> int:
         generation=arguments.generation,
         limits=limits_of(arguments),
     )
+    name, data = found.name, found.data
     output = arguments.output or Path(name).name
     if output == "-":
         sys.stdout.buffer.write(data)
@@ -70,7 +71,9 @@ def _get(arguments: argparse.Namespace) -> int:
             raise UsageError(f"cannot write {output}: {error.strerror}") from error
         kind = " of PNG" if data.startswith(b"\x89PNG") else ""
         print(f"{shown(output)}: {len(data):,} bytes{kind}", file=sys.stderr)
-    return print_problems(problems)
+    if found.why_full is not None:
+        print(f"the picture was decoded in full and made smaller: {shown(found.why_full)}", file=sys.stderr)
+    return print_problems(found.problems)
 
 
 def _get_several(arguments: argparse.Namespace) -> int:

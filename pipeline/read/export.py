@@ -31,8 +31,8 @@ from pipeline.errors import UsageError
 from pipeline.execute.placement import Placement
 from pipeline.formats.records import columns, rows_of, to_array
 from pipeline.limits import DEFAULT, Limits
-from pipeline.read.names import NAMES, names_table, with_single_names
-from pipeline.read.restore import as_wanted, run_over_shards
+from pipeline.read.names import NAMES, as_wanted, names_table, with_single_names
+from pipeline.read.restore import run_over_shards
 from pipeline.read.rows import OLDER, rows_left
 from pipeline.read.target import Target
 from pipeline.read.worker import RestoreWorker, Result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,9 +29,8 @@ from pipeline.forms.samples import METADATA, Samples
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.decoder import Decoder, check_payload, read_part
 from pipeline.read.files import Files
-from pipeline.read.names import NAMES, names_before, names_joined, names_table, with_single_names
+from pipeline.read.names import NAMES, as_wanted, names_before, names_joined, names_table, with_single_names
 from pipeline.read.reduced import Reduced
-from pipeline.read.restore import as_wanted
 from pipeline.read.rows import COLUMNS, usable
 from pipeline.read.target import Target
 from pipeline.read.worker import RestoreWorker, Result, sentence_of
@@ -93,9 +93,23 @@ _METADATA_FILES = {
 _FILES_OF_SAMPLES = dict(zip(METADATA, ("profile.icc", "exif.bin", "packet.xmp", "jpeg-segments.bin", "png-chunks.bin"), strict=True))
 
 
-def get(
-    url: str, wanted: str, *, original: bool = False, scale: int = 1, generation: int | None = None, limits: Limits = DEFAULT
-) -> tuple[str, bytes, list[str]]:
+class Got(NamedTuple):
+    """One image as it came back.
+
+    Attributes:
+        name: What its file is called.
+        data: The file.
+        problems: See `Decoder.picture`.
+        why_full: Of a smaller picture that was made of the full one: what has no shorter way, as the end of a sentence; None of any other.
+    """
+
+    name: str
+    data: bytes
+    problems: list[str]
+    why_full: str | None = None
+
+
+def get(url: str, wanted: str, *, original: bool = False, scale: int = 1, generation: int | None = None, limits: Limits = DEFAULT) -> Got:
     """One image by key or original name, reading its byte range only.
 
     Args:
@@ -106,9 +120,6 @@ def get(
         generation: Which one of the archive; the newest if not given.
         limits: What is decoded at most.
 
-    Returns:
-        A file name, the bytes, and problems (see `Decoder.picture`).
-
     Raises:
         UsageError: No such image, or nothing was ever stored of it; or no such scale.
         ManifestError: Damaged, or (`NoPictureError`) a scale is asked for of what is no picture.
@@ -118,17 +129,25 @@ def get(
         return _smaller(archive, wanted, scale, limits)
     row, payload = _payload(archive, wanted, limits)
     if original and row.exact != "bytes":
-        return row.member or row.key, payload, []
+        return Got(row.member or row.key, payload, [])
     data, problem = Decoder(archive, limits).restored(row, payload)
-    return row.restore_name, data, [problem] if problem else []
+    return Got(row.restore_name, data, [problem] if problem else [])
 
 
-def _smaller(archive: Archive, wanted: str, scale: int, limits: Limits) -> tuple[str, bytes, list[str]]:
+def _smaller(archive: Archive, wanted: str, scale: int, limits: Limits) -> Got:
     row, decoder = _stored(archive, wanted), Decoder(archive, limits)
     reduced = Reduced(archive, decoder, scale, limits)
-    found, problem = reduced.picture(row, reduced.read(row))
-    name = os.path.splitext(row.restore_name)[0] + ".png"
-    return name, samples.to_png(Samples.of_picture(found) if isinstance(found, Picture) else found), [problem] if problem else []
+    part = reduced.read(row)
+    found, problem = reduced.picture(row, part)
+    data = samples.to_png(Samples.of_picture(found) if isinstance(found, Picture) else found)
+    return Got(os.path.splitext(row.restore_name)[0] + ".png", data, [problem] if problem else [], None if part.head is not None else _why_full(row))
+
+
+def _why_full(row: Row) -> str:
+    if row.codec == MSINN.codec:
+        return "its model has no heads for smaller ones"
+    form = row.form or row.codec
+    return "it is kept as the file it was" if form == "kept" else f"its form, {form}, has no shorter way"
 
 
 def get_many(

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from pipeline.archive.conversion import Conversion
 from pipeline.archive.row import Row, Sidecar
 from pipeline.errors import UsageError
 from pipeline.formats.records import columns, rows_of, to_array
@@ -18,6 +19,24 @@ NAMES = "msinn-names.csv"
 """What a restore writes beside the images: which file holds which original."""
 
 _HEADER = b"name,restored_as,lossless,status,sidecar_of\n"
+
+
+def as_wanted(rows: pa.Table, conversion: Conversion | None) -> tuple[pa.Table, int]:
+    """Rows with the names that their files get, and how many are not written at all."""
+    if conversion is None:
+        return rows, 0
+    written, names, lossless = [], [], []
+    for i, row in enumerate(rows_of(Row, rows)):
+        if not conversion.leaves_out(row):
+            written.append(i)
+            names.append(conversion.name_of(row))
+            lossless.append(conversion.is_lossless(row))
+    left_out = len(rows) - len(written)
+    rows = rows.take(pa.array(written, pa.int64()))
+    for name, cells in (("restore_name", names), ("lossless", lossless)):
+        position = rows.column_names.index(name)
+        rows = rows.set_column(position, rows.schema.field(position), to_array(Row, name, cells))
+    return rows, left_out
 
 
 def with_single_names(rows: pa.Table) -> tuple[pa.Table, list[str]]:

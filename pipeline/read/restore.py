@@ -16,9 +16,9 @@ from pipeline.errors import UsageError
 from pipeline.execute.base import Job, Trials, WorkersError, patience
 from pipeline.execute.isolate import isolate
 from pipeline.execute.placement import Placement, device_workers
-from pipeline.formats.records import columns, rows_of, to_array
+from pipeline.formats.records import columns, rows_of
 from pipeline.limits import DEFAULT, Limits
-from pipeline.read.names import map_name, names_table, with_single_names
+from pipeline.read.names import as_wanted, map_name, names_table, with_single_names
 from pipeline.read.rows import rows_left
 from pipeline.read.target import Target
 from pipeline.read.worker import RestoreWorker, Result
@@ -137,24 +137,6 @@ def foresee(
     tried = RestoreWorker(url, None, limits=limits, conversion=conversion).restore([replace(row, sidecars=()) for row in drawn])
     share = tried.file_bytes / max(1, sum(row.pixels or 0 for row in drawn))
     return Foreseen(len(rows), left_out, same, round(made_pixels * share))
-
-
-def as_wanted(rows: pa.Table, conversion: Conversion | None) -> tuple[pa.Table, int]:
-    """Rows with the names that their files get, and how many are not written at all."""
-    if conversion is None:
-        return rows, 0
-    written, names, lossless = [], [], []
-    for i, row in enumerate(rows_of(Row, rows)):
-        if not conversion.leaves_out(row):
-            written.append(i)
-            names.append(conversion.name_of(row))
-            lossless.append(conversion.is_lossless(row))
-    left_out = len(rows) - len(written)
-    rows = rows.take(pa.array(written, pa.int64()))
-    for name, cells in (("restore_name", names), ("lossless", lossless)):
-        position = rows.column_names.index(name)
-        rows = rows.set_column(position, rows.schema.field(position), to_array(Row, name, cells))
-    return rows, left_out
 
 
 def _holds_some(out: Store, rows: pa.Table, own: set[str]) -> bool:

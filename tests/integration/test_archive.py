@@ -94,7 +94,7 @@ def test_restore_where_and_get(archive: Path, tmp_path: Path) -> None:
     result = restore(str(archive), str(tmp_path / "out"), where=f"psnr_db <= {worst['psnr_db']!r}")
     assert result.images == 1
     for wanted in (worst["key"], worst["name"]):
-        name, data, problems = get(str(archive), wanted)
+        name, data, problems, _ = get(str(archive), wanted)
         assert (name, problems) == (worst["restore_name"], [])
         assert data == (tmp_path / "out" / name).read_bytes()
     with pytest.raises(UsageError, match="holds no image"):

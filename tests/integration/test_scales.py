@@ -104,8 +104,8 @@ def test_every_way_in_gives_the_same_pictures(made: Path, tmp_path: Path, scale:
     assert {"photo000.png", "grey.png", "alpha.png", "turned.png"} <= coded.keys()
     assert main(["-q", "get", place, "*.png", "-o", str(tmp_path / "some"), "--scale", str(scale)]) == 0
     for name, row in coded.items():
-        _, data, problems = get(place, name, scale=scale)
-        assert problems == []
+        _, data, problems, why_full = get(place, name, scale=scale)
+        assert (problems, why_full) == ([], None)
         expected = pixels(data)
         assert expected.shape[:2] == (reduced_side(row["height"], scale), reduced_side(row["width"], scale))
         assert (out / name).read_bytes() == data == (tmp_path / "some" / name).read_bytes()
@@ -132,7 +132,7 @@ def test_only_the_first_bytes_are_read(made: Path, asked: Asked) -> None:
     place = str(made / "archive")
     name, row = largest(made / "archive")
     heads = heads_of(load_model())
-    _, whole, _ = get(place, name, original=True)
+    whole = get(place, name, original=True).data
     last = 0
     for scale in (16, 8, 4, 2):
         asked.ranges.clear()
@@ -152,7 +152,7 @@ def test_only_the_first_bytes_are_read(made: Path, asked: Asked) -> None:
 
 def test_an_alpha_plane_is_read_by_itself(made: Path, asked: Asked) -> None:
     place, row = str(made / "archive"), rows_of(made / "archive")["alpha.png"]
-    _, data, _ = get(place, "alpha.png", scale=8)
+    data = get(place, "alpha.png", scale=8).data
     assert asked.ranges[-1][0] + asked.ranges[-1][1] == row["offset"] + row["length"]
     full = pixels(get(place, "alpha.png")[1])
     assert np.array_equal(pixels(data)[..., 3], area_reduced(np.ascontiguousarray(full[..., 3]), 8))
@@ -244,6 +244,24 @@ def test_archives_whose_models_have_no_heads_are_decoded_in_full(version: str, t
         assert np.array_equal(found, area_reduced(full, 4)), name
         smaller += 1
     assert smaller
+
+
+@pytest.mark.parametrize(
+    ("version", "name", "said"),
+    [
+        ("version-4", "photo000.png", "its model has no heads for smaller ones"),
+        ("version-6", "rgb.png", "its form, near, has no shorter way"),
+        ("version-6", "plain.jpg", "it is kept as the file it was"),
+        (None, "photo000.png", None),
+    ],
+)
+def test_one_picture_that_was_decoded_in_full_is_said(
+    version: str | None, name: str, said: str | None, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = made / "archive" if version is None else copied(version, tmp_path)
+    assert main(["get", str(place), name, "--scale", "2", "-o", str(tmp_path / "x.png")]) == 0
+    sentences = capsys.readouterr().err.splitlines()[1:]
+    assert sentences == ([] if said is None else [f"the picture was decoded in full and made smaller: {said}"])
 
 
 def test_exact_forms_are_decoded_in_full(tmp_path: Path) -> None:
