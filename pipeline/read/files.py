@@ -1,4 +1,10 @@
-"""The files that a restore would write, by name, without restoring: what `msinn://` paths, `ls`, `get` of several and `diff` look at."""
+"""The files that a restore would write, by name, without restoring: what `msinn://` paths, `ls`, `get` of several and `diff` look at.
+
+```
+read, read_many --> at full size: payloads by blocks, or neighbours in one request --> Decoder --> the file
+                    smaller: of each picture its first bytes (`Reduced`)           --> PNG
+```
+"""
 
 from __future__ import annotations
 
@@ -18,14 +24,16 @@ import pyarrow.compute as pc
 from msinn_core.errors import CodecError
 from msinn_core.flight import ahead
 from pipeline.archive.archive import Archive
+from pipeline.archive.conversion import Conversion
 from pipeline.archive.layout import STILL, sha256
 from pipeline.archive.row import Row, Sidecar
 from pipeline.errors import DamagedError, ManifestError, NotFoundError, OutageError, PipelineError, UsageError
 from pipeline.formats.records import columns, rows_of
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.decoder import Decoder, checked_range, read_part
-from pipeline.read.names import with_single_names
+from pipeline.read.names import as_wanted, with_single_names
 from pipeline.read.ranges import Blocks, coalesced
+from pipeline.read.reduced import Part, Reduced
 from pipeline.read.rows import COLUMNS, usable
 from pipeline.sources.record import is_safe_name
 from pipeline.store.options import options_of, use_options
@@ -52,6 +60,7 @@ class _Opened:
     archive: Archive
     decoder: Decoder
     blocks: Blocks
+    reduced: Reduced
     process: int = field(default_factory=os.getpid)
     # A codec takes one call at a time.
     decoding: threading.Lock = field(default_factory=threading.Lock)
@@ -68,15 +77,19 @@ class Files:
         limits: What is decoded at most.
         cache_bytes: Of the files that were decoded last, kept at most.
         generation: Which one of the archive; the newest if not given.
+        scale: 2, 4, 8 or 16: files as a restore with a `Conversion` of this scale writes them, pictures as PNG so many times smaller each way, by
+            the first bytes of coded images alone.
 
     Attributes:
         rows: Of the manifest, in archive order: `FILE_COLUMNS`.
 
     Raises:
+        UsageError: Another scale.
         ManifestError: There is no archive, or its books are damaged (`restore` gives back what is left).
     """
 
-    def __init__(self, url: str, limits: Limits = DEFAULT, *, cache_bytes: int = CACHE_BYTES, generation: int | None = None) -> None:
+    def __init__(self, url: str, limits: Limits = DEFAULT, *, cache_bytes: int = CACHE_BYTES, generation: int | None = None, scale: int = 1) -> None:
+        self._conversion = Conversion("png", scale=scale)
         archive = Archive(url, generation)
         self._generation = generation
         self.url = archive.store.url
@@ -85,7 +98,7 @@ class Files:
         table, problems = usable(archive.manifest(FILE_COLUMNS), self.url)
         for problem in problems:
             raise ManifestError(f"{problem}; {STILL}")
-        self.rows: pa.Table = with_single_names(table)[0].combine_chunks()
+        self.rows: pa.Table = with_single_names(as_wanted(table, self._conversion if scale > 1 else None)[0])[0].combine_chunks()
         self._places = dict(self._named())
         self._sizes: dict[str, int] = {}
         self._opened: _Opened | None = None
@@ -101,7 +114,7 @@ class Files:
                 yield name, (i, place)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _files, (self.url, self._limits, self._cache_bytes, self._generation, options_of(self.url))
+        return _files, (self.url, self._limits, self._cache_bytes, self._generation, self._conversion.scale, options_of(self.url))
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -122,6 +135,10 @@ class Files:
         number = self._place(name)[1]
         return None if number < 0 else self.row(name).sidecars[number]
 
+    def is_smaller(self, name: str) -> bool:
+        """Whether a file is a picture that is made smaller. Raises `NotFoundError`."""
+        return self._conversion.scale > 1 and self._place(name)[1] < 0 and self._conversion.format_of(self.row(name)) is not None
+
     def size(self, name: str) -> tuple[int | None, str | None]:
         """Bytes of a file and how they are known: by the `manifest` (files that come back as they were), or because it was `decoded` here before.
 
@@ -132,7 +149,7 @@ class Files:
             return self.rows.column("sidecars")[i].as_py()[number]["length"], "manifest"
         if name in self._sizes:
             return self._sizes[name], "decoded"
-        if self.rows.column("exact")[i].as_py() == "bytes":
+        if self.rows.column("exact")[i].as_py() == "bytes" and not self.is_smaller(name):
             kept = self.rows.column("codec")[i].as_py() == "kept"
             known = self.rows.column("length" if kept else "source_bytes")[i].as_py()
             return (known, "manifest") if known is not None else (None, None)
@@ -150,9 +167,15 @@ class Files:
         opened = self._open()
         if (kept := opened.kept.get(name)) is not None:
             return kept
-        row, number = self.row(name), self._place(name)[1]
+        return self._finished(name, self._stored(name))
+
+    def _stored(self, name: str) -> bytes | Part:
+        """What is to be read for a file: the bytes that are stored of it or, for a smaller picture, as many as it takes."""
+        opened, row, number = self._open(), self.row(name), self._place(name)[1]
+        if self.is_smaller(name):
+            return opened.reduced.read(row, via=opened.blocks.read_range)
         part = row if number < 0 else row.sidecars[number]
-        return self._finished(name, read_part(opened.archive, row, part.offset, part.length, self._limits, via=opened.blocks.read_range))
+        return read_part(opened.archive, row, part.offset, part.length, self._limits, via=opened.blocks.read_range)
 
     def read_many(self, names: Iterable[str]) -> Iterator[tuple[str, bytes | Exception]]:
         """Several files in archive order, what lies near each other in one request, read while others are decoded.
@@ -164,6 +187,9 @@ class Files:
             OutageError: The store cannot be used at the moment.
         """
         wanted = sorted(dict.fromkeys(names), key=self._place)
+        if self._conversion.scale > 1:
+            yield from self._read_parts(wanted)
+            return
         ranges, sound = [], []
         for name in wanted:
             row, side = self.row(name), self.sidecar(name)
@@ -189,7 +215,22 @@ class Files:
                     payload = None if data is None else data[start - span.start : start - span.start + length]
                     yield sound[number], self._tried(sound[number], payload)
 
-    def _tried(self, name: str, payload: bytes | None) -> bytes | Exception:
+    def _read_parts(self, names: list[str]) -> Iterator[tuple[str, bytes | Exception]]:
+        """Several files of a smaller archive: between the first bytes of neighbours lies more than they are, so that each is a request."""
+
+        def fetched(name: str) -> bytes | Part | Exception:
+            try:
+                return self._stored(name)
+            except OutageError:
+                raise
+            except (PipelineError, CodecError) as error:
+                return error
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            for name, found in zip(names, ahead(fetched, names, pool, 2 * _READERS), strict=True):
+                yield name, found if isinstance(found, Exception) else self._tried(name, found)
+
+    def _tried(self, name: str, payload: bytes | Part | None) -> bytes | Exception:
         try:
             return self.read(name) if payload is None else self._finished(name, payload)
         except OutageError:
@@ -197,15 +238,15 @@ class Files:
         except (PipelineError, CodecError) as error:  # whatever one image does, the others come back
             return error
 
-    def _finished(self, name: str, payload: bytes) -> bytes:
-        """The file of its stored bytes, checked and decoded, which is remembered."""
+    def _finished(self, name: str, payload: bytes | Part) -> bytes:
+        """The file of what was read for it, checked and decoded, which is remembered."""
         opened, row, side = self._open(), self.row(name), self.sidecar(name)
-        if side is not None:
+        if side is not None and isinstance(payload, bytes):
             if sha256(payload) != side.sha256:
                 raise ManifestError(f"{side.name}: its bytes in {row.shard_key} are damaged")
             return payload
         with opened.decoding:
-            data, problem = opened.decoder.restored(row, payload)
+            data, problem = self._decoded(opened, row, payload)
             if problem is not None:
                 raise ManifestError(problem)
             self._sizes[name] = len(data)
@@ -214,10 +255,17 @@ class Files:
                 opened.kept.popitem(last=False)
         return data
 
+    def _decoded(self, opened: _Opened, row: Row, payload: bytes | Part) -> tuple[bytes, str | None]:
+        if isinstance(payload, bytes):
+            return opened.decoder.restored(row, payload)
+        picture, problem = opened.reduced.picture(row, payload)
+        return self._conversion.file_of(row, picture, opened.decoder.loader), problem
+
     def _open(self) -> _Opened:
         if self._opened is None or self._opened.process != os.getpid():
             archive = Archive(self.url, self._generation)
-            self._opened = _Opened(archive, Decoder(archive, self._limits), Blocks(archive.store))
+            decoder = Decoder(archive, self._limits)
+            self._opened = _Opened(archive, decoder, Blocks(archive.store), Reduced(archive, decoder, self._conversion.scale, self._limits))
         return self._opened
 
     def _place(self, name: str) -> tuple[int, int]:
@@ -263,9 +311,9 @@ class Files:
         return {row.restore_name for row in rows_of(Row, some.filter(same)) if row.codec is not None}
 
 
-def _files(url: str, limits: Limits, cache_bytes: int, generation: int | None, options: dict[str, Any]) -> Files:
+def _files(url: str, limits: Limits, cache_bytes: int, generation: int | None, scale: int, options: dict[str, Any]) -> Files:
     use_options(url, options)
-    return Files(url, limits, cache_bytes=cache_bytes, generation=generation)
+    return Files(url, limits, cache_bytes=cache_bytes, generation=generation, scale=scale)
 
 
 def glob_expression(pattern: str) -> str:

@@ -6,6 +6,9 @@
 True
 >>> fs.info("one.png")["original"]
 'one.png'
+>>> small = fsspec.filesystem("msinn", fo="archive", scale=4)  # pictures a quarter of their width and height, quickly
+>>> 4 * small.info("one.png")["width"] >= fs.info("one.png")["width"] > 0
+True
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ from typing import Any, NoReturn
 import fsspec
 
 from msinn_core.errors import CodecError
+from msinn_core.reduction import reduced_side
 from pipeline.archive.archive import MissingArchiveError
+from pipeline.archive.conversion import checked_scale
 from pipeline.errors import ManifestError, NotFoundError, UsageError
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.files import CACHE_BYTES, Files, PathError, checked_name
@@ -99,8 +104,11 @@ class MsinnFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
         max_pixels: See `Limits`; so `max_file_bytes`.
         cache_bytes: See above.
         generation: Which one of the archive; the newest if not given.
+        scale: 2, 4, 8 or 16: names and bytes are those that `msinn restore --scale` writes: pictures are PNG so many times smaller each way, by the
+            first bytes of coded images alone. As a number or its digits, which is how fsspec has settings out of the environment.
 
     Raises:
+        UsageError: Another scale.
         PathError: A name that can be none, or no archive is named (a `ValueError`).
         NotFoundError: No such file, or no archive (a `FileNotFoundError`).
         BrokenFileError: Damage (an `OSError`).
@@ -121,6 +129,7 @@ class MsinnFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
         max_file_bytes: int = DEFAULT.max_file_bytes,
         cache_bytes: int = CACHE_BYTES,
         generation: int | None = None,
+        scale: int | str = 1,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -129,6 +138,7 @@ class MsinnFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
         self._limits = Limits(max_pixels=max_pixels, max_file_bytes=max_file_bytes)
         self._cache_bytes = cache_bytes
         self._generation = generation
+        self._scale = _scale(scale)
         self._files: Files | None = None
         self._children: dict[str, list[str]] = {}
 
@@ -143,7 +153,7 @@ class MsinnFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
         """The archive's files, listed when they are first needed."""
         if self._files is None:
             with _as_folders_do():
-                files = Files(self.archive, self._limits, cache_bytes=self._cache_bytes, generation=self._generation)
+                files = Files(self.archive, self._limits, cache_bytes=self._cache_bytes, generation=self._generation, scale=self._scale)
                 self._children = _folders(files)
             self._files = files
         return self._files
@@ -157,15 +167,19 @@ class MsinnFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
         if name in self._children:
             return {"name": name, "type": "directory", "size": 0}
         size, known = files.size(name)
-        found = {"name": name, "type": "file", "size": size, "size_from": known}
+        found: dict[str, Any] = {"name": name, "type": "file", "size": size, "size_from": known}
         side = files.sidecar(name)
         if side is not None:
             return found | {"original": side.name, "mtime": side.mtime, "stored": side.length}
         row = files.row(name)
-        return found | {
+        found |= {
             "original": row.name, "key": row.key, "form": row.form, "exact": row.exact, "stored": row.stored_bytes, "width": row.width,
             "height": row.height, "psnr_db": row.psnr_db, "mtime": row.mtime,
         }  # fmt: skip
+        if files.is_smaller(name):
+            found |= {"exact": "no", "psnr_db": None}
+            found |= {side: None if found[side] is None else reduced_side(found[side], self._scale) for side in ("width", "height")}
+        return found
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
         name, files = self._strip_protocol(path), self.files
@@ -195,7 +209,8 @@ class MsinnFileSystem(fsspec.AbstractFileSystem):  # type: ignore[misc]
         """Equal as long as the file is: the hash of what is stored of it."""
         name = self._strip_protocol(path)
         side = self.files.sidecar(name)
-        return (self.files.row(name).payload_sha256 or "") if side is None else side.sha256
+        known = (self.files.row(name).payload_sha256 or "") if side is None else side.sha256
+        return f"{known}/{self._scale}" if self.files.is_smaller(name) else known
 
     def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any) -> Any:
         """One file's bytes, or those of several by name: neighbours are read in one request."""
@@ -237,6 +252,14 @@ def _address(fo: str, protocol: str | None, options: dict[str, Any]) -> str:
     if "fo" in options:
         raise PathError("a msinn:// path has one '::', between the name and the archive; what stands after it is a folder or URL as it is")
     return fo if protocol in _LOCAL or "://" in fo else f"{protocol}://{fo}"
+
+
+def _scale(said: int | str) -> int:
+    """A scale; what is none raises `UsageError`."""
+    try:
+        return checked_scale(int(said))
+    except ValueError as error:
+        raise UsageError(f"scale takes 1, 2, 4, 8 or 16: it is {said!r}") from error
 
 
 def _folders(files: Files) -> dict[str, list[str]]:

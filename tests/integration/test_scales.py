@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import io
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import imagecodecs
 import numpy as np
 import pytest
+from fsspec.config import set_conf_env
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from jobs.cli import main
 from msinn_core import bitstream
+from msinn_core.codec import Codec
 from msinn_core.model_file import heads_of, load_model
 from msinn_core.reduction import area_reduced, reduced_side
 from pipeline.archive.archive import Archive
@@ -24,6 +28,7 @@ from pipeline.archive.conversion import Conversion
 from pipeline.errors import ManifestError, UsageError
 from pipeline.read import get as getting
 from pipeline.read.dataset import ArchiveDataset
+from pipeline.read.filesystem import BrokenFileError, MsinnFileSystem
 from pipeline.read.get import get
 from pipeline.read.restore import restore
 from pipeline.read.stream import ArchiveStream
@@ -221,6 +226,58 @@ def test_what_cannot_be_is_said(
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["made", "version-4", "version-6"])
+def test_paths_of_other_tools_are_of_the_files_that_a_restore_at_this_scale_writes(place: str, made: Path, tmp_path: Path) -> None:
+    """Heads, none, and forms that have none; what is no picture, and a sidecar, as they are."""
+    archive, out = made / "archive" if place == "made" else copied(place, tmp_path), tmp_path / "out"
+    assert main(["-q", "restore", str(archive), str(out), "--scale", "4"]) in (0, 3)
+    fs = MsinnFileSystem(str(archive), scale=4, skip_instance_cache=True)
+    there = {path.name: path.read_bytes() for path in out.iterdir() if path.name != "msinn-names.csv"}
+    assert fs.cat(fs.find("")) == there
+    again, whole = pickle.loads(pickle.dumps(fs)), MsinnFileSystem(str(archive), skip_instance_cache=True)
+    for name, data in there.items():
+        info = again.info(name)
+        assert again.cat_file(name) == data
+        if whole.exists(name) and whole.cat_file(name) == data:
+            assert (info["size"], again.ukey(name)) == (len(data), whole.ukey(name))
+            continue
+        with Image.open(io.BytesIO(data)) as image:
+            assert (info["width"], info["height"]) == image.size
+        assert (info["exact"], info["psnr_db"], info["size"], again.size(name)) == ("no", None, None, len(data))
+        assert not whole.exists(name) or again.ukey(name) != whole.ukey(name)
+    assert any(fs.info(name).get("exact") == "no" for name in there)
+
+
+def test_a_path_at_a_scale_reads_and_decodes_the_beginning_alone(made: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tools that hand on nothing have the scale out of fsspec's own settings, and their code stays as it is."""
+    place, (name, row) = made / "archive", largest(made / "archive")
+    expected = get(str(place), name, scale=8).data
+    monkeypatch.setattr(Codec, "decode", None)
+    asked.ranges.clear()
+    with fsspec.open(f"msinn://{name}::{place}", msinn={"scale": 8}) as file:
+        assert file.read() == expected
+    assert 0 < asked.num_bytes < row["length"]
+    settings: dict[str, Any] = {}
+    set_conf_env(settings, {"FSSPEC_MSINN_SCALE": "8"})
+    monkeypatch.setattr("fsspec.config.conf", settings)
+    with fsspec.open(f"msinn://{name}::{place}") as file, Image.open(file) as image:
+        assert np.array_equal(np.asarray(image), pixels(expected))
+
+
+@pytest.mark.parametrize("scale", [3, "x", "", 0, -4, "4.0"])
+def test_paths_refuse_a_scale_that_does_not_exist(scale: object, made: Path) -> None:
+    with pytest.raises(UsageError, match=r"takes.* 2, 4, 8 or 16"):
+        MsinnFileSystem(str(made / "archive"), scale=scale)  # type: ignore[arg-type]
+
+
+def test_damage_is_found_by_paths_at_a_scale_too(hurt: Callable[[str, int], str]) -> None:
+    fs = MsinnFileSystem(hurt("photo001.png", 100), scale=4)
+    found = fs.cat(["photo000.png", "photo001.png", "photo002.png"], on_error="return")
+    assert [name for name, value in found.items() if isinstance(value, Exception)] == ["photo001.png"]
+    with pytest.raises(BrokenFileError, match="are damaged"):
+        fs.cat_file("photo001.png")
 
 
 @pytest.mark.parametrize("reader", [ArchiveDataset, ArchiveStream])

@@ -233,7 +233,11 @@ def torchvision() -> Any:
     return pytest.importorskip("torchvision.datasets", reason="torchvision is not installed (extra train)")
 
 
-def test_an_image_folder_of_torchvision_is_an_archive(torchvision: Any, fs: MsinnFileSystem, made: Path) -> None:
+@pytest.mark.parametrize("scale", [1, 4])
+def test_an_image_folder_of_torchvision_is_an_archive(torchvision: Any, scale: int, made: Path, tmp_path: Path) -> None:
+    fs, out = MsinnFileSystem(f"{made}/archive", scale=scale, skip_instance_cache=True), tmp_path / "out"
+    assert main(["-q", "restore", str(made / "archive"), str(out), "--scale", str(scale)]) == 0
+
     class ArchiveFolder(torchvision.ImageFolder):  # type: ignore[misc, name-defined]
         """`ImageFolder` lists folders of the operating system; these two methods list an archive's."""
 
@@ -246,7 +250,7 @@ def test_an_image_folder_of_torchvision_is_an_archive(torchvision: Any, fs: Msin
             return [(name, number) for label, number in class_to_idx.items() for name in fs.find(label) if name.endswith(extensions)]
 
     ours = ArchiveFolder("", loader=lambda name: Image.open(fs.open(name)).convert("RGB"), transform=np.asarray)
-    theirs = torchvision.ImageFolder(made / "out", transform=np.asarray)
+    theirs = torchvision.ImageFolder(out, transform=np.asarray)
     assert (ours.classes, len(ours)) == (theirs.classes, len(theirs)) == (["cat", "dog"], 6)
     for (image, label), (expected, number) in zip(ours, theirs, strict=True):
         assert (label, image.tobytes()) == (number, expected.tobytes())
