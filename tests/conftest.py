@@ -162,14 +162,14 @@ def png16(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def make_photos(folder: Path, count: int, size: int = 96) -> Path:
-    """`count` different crops of the demo photos as PNG."""
+def make_photos(folder: Path, count: int, size: int = 96, suffix: str = ".png") -> Path:
+    """`count` different crops of the demo photos as PNG, or in another format."""
     folder.mkdir(parents=True, exist_ok=True)
     sources = [Image.open(path).convert("RGB") for path in sorted(PHOTOS.rglob("*.webp"))]
     for i in range(count):
         image = sources[i % len(sources)]
         x, y = (37 * i) % (512 - size), (53 * i) % (512 - size)
-        image.crop((x, y, x + size, y + size)).save(folder / f"photo{i:03d}.png")
+        image.crop((x, y, x + size, y + size)).save(folder / f"photo{i:03d}{suffix}")
     return folder
 
 

@@ -20,14 +20,18 @@ from pipeline.lab.comparison import Gain
 from pipeline.lab.expected import Expected
 from tests.conftest import make_photos
 from tests.integration.test_several_models import texture
+from tests.learning import SMALL_MODEL, learn_small
+from tests.test_architecture import ROOT
 
 MINUTES = "0.02"
 
 # Runs commands that kill themselves at a place of a tuning, each in a fork of one process, for to import torch takes longer than such a tuning; what
 # takes long and says nothing here is made small. Reads lines of `[place, file for stderr, command]`, writes one with the exit status for each.
+# torch imports its compiler when it makes an optimiser: here that is done once.
 SERVER = """
 import json, os, signal, sys
 from pathlib import Path
+import torch._dynamo
 import msinn_core.assembly as assembly
 import msinn_core.training.data, msinn_core.training.loop
 import pipeline.lab.tuned_run as tuned_run
@@ -35,7 +39,9 @@ import pipeline.lab.tuning as tuning
 from jobs.cli import main
 from pipeline.lab.comparison import Gain
 from pipeline.lab.expected import Expected
+from tests.learning import learn_small
 
+learn_small(Path(sys.argv[1]), setattr)
 tuning._CHECKPOINT_S, tuning.RATES, tuning._TABLE_IMAGES, tuning._CALIBRATION_IMAGES = 0.0, 2, 2, 2
 tuning.gain = lambda general, own, **_: Gain(-20.0, -21.0, -19.0)
 tuned_run.gain = lambda general, own, **_: Gain(-60.0, -61.0, -59.0)
@@ -88,8 +94,9 @@ Run = Callable[..., tuple[int, str]]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Runs a command that is killed at a place; returns its exit status and what it said."""
-    said = tmp_path_factory.mktemp("said") / "log"
-    with subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    folder = tmp_path_factory.mktemp("server")
+    said = folder / "log"
+    with subprocess.Popen([sys.executable, "-c", SERVER, str(folder)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin is not None
         assert server.stdout is not None
 
@@ -106,7 +113,7 @@ def test_a_tuning_killed_in_every_phase_goes_on(run: Run, tmp_path: Path) -> Non
     photos, folder = make_photos(tmp_path / "in", 26, 96), tmp_path / "out"
     folder.mkdir()
     own = folder / "own.safetensors"
-    command = ["tune", str(photos), "-o", str(own), "--minutes", MINUTES, "--threads", "1"]
+    command = ["tune", str(photos), "-o", str(own), "--minutes", MINUTES, "--threads", "1", "--model", SMALL_MODEL]
     for where, goes_on in (("training", False), ("saving", True), ("packing", True), ("comparing", True), ("writing", True)):
         status, said = run(where, *command)
         assert status == -signal.SIGKILL, (where, said)
@@ -124,8 +131,8 @@ def test_a_tuning_killed_in_every_phase_goes_on(run: Run, tmp_path: Path) -> Non
 
 
 def test_a_run_that_learns_killed_in_every_phase_goes_on(run: Run, tmp_path: Path) -> None:
-    photos, archive = make_photos(tmp_path / "in", 26, 96), tmp_path / "archive"
-    command = ["compress", str(photos), str(archive), "--q", "5", "--tune", MINUTES]
+    photos, archive = make_photos(tmp_path / "in", 26, 96, ".bmp"), tmp_path / "archive"
+    command = ["compress", str(photos), str(archive), "--q", "5", "--tune", MINUTES, "--model", SMALL_MODEL]
     for where, goes_on in (("training", False), ("report", True)):
         status, said = run(where, *command)
         assert status == -signal.SIGKILL, (where, said)
@@ -134,16 +141,17 @@ def test_a_run_that_learns_killed_in_every_phase_goes_on(run: Run, tmp_path: Pat
     status, said = run("nowhere", *command)
     assert status == 0, said
     assert "archived with the dataset's own model" in said
-    assert Archive(str(archive)).run.model_name == "msinn-lite-tuned"
+    assert Archive(str(archive)).run.model_name == "golden-tuned"
+    assert set(Archive(str(archive)).manifest(["codec"]).column("codec").to_pylist()) == {"msinn"}
     assert [path.name for path in (archive / "tune").iterdir()] == ["report.json"]
     assert main(["-q", "verify", str(archive), "--decode"]) == 0
 
 
 def test_a_run_that_learns_two_kinds_killed_in_the_second_goes_on(run: Run, tmp_path: Path) -> None:
-    images, archive = make_photos(tmp_path / "in", 40, 96), tmp_path / "archive"
+    images, archive = make_photos(tmp_path / "in", 40, 96, ".bmp"), tmp_path / "archive"
     for i in range(40):
-        texture(i).save(images / f"texture{i}.png")
-    command = ["compress", str(images), str(archive), "--q", "5", "--tune", MINUTES, "--models", "2"]
+        texture(i).save(images / f"texture{i}.bmp")
+    command = ["compress", str(images), str(archive), "--q", "5", "--tune", MINUTES, "--models", "2", "--model", SMALL_MODEL]
     status, said = run("second kind", *command)
     assert status == -signal.SIGKILL, said
     assert not (archive / "run.json").exists()
@@ -155,8 +163,9 @@ def test_a_run_that_learns_two_kinds_killed_in_the_second_goes_on(run: Run, tmp_
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tuning whose comparison is small and finds a gain."""
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A tuning of a small network whose comparison is small and finds a gain."""
+    learn_small(tmp_path_factory.mktemp("start"), monkeypatch.setattr)
     for name, value in (("_CHECKPOINT_S", 0.0), ("RATES", 2), ("_TABLE_IMAGES", 2), ("_CALIBRATION_IMAGES", 2)):
         monkeypatch.setattr(f"pipeline.lab.tuning.{name}", value)
     monkeypatch.setattr("pipeline.lab.tuning.gain", lambda general, own, **_: Gain(-20.0, -21.0, -19.0))
@@ -183,7 +192,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_written(
     photos, folder = make_photos(tmp_path / "in", 26, 96), tmp_path / "out"
     folder.mkdir()
     own = folder / "own.safetensors"
-    command = ["-q", "tune", str(photos), "-o", str(own), "--minutes", MINUTES]
+    command = ["-q", "tune", str(photos), "-o", str(own), "--minutes", MINUTES, "--model", SMALL_MODEL]
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full("own.tuning"))
         assert main(command) == 6
@@ -205,8 +214,8 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_written(
 def test_a_full_store_ends_a_run_that_learns_and_it_goes_on_with_room(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photos, archive = make_photos(tmp_path / "in", 26, 96), tmp_path / "archive"
-    command = ["-q", "compress", str(photos), str(archive), "--q", "5", "--tune", MINUTES]
+    photos, archive = make_photos(tmp_path / "in", 26, 96, ".bmp"), tmp_path / "archive"
+    command = ["-q", "compress", str(photos), str(archive), "--q", "5", "--tune", MINUTES, "--model", SMALL_MODEL]
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
         assert main(command) == 6
@@ -215,4 +224,4 @@ def test_a_full_store_ends_a_run_that_learns_and_it_goes_on_with_room(
     assert "No space left on device" in said
     assert [path for path in archive.rglob("*") if path.is_file()] == []
     assert main(command) == 0
-    assert Archive(str(archive)).run.model_name == "msinn-lite-tuned"
+    assert Archive(str(archive)).run.model_name == "golden-tuned"
