@@ -112,7 +112,7 @@ def ray_pool() -> Iterator[None]:
 
 
 @pytest.fixture
-def matrix(ray_pool: None) -> Matrix:
+def matrix() -> Matrix:
     """Where tests of faults say what they cost."""
     return MATRIX
 

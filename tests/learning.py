@@ -32,5 +32,10 @@ def learn_small(folder: Path, patch: Callable[[object, str, object], None]) -> N
     informed(network, x)
     (folder / "golden-float.safetensors").write_bytes(float_model(TINY, network.state_dict(), name="golden-float"))
     patch(pipeline.lab.tuning, "WEIGHTS", folder)
-    for module in (pipeline.lab.tuning, msinn_core.training.config):
-        patch(module, "preset", lambda *_, **__: TINY)
+    patch(pipeline.lab.tuning, "preset", lambda *_, **__: TINY)
+    train_small(patch)
+
+
+def train_small(patch: Callable[[object, str, object], None]) -> None:
+    """Have `msinn train` make a network of few channels, whatever preset it is told."""
+    patch(msinn_core.training.config, "preset", lambda *_, **__: TINY)

@@ -42,7 +42,6 @@ def test_loading_never_raises_and_what_loads_can_be_coded(photo: NDArray[np.uint
     assert reasons[Reason.BROKEN] > COUNT
 
 
-@pytest.mark.usefixtures("ray_pool")
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize(("kind", "value"), [("bpp", 40.0), ("q", 2.0)])
 def test_a_run_over_mutated_images_completes_and_loses_none(photo: NDArray[np.uint8], tmp_path: Path, kind: str, value: float) -> None:

@@ -1,4 +1,4 @@
-"""The way of a folder through a real Ray instance: under budget, complete, exact, resumable, and damage is found."""
+"""The way of a folder into an archive and back: under budget, complete, exact, resumable, and damage is found."""
 
 from __future__ import annotations
 
@@ -32,8 +32,6 @@ from pipeline.read.restore import restore
 from pipeline.run.compress import Outcome, Run
 from pipeline.run.report import JsonReporter
 from tests.conftest import encoded, make_photos, png16
-
-pytestmark = pytest.mark.usefixtures("ray_pool")
 
 
 def compress(source: Path | str, destination: Path, kind: str, value: float, **options: Any) -> Outcome:

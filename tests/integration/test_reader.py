@@ -25,7 +25,7 @@ def archive_of(photos: Path, url: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(ray_pool: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     photos = make_photos(folder / "in", 6, 64)
     (photos / "photo001.txt").write_text("a caption")

@@ -80,12 +80,14 @@ def test_a_store_that_never_comes_back_ends_the_run_with_a_sentence(s3: str, s3_
     photos = make_photos(tmp_path / "in", 4, 64)
     s3_proxy.faults = [Fault("reset", method="PUT", path="shards/")]
     run = msinn("compress", str(photos), f"{s3}/dst", "--q", "3", "--workers", "1")
-    # Long patience is right for a run of days; here it is enough to see that nothing is lost when somebody gives up.
-    try:
-        _, err = run.communicate(timeout=15)
-    except subprocess.TimeoutExpired:
+    # Long patience is right for a run of days; here it is enough to see that nothing is lost when somebody gives up while it tries again.
+    deadline = time.monotonic() + 60
+    while s3_proxy.faults[0].happened < 4 and run.poll() is None:
+        assert time.monotonic() < deadline, "no shard was written"
+        time.sleep(0.1)
+    if run.poll() is None:
         os.killpg(run.pid, signal.SIGINT)
-        _, err = run.communicate(timeout=60)
+    _, err = run.communicate(timeout=60)
     assert run.returncode in (6, 130), err
     assert "Traceback" not in err
     s3_proxy.faults = []

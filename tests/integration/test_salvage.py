@@ -27,7 +27,7 @@ from tests.conftest import make_photos, png16
 
 
 @pytest.fixture(scope="module")
-def made(ray_pool: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
     """An archive of 3 shards with every kind of member, and what a restore of it gives."""
     folder = tmp_path_factory.mktemp("salvage")
     photos = make_photos(folder / "in", 9, 64)

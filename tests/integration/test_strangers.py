@@ -25,8 +25,6 @@ from pipeline.read.dataset import ArchiveDataset
 from pipeline.read.restore import restore
 from tests.conftest import encoded, make_photos
 
-pytestmark = pytest.mark.usefixtures("ray_pool")
-
 
 def rows(archive: Path) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in Archive(str(archive)).manifest().to_pylist()}

@@ -21,6 +21,8 @@ from jobs import cli
 from msinn_core.checkpoint import read_state
 from msinn_core.model_file import WEIGHTS, parse_model
 from pipeline.lab.training_files import write_parts
+from tests.learning import train_small
+from tests.test_architecture import ROOT
 
 PHOTOS = Path(__file__).parents[2] / "infra" / "demo" / "photos"
 
@@ -53,8 +55,16 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in ("minutes", "steps_per_s")} for row in found]
 
 
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what surrounds a network, whatever its width."""
+    train_small(monkeypatch.setattr)
+
+
 def started(arguments: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "jobs.cli", *arguments], stderr=subprocess.PIPE)
+    """The command with a `small` network, in a process of its own."""
+    script = "from jobs import cli; from tests.learning import train_small; train_small(setattr); cli.entry()"
+    return subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE, cwd=ROOT)
 
 
 def wait_for_step(out: Path, step: int) -> None:
@@ -66,6 +76,7 @@ def wait_for_step(out: Path, step: int) -> None:
     raise AssertionError("the run made no steps")
 
 
+@pytest.mark.usefixtures("small")
 def test_a_killed_and_a_stopped_run_repeat_the_curve_of_one_that_ran_through(
     run: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +100,7 @@ def test_a_killed_and_a_stopped_run_repeat_the_curve_of_one_that_ran_through(
     assert "min left" in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("small")
 def test_validation_sets_are_reported_apart(run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = tmp_path / "plain"
     assert cli.main([*run, "--out", str(plain), "--steps", "6"]) == 0
@@ -137,14 +149,15 @@ def test_new_parts_replace_the_old_ones(tmp_path: Path) -> None:
     assert [part.stat().st_size for part in parts] == [10, 5]
 
 
+@pytest.mark.usefixtures("small")
 def test_a_set_that_does_not_fit_streams_and_resumes_exactly(run: list[str], tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     rng = np.random.default_rng(1)
     for i in range(30):
-        Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)).resize((512, 512)).save(photos / f"{i:02d}.png")
+        Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)).resize((256, 256)).save(photos / f"{i:02d}.png")
     run[run.index("--data") + 1] = str(photos)
-    run += ["--set", "resident_mib=1", "tile=512", "log_every=2", "stages=[{until=1.0, crop=32, batch=24}]"]
+    run += ["--set", "resident_mib=1", "tile=256", "log_every=2", "stages=[{until=1.0, crop=32, batch=24}]"]
     assert cli.main([*run, "--out", str(tmp_path / "a"), "--steps", "4"]) == 0
     assert cli.main([*run, "--out", str(tmp_path / "b"), "--steps", "4", "--max-minutes", "0.0001"]) == 0
     assert not (tmp_path / "b" / "log.jsonl").exists()  # stopped within the first row's steps
@@ -227,6 +240,7 @@ def test_the_gpu_script_trains_from_a_bare_copy_of_the_tree(tmp_path: Path) -> N
     assert float(sizes[3]) < 64
     stages = "stages=[{until=1.0,crop=32,batch=2}]"
     command = [script, "run", "lite-gpu", "0.05", "--device", "cpu", "--set", stages, "precision=float32", "validate_every=1000", "log_every=1"]
+    command += ["valid_images=1"]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "outside the network" in ran.stdout
