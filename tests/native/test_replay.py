@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +53,24 @@ PROCESSORS = [
 ]
 
 
-def replay(processor: Processor, recorded: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Build `replay` for a processor and let it do a recording again."""
+Replay = Callable[[Processor, Path], "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def replay(tmp_path_factory: pytest.TempPathFactory) -> Replay:
+    """Lets a processor do a recording again, by `replay`, which is built for it once."""
+    programs: dict[str, Path] = {}
+
+    def run(processor: Processor, recorded: Path) -> subprocess.CompletedProcess[str]:
+        if processor.name not in programs:
+            programs[processor.name] = built(processor, tmp_path_factory.mktemp("replay"))
+        return subprocess.run([*processor.emulator, str(programs[processor.name]), str(recorded)], capture_output=True, text=True, check=False)
+
+    return run
+
+
+def built(processor: Processor, folder: Path) -> Path:
+    """The program `replay` for a processor."""
     for tool in (processor.compiler, *processor.emulator):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool} (Debian: gcc-aarch64-linux-gnu, gcc-s390x-linux-gnu, qemu-user-static)")
@@ -64,7 +80,7 @@ def replay(processor: Processor, recorded: Path, folder: Path) -> subprocess.Com
     if "-fsanitize=undefined" in processor.flags:
         own = tuple(word for word in own if word != "-static")
     subprocess.run([*own, *map(str, SOURCES), "-o", str(program), "-lm"], check=True, capture_output=True, text=True)
-    return subprocess.run([*processor.emulator, str(program), str(recorded)], capture_output=True, text=True, check=False)
+    return program
 
 
 def layer_at_the_bound(rng: np.random.Generator, cin: int, cout: int, kind: int, leaky: bool) -> Layer:
@@ -153,8 +169,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("processor", PROCESSORS, ids=[processor.name.replace(" ", "-") for processor in PROCESSORS])
-def test_every_processor_gives_the_same_bits(processor: Processor, recorded: Path, tmp_path: Path) -> None:
-    ran = replay(processor, recorded, tmp_path)
+def test_every_processor_gives_the_same_bits(processor: Processor, recorded: Path, replay: Replay) -> None:
+    ran = replay(processor, recorded)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     lines = ran.stdout.splitlines()
     here = [ops.kernel.isa_name(level) for level in range(ops.kernel.isa(), -1, -1)]
@@ -164,18 +180,18 @@ def test_every_processor_gives_the_same_bits(processor: Processor, recorded: Pat
         assert all(line.endswith("big-endian") for line in lines)
 
 
-def test_a_wrong_number_is_found(recorded: Path, tmp_path: Path) -> None:
+def test_a_wrong_number_is_found(recorded: Path, replay: Replay, tmp_path: Path) -> None:
     """One bit of what the first layer gave, and the end of the recording."""
     data = bytearray(recorded.read_bytes())
     first = data.index(b"conv", 1 + data.index(b"conv"))  # the second call begins after the first one's results
     data[first - 1 - 8 - 1 - 10 * 9 - 1] ^= 1  # before it: length of a name, of a result, of an error, and ten numbers
     wrong = tmp_path / "wrong"
     wrong.write_bytes(data)
-    ran = replay(PROCESSORS[1], wrong, tmp_path)
+    ran = replay(PROCESSORS[1], wrong)
     assert ran.returncode == 1
     assert "differ" in ran.stdout
     wrong.write_bytes(data[:-3])
-    assert replay(PROCESSORS[1], wrong, tmp_path).returncode == 2
+    assert replay(PROCESSORS[1], wrong).returncode == 2
 
 
 LOADS = """
