@@ -59,33 +59,50 @@ def add_generation(p: argparse.ArgumentParser) -> None:
     p.add_argument("--generation", type=int, metavar="N", help="the archive as it was first (1), or after a growth (default: the newest)")
 
 
-def add_storage(p: argparse.ArgumentParser) -> None:
-    """Settings of the archive's store."""
+def add_storage(p: argparse.ArgumentParser, *of: str) -> None:
+    """Settings of the archive's store.
+
+    Args:
+        p: The verb's.
+        of: Its arguments that say where archives are; `archive` if not given.
+    """
     p.add_argument(
         "--storage-option", action="append", default=[], metavar="KEY=VALUE",
         help="a setting of the archive's store, as fsspec takes it: endpoint_url=https://..., profile=NAME; env:NAME as VALUE is that variable's, "
         "for secrets; repeat",
     )  # fmt: skip
+    p.set_defaults(storage_option_of=of or ("archive",))
 
 
 def add_source_storage(p: argparse.ArgumentParser) -> None:
     """Settings of the source's store."""
     p.add_argument("--source-option", action="append", default=[], metavar="KEY=VALUE", help="the same of the store of SRC; repeat")
+    p.set_defaults(source_option_of=("source",))
+
+
+def add_target_storage(p: argparse.ArgumentParser, of: str) -> None:
+    """Settings of the store that files are written to; `of`: the argument that says where."""
+    p.add_argument("--target-option", action="append", default=[], metavar="KEY=VALUE", help="the same of the store that is written to; repeat")
+    p.set_defaults(target_option_of=(of,))
 
 
 def use_storage(arguments: argparse.Namespace) -> None:
     """Let what the command opens be opened with the settings that were given. Raises `UsageError` for one that is none."""
-    for option, names in (("storage_option", ("archive", "destination")), ("source_option", ("source",))):
+    for option in ("storage_option", "source_option", "target_option"):
         if not getattr(arguments, option, None):
             continue
+        from pipeline.archive.models import archive_of
         from pipeline.errors import UsageError
         from pipeline.store.options import use_options
 
-        address = next(getattr(arguments, name) for name in names if hasattr(arguments, name))
         words = f"--{option.replace('_', '-')}"
-        if "://" not in address or address.startswith("file://"):
-            raise UsageError(f"{words} is about an object store, and {address} is a folder of this machine")
-        use_options(address, dict(_setting(words, pair) for pair in getattr(arguments, option)))
+        named = [address for name in getattr(arguments, f"{option}_of") if (address := getattr(arguments, name)) is not None]
+        stores = [address for address in named if "://" in address and not address.startswith("file://")]
+        if not stores:
+            raise UsageError(f"{words} is about an object store, and {f'{named[0]} is a folder of this machine' if named else 'none is named'}")
+        settings = dict(_setting(words, pair) for pair in getattr(arguments, option))
+        for address in stores:
+            use_options(archive_of(address), settings)
 
 
 def _setting(words: str, pair: str) -> tuple[str, object]:

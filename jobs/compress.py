@@ -40,7 +40,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def _add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("source", metavar="SRC", help="folder, glob, .tar shards or .parquet; local or any fsspec URL (s3://...)")
     p.add_argument("destination", metavar="DST", help="root of the archive: folder or URL")
-    add_storage(p)
+    add_storage(p, "destination")
     add_source_storage(p)
     budget = p.add_mutually_exclusive_group()
     budget.add_argument("--bpp", type=float, metavar="X", help="bits per pixel of the whole dataset, as stored")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from jobs.arguments import add_generation, add_limits, add_scale, add_storage, limits_of
+from jobs.arguments import add_generation, add_limits, add_scale, add_storage, add_target_storage, limits_of
 from jobs.output import finish, print_full, print_problems
 from pipeline.text import shown
 
@@ -22,6 +22,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     p.add_argument(
         "-o", "--output", metavar="FILE", help="where to write (default: its name, here; - for standard output); for several a folder or URL"
     )
+    add_target_storage(p, "output")
     p.add_argument("--overwrite", action="store_true", help="with several: replace files of other content that are there")
     what = p.add_mutually_exclusive_group()
     what.add_argument("--original", action="store_true", help="the stored payload itself")

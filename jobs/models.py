@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.arguments import add_storage
 from pipeline.text import shown
 
 if TYPE_CHECKING:
@@ -24,15 +25,18 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     actions = p.add_subparsers(dest="action", metavar="ACTION")
     listing = actions.add_parser("list", help="shipped models (the default), or those of an archive or a folder")
     listing.add_argument("where", nargs="?", metavar="WHERE", help="an archive, or a folder of model files")
+    add_storage(listing, "where")
     listing.add_argument("--json", action="store_true")
     listing.set_defaults(command=_list)
     comparing = actions.add_parser("compare", help="whether two models are of one network, what differs, and what that takes as a difference")
     comparing.add_argument("a", metavar="A", help="name, SHA-256, path, archive, or ARCHIVE/model/NAME")
     comparing.add_argument("b", metavar="B", help="likewise")
+    add_storage(comparing, "a", "b")
     comparing.add_argument("--json", action="store_true")
     comparing.set_defaults(command=_compare)
     taking = actions.add_parser("export", help="the file of a model that is stored in an archive")
     taking.add_argument("archive", metavar="ARCHIVE", help="or a path in the compact form")
+    add_storage(taking)
     taking.add_argument("sha256", nargs="?", metavar="SHA256", help="the beginning of it (default: the model that the archive was made with)")
     taking.add_argument("-o", "--output", required=True, metavar="OUT.safetensors")
     taking.set_defaults(command=_export)

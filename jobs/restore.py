@@ -8,7 +8,7 @@ import functools
 import sys
 from typing import TYPE_CHECKING
 
-from jobs.arguments import add_device, add_executor, add_generation, add_limits, add_scale, add_storage, limits_of, placement_of
+from jobs.arguments import add_device, add_executor, add_generation, add_limits, add_scale, add_storage, add_target_storage, limits_of, placement_of
 from jobs.exits import EXIT_SOME_FAILED
 from jobs.output import finish, print_devices, print_full
 
@@ -22,6 +22,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     p.add_argument("archive", metavar="DST")
     add_storage(p)
     p.add_argument("out", metavar="OUT", help="folder or URL; the same command again goes on after an interrupt")
+    add_target_storage(p, "out")
     p.add_argument("--where", metavar="SQL", help='only rows of the manifest that fulfil a condition, e.g. "psnr_db < 32"')
     add_generation(p)
     p.add_argument("--to", choices=("files", "webdataset", "parquet"), default="files", help="tars with sidecars, or Parquet with an Image column")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.arguments import minutes
+from jobs.arguments import add_source_storage, add_storage, minutes
 from jobs.exits import EXIT_SOME_FAILED
 
 if TYPE_CHECKING:
@@ -25,9 +25,11 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "The model is derived from the images, and goes where their archive goes.",
     )
     p.add_argument("source", metavar="SRC", help="as for compress")
+    add_source_storage(p)
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("-o", "--output", metavar="OUT.safetensors", help="the model")
     what.add_argument("--check", metavar="ARCHIVE", help="learn nothing: say whether the archive's models still fit the images of SRC")
+    add_storage(p, "check")
     p.add_argument("--minutes", type=minutes, default=30.0, metavar="M", help="of training; packing and comparing take a few more (default: 30)")
     rates = p.add_mutually_exclusive_group()
     rates.add_argument("--bpp", type=float, metavar="X", help="for archives of so many bits per pixel (default: for all rates)")

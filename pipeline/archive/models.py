@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from msinn_core.model_file import LoadedModel, shipped_model_bytes, shipped_models
@@ -11,6 +12,15 @@ from pipeline.limits import MAX_MODEL_BYTES
 from pipeline.store.base import Store
 
 FOLDER = "model"
+
+IN_ARCHIVE = re.compile(r"(?P<archive>.+)/model/(?P<digest>[0-9a-f]{64})(?:\.safetensors|\.compact)")
+"""The address of a model of an archive."""
+
+
+def archive_of(address: str) -> str:
+    """The archive that a model lies in, of the model's address; any other address as it is."""
+    found = IN_ARCHIVE.fullmatch(address)
+    return found["archive"] if found else address
 
 
 def publish_models(store: Store, models: Sequence[bytes], bases: Sequence[bytes] = ()) -> None:

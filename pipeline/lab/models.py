@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -20,11 +19,9 @@ from msinn_core.errors import CheckpointError
 from msinn_core.model_file import WEIGHTS, LoadedModel, card_of, load_model, parse_model, shipped_models
 from msinn_core.model_folder import COMPACT, MODEL_NAME, PLAIN, model_file_bytes
 from pipeline.archive.archive import Archive, MissingArchiveError
-from pipeline.archive.models import FOLDER, model_reader
+from pipeline.archive.models import FOLDER, IN_ARCHIVE, model_reader
 from pipeline.errors import ManifestError, UsageError
 from pipeline.store.base import Store
-
-_IN_ARCHIVE = re.compile(r"(?P<archive>.+)/model/(?P<digest>[0-9a-f]{64})(?:\.safetensors|\.compact)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +105,7 @@ def model_at(which: str) -> LoadedModel:
         CheckpointError: There is none, or it is damaged.
         ManifestError: The archive does not have it.
     """
-    if found := _IN_ARCHIVE.fullmatch(which):
+    if found := IN_ARCHIVE.fullmatch(which):
         try:
             return parse_model(Archive(found["archive"]).model_bytes(found["digest"]))
         except MissingArchiveError:

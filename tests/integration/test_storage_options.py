@@ -18,6 +18,7 @@ from pipeline.execute.placement import Placement
 from pipeline.read.dataset import ArchiveDataset
 from pipeline.read.stream import ArchiveStream
 from pipeline.store import options
+from tests.conftest import make_photos
 from tests.integration.test_growth import TINY, bmp, contents
 
 
@@ -72,6 +73,60 @@ def test_an_archive_is_made_and_read_with_settings_that_are_written_nowhere(
     assert SECRET not in said
     for path in contents(tmp_path / "copy"):
         assert SECRET.encode() not in (tmp_path / "copy" / path).read_bytes(), path
+
+
+def test_what_is_written_and_models_have_settings_too(
+    store: str, settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("THE_SECRET", SECRET)
+    archive, ours, theirs = f"{store}/dst", words(settings, "--storage-option"), words(settings, "--target-option")
+    small = tmp_path / "in"
+    small.mkdir()
+    for i in range(12):
+        (small / f"{i}.bmp").write_bytes(bmp(i))
+    assert main(["-q", "compress", str(small), archive, "--q", "4", "--model", TINY, *ours]) == 0
+    fs = s3fs.S3FileSystem(**settings)
+    # The archive is at hand; where it goes to is said apart.
+    assert main(["-q", "restore", archive, f"{store}/out", *ours, *theirs]) == 0
+    assert main(["-q", "get", archive, "1.png", "2.png", "-o", f"{store}/some", *ours, *theirs]) == 0
+    assert sum(name.endswith(".png") for name in fs.ls(f"{store}/out", detail=False)) == 12
+    assert fs.cat(f"{store}/some/2.png") == fs.cat(f"{store}/out/2.png")
+
+    def alone(*command: str) -> int:
+        """A command that knows what it is told alone."""
+        monkeypatch.setattr(options, "_KNOWN", {})
+        s3fs.S3FileSystem.clear_instance_cache()
+        capsys.readouterr()
+        return main([*command])
+
+    assert alone("models", "list", archive, *ours) == 0
+    assert "golden: " in capsys.readouterr().out
+    (model,) = fs.ls(f"{store}/dst/model", detail=False)
+    assert alone("models", "compare", TINY, f"s3://{model}", *ours) == 0
+    assert "the same file" in capsys.readouterr().out
+    assert alone("models", "export", archive, "-o", str(tmp_path / "own.safetensors"), *ours) == 0
+    assert (tmp_path / "own.safetensors").read_bytes() == Path(TINY).read_bytes()
+    make_photos(small, 12, 64)
+    assert alone("tune", str(small), "--check", archive, *ours) == 2
+    assert "was not learned from its images" in capsys.readouterr().err
+    assert alone("tune", f"{store}/in", "-o", str(tmp_path / "x.safetensors"), *words(settings, "--source-option")) == 2
+    assert "3 images of the source can be learned from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["restore", "s3://bucket/archive", "OUT", "--target-option", "key=a"], "--target-option is about an object store, and OUT is a folder of"),
+        (["get", "s3://bucket/archive", "x", "--target-option", "key=a"], "--target-option is about an object store, and none is named"),
+        (["tune", "s3://bucket/in", "-o", "x.safetensors", "--storage-option", "key=a"], "--storage-option is about an object store, and none is"),
+        (["models", "list", "--storage-option", "key=a"], "--storage-option is about an object store, and none is named"),
+        (["models", "compare", "a", "b", "--storage-option", "key=a"], "--storage-option is about an object store, and a is a folder of"),
+        (["models", "export", "s3://bucket/archive", "-o", "x.safetensors", "--storage-option", "key"], "--storage-option takes KEY=VALUE"),
+    ],
+)
+def test_settings_of_what_no_store_is_are_refused(command: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_settings_are_of_what_lies_below_their_address() -> None:
