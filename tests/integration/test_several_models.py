@@ -33,16 +33,17 @@ def texture(seed: int, side: int = 96) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def models(model: LoadedModel) -> list[LoadedModel]:
-    pictures = [Picture(pixels=np.asarray(texture(i))) for i in range(12)]
-    return [model, parse_model(refitted_model(model, name="textures", pictures=pictures))]
+def models(tiny: LoadedModel, photo: np.ndarray) -> list[LoadedModel]:
+    photos = [photo[40 * i : 40 * i + 96, 30 * i : 30 * i + 96].copy() for i in range(10)]
+    kinds = {"photos": photos, "textures": [np.asarray(texture(i)) for i in range(10)]}
+    return [parse_model(refitted_model(tiny, name=name, pictures=[Picture(pixels=each) for each in kind])) for name, kind in kinds.items()]
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    folder = make_photos(tmp_path / "in", 12, 96)
+    folder = make_photos(tmp_path / "in", 12, 96, ".bmp")
     for i in range(6):
-        texture(100 + i).save(folder / f"texture{i}.png")
+        texture(100 + i).save(folder / f"texture{i}.bmp")
     return folder
 
 
@@ -71,8 +72,8 @@ def test_a_growth_gives_each_new_image_one_of_the_archives_models(images: Path, 
     dst = tmp_path / "dst"
     run(images, dst, models, "bpp", 6.0)
     for i in range(4):
-        texture(200 + i).save(images / f"more-texture{i}.png")
-    make_photos(images, 16, 96)
+        texture(200 + i).save(images / f"more-texture{i}.bmp")
+    make_photos(images, 16, 96, ".bmp")
     config = CompressConfig(budget=Budget(kind="bpp", value=6.0))
     outcome = Run(str(images), str(dst), config, JsonReporter(io.StringIO()), grow=True).execute()
     assert outcome.grown is not None

@@ -27,6 +27,7 @@ from pipeline.sources import scan
 from pipeline.store.base import open_store
 from tests.conftest import make_photos
 from tests.integration.test_several_models import texture
+from tests.learning import SMALL_MODEL, learn_small
 
 MINUTES = "0.03"
 
@@ -63,13 +64,15 @@ def test_a_model_that_is_not_certain_to_gain_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos, own = make_photos(tmp_path / "in", 26, 96), tmp_path / "own.safetensors"
+    learn_small(tmp_path, monkeypatch.setattr)
     monkeypatch.setattr("pipeline.lab.tuning.gain", certain(-0.5))
-    assert main(["-q", "tune", str(photos), "-o", str(own), "--minutes", MINUTES]) == 3
+    command = ["-q", "tune", str(photos), "-o", str(own), "--minutes", MINUTES, "--model", SMALL_MODEL]
+    assert main(command) == 3
     out, err = capsys.readouterr()
     assert "not certain to gain" in out
-    assert "msinn-lite stays the better choice" in err
+    assert "golden stays the better choice" in err
     assert not own.exists()
-    assert main(["-q", "tune", str(photos), "-o", str(own), "--minutes", MINUTES, "--keep"]) == 0
+    assert main([*command, "--keep"]) == 0
     assert own.exists()
 
 
@@ -114,21 +117,25 @@ def test_images_of_two_kinds_have_two_models_and_the_archive_says_whether_they_f
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Of each kind more than the 24 that a kind has at least, when a fifth of all are held out.
-    images, dst = make_photos(tmp_path / "in", 40, 96), tmp_path / "dst"
+    images, dst = make_photos(tmp_path / "in", 40, 96, ".bmp"), tmp_path / "dst"
     for i in range(40):
-        texture(i).save(images / f"texture{i}.png")
+        texture(i).save(images / f"texture{i}.bmp")
+    learn_small(tmp_path, monkeypatch.setattr)
+    general = load_model(SMALL_MODEL)
+    monkeypatch.setattr("pipeline.lab.fit.shipped_models", lambda: {"golden": general.sha256})
+    monkeypatch.setattr("pipeline.lab.fit.load_model", lambda digest: general)
     monkeypatch.setattr("pipeline.lab.tuning.gain", certain(-20.0))
     monkeypatch.setattr("pipeline.lab.tuned_run.gain", certain(-60.0))
     # What is counted beside the gain is the models' own bytes: make the dataset large enough for two.
     monkeypatch.setattr("pipeline.lab.tuned_run.expected", lambda *_, **__: Expected((3.0, 5.0), 1e9))
-    command = ["compress", str(images), str(dst), "--q", "4", "--tune", "3s", "--models", "2"]
+    command = ["compress", str(images), str(dst), "--q", "4", "--tune", "3s", "--models", "2", "--model", SMALL_MODEL]
     assert main(command) == 0
     said = capsys.readouterr().err
     assert "2 kinds of images: " in said
     assert "archived with 2 models of the dataset's own (kinds)" in said
     archive = Archive(str(dst))
     names = [parse_model(archive.model_bytes(digest)).name for digest in archive.run.models]
-    assert names == ["msinn-lite-tuned-1", "msinn-lite-tuned-2"]
+    assert names == ["golden-tuned-1", "golden-tuned-2"]
     used = archive.manifest(["model_sha256"]).column("model_sha256").to_pylist()
     assert {*used} - {None} <= {*archive.run.models}
     assert sorted(path.name for path in (dst / "tune").iterdir()) == ["report.json"]
@@ -145,9 +152,10 @@ def test_images_of_two_kinds_have_two_models_and_the_archive_says_whether_they_f
 
 def test_a_plan_learns_too_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     photos, dst = make_photos(tmp_path / "in", 26, 96), tmp_path / "dst"
+    learn_small(tmp_path, monkeypatch.setattr)
     monkeypatch.setattr("pipeline.lab.tuning.gain", certain(-20.0))
     monkeypatch.setattr("pipeline.lab.tuned_run.expected", lambda *_, **__: Expected((3.0, 5.0), 1e9))  # large enough for a model of its own
-    assert main(["plan", str(photos), str(dst), "--bpp", "3", "--tune", MINUTES]) == 0
+    assert main(["plan", str(photos), str(dst), "--bpp", "3", "--tune", MINUTES, "--model", SMALL_MODEL]) == 0
     assert "archived with the dataset's own model" in capsys.readouterr().err
     assert not dst.exists() or not list(dst.rglob("*.safetensors"))
 
@@ -166,13 +174,13 @@ def test_times_to_learn_are_read_or_refused(text: str, capsys: pytest.CaptureFix
         minutes(text)
 
 
-def learning_of(photos: Path, dst: Path) -> Learning:
+def learning_of(photos: Path, dst: Path, general: str = "msinn-lite") -> Learning:
     return Learning(
         candidates=candidates(scan(str(photos)).records, 1),
         images=26,
         source_bytes=10**6,
         destination=str(dst),
-        general=load_model().data,
+        general=load_model(general).data,
         budget=Budget(kind="q", value=4.0),
         config=TuneConfig(name="own", minutes=0.05),
     )
@@ -180,7 +188,8 @@ def learning_of(photos: Path, dst: Path) -> Learning:
 
 @pytest.mark.parametrize("phase", ["train", "compare"])
 def test_two_drivers_that_learn_at_once_go_on_with_the_models_of_one(phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    learning = learning_of(make_photos(tmp_path / "in", 26, 96), tmp_path / "dst")
+    learn_small(tmp_path, monkeypatch.setattr)
+    learning = learning_of(make_photos(tmp_path / "in", 26, 96), tmp_path / "dst", SMALL_MODEL)
     monkeypatch.setattr("pipeline.lab.tuning.gain", certain(-20.0))
     monkeypatch.setattr("pipeline.lab.tuned_run.expected", lambda *_, **__: Expected((3.0, 5.0), 1e9))
     monkeypatch.setattr("pipeline.lab.tuned_run._LOOK_S", 0.0)
