@@ -28,8 +28,12 @@ from tests.matrix import MATRIX, Matrix
 PHOTOS = Path(__file__).parents[1] / "infra" / "demo" / "photos"
 
 
-LONGEST = ("test_cluster.py", "test_faults.py", "test_ill_will.py", "test_archive.py", "test_s3.py", "test_tune_faults.py", "test_train_command.py")
-"""Files that take minutes begin first, so that the processes of a parallel run end together."""
+LONGEST = (
+    "test_faults.py", "test_cluster.py", "test_campaign.py", "test_tune.py", "test_s3.py", "test_growth.py", "test_train_command.py",
+    "test_tune_faults.py", "test_gpu.py", "test_archive.py", "test_forms.py", "test_ill_will.py", "test_executor.py", "test_mixed.py",
+    "test_store.py", "test_scales.py", "test_replay.py", "test_near.py", "test_docs.py", "test_several_models.py", "test_strangers.py",
+)  # fmt: skip
+"""Files that take more than some 20 s begin first, the longest before the others, so that the processes of a parallel run end together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -67,11 +67,15 @@ def on_device(model: LoadedModel, form: type[Float64Layers] | type[TritonLayers]
     return Codec(model, backend=OnDevice(CPU, form()), threads=2)
 
 
-@pytest.mark.parametrize("form", NETWORKS)
-def test_smaller_pictures_are_those_of_the_cpu(tiny: LoadedModel, form: type[Float64Layers] | type[TritonLayers]) -> None:
+@pytest.fixture(scope="module", params=NETWORKS)
+def device(request: pytest.FixtureRequest, tiny: LoadedModel) -> Codec:
+    """Each network, which has compared the golden vector, with heads: made once, for the interpreter takes ten seconds for it."""
     heads = read_heads(load((GOLDEN.parent / "heads" / "heads.safetensors").read_bytes()))
-    model, data = replace(tiny, heads=heads), (GOLDEN / "colour-5.53.msn").read_bytes()
-    codec, device = Codec(model), on_device(model, form)
+    return on_device(replace(tiny, heads=heads), request.param)
+
+
+def test_smaller_pictures_are_those_of_the_cpu(device: Codec) -> None:
+    codec, data = Codec(device.model), (GOLDEN / "colour-5.53.msn").read_bytes()
     assert isinstance(device.engine, DeviceEngine)
     assert {scale: device.decode_reduced(data, scale).content() for scale in SCALES} == {
         scale: codec.decode_reduced(data, scale).content() for scale in SCALES
@@ -117,16 +121,14 @@ def test_a_weight_of_three_limbs_is_refused() -> None:
         TritonLayers()(torch.zeros((1, 2, 2, 2), dtype=torch.int16), layer, 0, None)
 
 
-@pytest.mark.parametrize("form", NETWORKS)
-def test_the_golden_vector_and_the_golden_bitstreams(tiny: LoadedModel, form: type[Float64Layers] | type[TritonLayers]) -> None:
-    codec = on_device(tiny, form)  # which compares the golden vector
-    assert isinstance(codec.engine, DeviceEngine)
+def test_the_golden_vector_and_the_golden_bitstreams(tiny: LoadedModel, device: Codec, request: pytest.FixtureRequest) -> None:
+    assert isinstance(device.engine, DeviceEngine)
     paths = sorted(GOLDEN.glob("*.msn"))
     assert len(paths) == len(json.loads((GOLDEN / "expected.json").read_text()))
-    if form is not Float64Layers:
+    if "triton" in request.node.callspec.id:
         paths = paths[1:2]  # the interpreter takes ten seconds for a walk
     reference = Codec(tiny)
-    for path, found in zip(paths, codec.decode_many([path.read_bytes() for path in paths], batch=4), strict=True):
+    for path, found in zip(paths, device.decode_many([path.read_bytes() for path in paths], batch=4), strict=True):
         assert isinstance(found, tuple)
         assert np.array_equal(found[0].pixels, reference.decode(path.read_bytes())[0].pixels)
 
