@@ -153,6 +153,11 @@ def _add_links(files: list[File], links: list[tuple[str, File]], root: str, warn
         target = os.path.realpath(file[0])
         if not os.path.exists(target):
             files.append(file)
+        elif os.path.isdir(target):
+            continue  # told where folders are looked through
+        elif not os.path.isfile(target):
+            # To open a pipe waits for ever, and a device has no end.
+            warnings.append(f"{printable(relative)} is a link to what is no regular file (a pipe, socket or device) and is left out")
         elif target in stored:
             left_out.add("links to files of the source, which are stored once", relative)
         elif target.startswith(inside) or left_out.selection.follow_links:

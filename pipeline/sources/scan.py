@@ -6,7 +6,7 @@ import hashlib
 import os
 import tarfile
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -231,6 +231,8 @@ def _parquet_records(fs: Any, file: File, root: str, image_column: str | None) -
         with retry(lambda: fs.open(path, "rb"), f"list {printable(path)}") as opened:
             found = groups(opened, size, max_footer_bytes=MAX_SOURCE_FOOTER)
             schema = pq.ParquetFile(opened).schema_arrow
+            if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+                raise SourceError(f"{printable(path)} has several columns called {printable(twice[0])}: write it with each name once")
             column_name = _image_column(schema, image_column, path)
             names = next((n for n in _NAME_COLUMNS if n in schema.names and n != column_name and _is_text(schema.field(n).type)), None)
             others = [name for name in schema.names if name != column_name]
@@ -276,7 +278,9 @@ def _is_text(kind: pa.DataType) -> bool:
 def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _holds_images(field.type) for field in kind)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _image_column(schema: pa.Schema, wanted: str | None, path: str) -> str:
