@@ -345,7 +345,7 @@ def _avif(image: Image.Image, data: bytes, common: Carried) -> Carried:
 
 
 def _colours(data: bytes, common: Carried) -> list[tuple[bytes, bytes]]:
-    """`cICP` of an AVIF whose colours are not sRGB's: primaries and transfer, of full-range RGB, which is what its decoder gives. A profile says more."""
+    """`cICP` of an AVIF whose colours are not sRGB's: primaries and transfer, of the full-range RGB that decoders give. A profile says more."""
     at = data.find(b"colrnclx", 0, 1 << 16)
     if at < 0 or at + 15 > len(data) or common.icc is not None:
         return []

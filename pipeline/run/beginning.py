@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
+import re
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from fsspec.utils import glob_translate
 
 from msinn_core import VERSION
 from msinn_core.errors import CheckpointError
@@ -42,7 +45,13 @@ def refuse_nested(source: str, store: Store) -> None:
     Raises:
         UsageError: It would lie there.
     """
-    if "://" not in source and os.path.isdir(source) and store.lies_in(open_store(source)):
+    if "://" in source:
+        return
+    inside = os.path.isdir(source) and store.lies_in(open_store(source))
+    if not inside and not os.path.exists(source) and glob.has_magic(source):
+        wanted = re.compile(glob_translate(absolute(source)))
+        inside = any(wanted.match(store.path(name)) for name in (RUN, "commits/0.json", "shards/0.tar", "manifest/0.parquet"))
+    if inside:
         raise UsageError(f"{store.url} lies inside {source}: choose a destination outside the source")
 
 

@@ -153,7 +153,7 @@ def _open(uri: str) -> tuple[Any, str]:
 
 
 def _value(scalar: pa.Scalar) -> Any:
-    """A cell as Python has it; what Python cannot hold (a year 10000, nanoseconds without pandas) as text, text that is none as bytes, also in lists."""
+    """A cell as Python has it; what it cannot hold (a year 10000, nanoseconds without pandas) as text, and text that is no UTF-8 as bytes."""
     try:
         return scalar.as_py()
     except (ValueError, OverflowError, ImportError):

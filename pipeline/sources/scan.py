@@ -77,12 +77,18 @@ def scan(source: str, *, image_column: str | None = None, selection: Selection |
     fs, root, files = list_files(source, warnings, cut, left_out)
     paths = [path for path, *_ in files]
     found: Iterable[_Found]
+    apart: list[str] = []
     if all(bare(path).endswith(".tar") for path in paths):
         found = _tars(fs, files, root, warnings, cut, left_out)
     elif all(bare(path).endswith(".parquet") for path in paths):
         found = _parquets(fs, files, root, image_column, warnings, cut, left_out)
     else:
         found = _folder_records(fs, files, root)
+        if packed := [path for path in paths if bare(path).endswith((".tar", ".parquet"))]:
+            apart.append(
+                f"{len(packed)} tar or Parquet files lie among other files and are stored as they are, not image by image, for example "
+                f"{printable(relative_to(packed[0], root, fs))}: a glob that names them alone takes what is in them"
+            )
     digest, total = ListingDigest(), 0
 
     def numbered() -> Iterator[SourceRecord]:
@@ -96,7 +102,9 @@ def scan(source: str, *, image_column: str | None = None, selection: Selection |
     if not records:
         why = [*warnings, *left_out.notes()]
         raise SourceError(f"{source} holds no files to archive" + (f": {why[0]}" if why else ""))
-    return Scan(records, digest.hexdigest(), total, list(map(redacted, warnings)), list(map(redacted, left_out.notes())), tuple(cut), began)
+    return Scan(
+        records, digest.hexdigest(), total, list(map(redacted, warnings)), list(map(redacted, [*left_out.notes(), *apart])), tuple(cut), began
+    )
 
 
 class ListingDigest:
