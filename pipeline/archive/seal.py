@@ -7,7 +7,7 @@ newest, for people.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.archive.commits import Commit
@@ -199,6 +199,9 @@ def mend_runs(root: Store) -> list[str]:
         except (ManifestError, NotFoundError, KeyError, AttributeError):
             continue  # whoever reads it says what is lost
         name = f"{folder}/{RUN}"
+        # Of two lists of what is removed the seal names the second, and this one the first.
+        first = [other for other in root.list(f"{folder}/removed") if other != f"{folder}/{run.removed}"]
+        run = replace(run, removed=first[0].removeprefix(f"{folder}/")) if len(first) == 1 else run
         try:
             RunRecord.from_bytes(root.read(name, limit=MAX_RUN_BYTES), name)
         except (ManifestError, NotFoundError):

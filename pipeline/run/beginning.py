@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import re
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from fsspec.utils import glob_translate
 
 from msinn_core import VERSION
 from msinn_core.errors import CheckpointError
@@ -31,7 +28,7 @@ from pipeline.plan.config import CompressConfig
 from pipeline.run.report import Reporter
 from pipeline.run.shards import Shards
 from pipeline.sources import Scan, SourceRecord
-from pipeline.sources.listing import LITTER, absolute
+from pipeline.sources.listing import LITTER, absolute, would_take
 from pipeline.sources.record import SCAN_SCHEMA, from_table, printable, to_table
 from pipeline.store.base import Store, content_name, open_store
 from pipeline.text import redacted
@@ -48,10 +45,7 @@ def refuse_nested(source: str, store: Store) -> None:
     if "://" in source:
         return
     inside = os.path.isdir(source) and store.lies_in(open_store(source))
-    if not inside and not os.path.exists(source) and glob.has_magic(source):
-        wanted = re.compile(glob_translate(absolute(source)))
-        inside = any(wanted.match(store.path(name)) for name in (RUN, "commits/0.json", "shards/0.tar", "manifest/0.parquet"))
-    if inside:
+    if inside or would_take(source, [store.path(name) for name in (RUN, "commits/0.json", "shards/0.tar", "manifest/0.parquet")]):
         raise UsageError(f"{store.url} lies inside {source}: choose a destination outside the source")
 
 

@@ -250,7 +250,7 @@ def test_colours_that_are_not_srgbs_travel(small: Image.Image) -> None:
         loaded = load(avif[:at] + struct.pack(">HH", primaries, transfer) + avif[at + 4 :], "x.avif")
         assert loaded.picture is not None
         found = loaded.picture.png_chunks
-        assert (found is None) if chunks is None else (found is not None and chunks in found and chunks in to_png(loaded.picture))
+        assert (found is None) if chunks is None else (found is not None and chunks in found and chunks in images.to_png(loaded.picture))
     jp2 = encoded(small, "JPEG2000")
     space = jp2.index(b"colr") + 7
     assert jp2[space : space + 4] == struct.pack(">I", 16)
