@@ -241,7 +241,7 @@ def test_streams_and_folders_that_are_gone(how: str, code: int, says: str, copy:
 
 
 def test_a_terminal_that_is_closed_interrupts(monkeypatch: pytest.MonkeyPatch, copy: Path) -> None:
-    """As Ctrl-C does, so that nothing half-done stays in the temporary folder; what nohup has ignored stays so."""
+    """As Ctrl-C does, with a sentence and its exit code; what nohup has ignored stays so."""
     before = signal.getsignal(signal.SIGHUP)
 
     def hang_up(arguments: object) -> None:
