@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import contextlib
+import errno
 import os
 import signal
 import sys
@@ -52,21 +55,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from jobs.output import printable_streams
 
+    _open_streams()
     with printable_streams():
         return _run(parser().parse_args(argv))
+
+
+def _open_streams() -> None:
+    """Standard streams that are closed lead nowhere: else a file of ours would have their number, and whatever a library prints would go into it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 for as long as the process runs
+    # Names are of any script, and not every locale has it.
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    if codecs.lookup(encoding).name != "utf-8" and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # which nohup would have ignored
+        signal.signal(signal.SIGHUP, _interrupt)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
+        _check_folder()
         use_storage(arguments)
         code = command(arguments)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print("interrupted: what is committed stays; run the same command again to go on", file=sys.stderr)
+        with contextlib.suppress(OSError):  # of a terminal that was closed
+            print("interrupted: what is committed stays; run the same command again to go on", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output left: say so as every Unix tool does, and keep the interpreter from saying it again.
@@ -76,6 +98,16 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.debug:
             traceback.print_exc()
         return _explain(error)
+
+
+def _check_folder() -> None:
+    """Libraries of ours end the process where the folder in which it works was removed."""
+    from pipeline.errors import UsageError
+
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UsageError("the folder in which this was called is gone: call it from another") from error
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -98,6 +130,12 @@ def _explain(error: Exception) -> int:
     if isinstance(error, CodecError):
         print(f"msinn: {_flat(error)}", file=sys.stderr)
         return EXIT_VERIFY if isinstance(error, BitstreamError) else EXIT_USAGE
+    if isinstance(error, MemoryError):
+        print("msinn: memory does not suffice: fewer --workers need less", file=sys.stderr)
+        return EXIT_INFRASTRUCTURE
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        print(f"msinn: cannot write {error.filename or 'its output'}: {error.strerror}", file=sys.stderr)
+        return EXIT_INFRASTRUCTURE
     print(f"msinn: unexpected {type(error).__name__}: {_flat(error)} (run again with --debug before the verb, and report it)", file=sys.stderr)
     return EXIT_INFRASTRUCTURE
 
@@ -115,8 +153,9 @@ def entry() -> None:
         from pipeline.execute.connection import disconnect
 
         disconnect()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # what could not be written was said, or nobody is there to be told
+            stream.flush()
     os._exit(code)
 
 

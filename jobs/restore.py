@@ -90,7 +90,7 @@ def _restore(arguments: argparse.Namespace) -> int:
         f"{result.images} images and {result.sidecars} sidecars restored to {arguments.out}",
         "not everything came back exactly",
     )
-    return code or (EXIT_SOME_FAILED if result.left_out else 0)
+    return code or (EXIT_SOME_FAILED if result.left_out or result.failed_at_source else 0)
 
 
 def _foresee(arguments: argparse.Namespace, conversion: Conversion | None) -> int:

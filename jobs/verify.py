@@ -67,7 +67,7 @@ def _verified(arguments: argparse.Namespace, verify: Any, reporter: Reporter) ->
             print_devices("decoded on", result.computed_on)
         done = f"{result.images} images and {result.sidecars} sidecars decoded and compared"
     else:
-        reporter.phase("verify", sum(layer.run.images for layer in Archive(arguments.archive, arguments.generation).layers))
+        reporter.phase("verify", sum(layer.run.images for layer in Archive(arguments.archive, arguments.generation, without_run=True).layers))
         result = verify.fixity(arguments.archive, generation=arguments.generation, on_shard=lambda record: reporter.advance(images=record.images))
         done = f"{result.images} images checked byte for byte"
     # Where the sources are, what is lost can be made again; where they are not, what is there comes back.

@@ -32,9 +32,10 @@ from pipeline.archive.layout import (
     json_object,
     seal_name,
 )
+from pipeline.archive.lost_run import holds_archive, recovered_run
 from pipeline.archive.models import stored_model
 from pipeline.archive.removed import read_removed
-from pipeline.archive.run_record import RunRecord
+from pipeline.archive.run_record import RunRecord, UnknownVersionError
 from pipeline.errors import ManifestError, NotFoundError, OutageError, PipelineError, StorageError, UsageError
 from pipeline.limits import MAX_RUN_BYTES
 from pipeline.store.base import open_store
@@ -52,22 +53,28 @@ class Archive:
         generation: Which one to see, 1 or more; the newest if not given. Of an archive that never grew it is 1.
         everything: See also what older generations have and the newest no longer has, of all that are kept: what a verification looks at.
         oldest: With `everything`: as if only generations from this one on were kept.
+        without_run: Where `run.json` is lost or damaged, go on with what other books say of it, and name it among the problems: for reading alone.
 
     Attributes:
         run: Of the first generation.
+        lost_run: What is wrong with `run.json`, a sentence, where the archive is read without it; else None.
 
     Raises:
         ManifestError: There is no archive, or of an unknown version.
         UsageError: There is no such generation, or it is dropped.
     """
 
-    def __init__(self, url: str, generation: int | None = None, *, everything: bool = False, oldest: int | None = None) -> None:
+    def __init__(
+        self, url: str, generation: int | None = None, *, everything: bool = False, oldest: int | None = None, without_run: bool = False
+    ) -> None:
         self.store = open_store(url)
+        self.lost_run: str | None = None
         try:
-            data = self.store.read(RUN, limit=MAX_RUN_BYTES)
-        except NotFoundError as error:
-            raise MissingArchiveError(f"{url} is not an msinn archive: it has no {RUN}") from error
-        self.run = RunRecord.from_bytes(data, self.store.path(RUN))
+            self.run = self._read_run(url)
+        except LostRunError as error:
+            if not without_run:
+                raise
+            self.run, self.lost_run = recovered_run(self.store), str(error)
         if self.run.generation != 1:
             raise UsageError(f"{url} is generation {self.run.generation} of an archive, and no archive by itself: name the archive's own folder")
         self._manifest: bytes | None = None
@@ -80,6 +87,23 @@ class Archive:
                 raise UsageError(f"{url} has no generation {generation}; it has {'1 alone' if newest == 1 else f'1 to {newest}'}")
             if generation < self.oldest:
                 raise UsageError(f"generation {generation} of {url} was dropped by `msinn gc --keep`: its images are no longer all there")
+
+    def _read_run(self, url: str) -> RunRecord:
+        try:
+            data = self.store.read(RUN, limit=MAX_RUN_BYTES)
+        except NotFoundError as error:
+            if not holds_archive(self.store):
+                raise MissingArchiveError(f"{url} is not an msinn archive: it has no {RUN}") from error
+            try:
+                data = self.store.read(RUN, limit=MAX_RUN_BYTES)  # of a run that began meanwhile
+            except NotFoundError:
+                raise LostRunError(f"{self.store.path(RUN)} is missing, though commits or shards of an archive are there; {STILL}") from error
+        try:
+            return RunRecord.from_bytes(data, self.store.path(RUN))
+        except UnknownVersionError:
+            raise
+        except ManifestError as error:
+            raise LostRunError(f"{error}; {STILL}") from error
 
     def raise_outage(self, error: Exception) -> None:
         """Raise again what says nothing of the archive: an outage, which may pass, or a mistake of ours. What is left is damage.
@@ -241,7 +265,7 @@ class Archive:
             self._follow_pointer()
         commits: list[Commit] = []
         lost: dict[Place, str] = {}
-        problems = [*self._chain.problems, *self._removals[1].values()]
+        problems = [*([self.lost_run] if self.lost_run else []), *self._chain.problems, *self._removals[1].values()]
         unfinished: list[str] = []
         for layer in self._chain.layers:
             expected, sealed = self._expected(layer, problems)
@@ -353,6 +377,10 @@ def _unfinished(layer: Layer, books: Books, *, sealed: bool) -> list[str]:
         first = next(shard for shard in range(shards) if shard not in known)
         return [f"{shards - len(known)} of {shards} shards are not committed, shard {first} among them: run the same compress to finish"]
     return [] if sealed else ["the archive is not sealed: run the same compress to finish"]
+
+
+class LostRunError(ManifestError):
+    """An archive is there, and its `run.json` is lost or damaged."""
 
 
 class MissingArchiveError(PipelineError):

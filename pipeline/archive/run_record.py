@@ -15,6 +15,10 @@ MAX_FURTHER_MODELS = 15
 """Each is held in memory by whoever reads."""
 
 
+class UnknownVersionError(ManifestError):
+    """A newer msinn made the archive: nothing of it is damaged, and nothing of it is read."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """The content of `run.json`.
@@ -114,7 +118,8 @@ class RunRecord:
         version = values.get("archive_version")
         if version not in READ_VERSIONS or type(version) is not int:
             known = f"versions 1 to {READ_VERSIONS[-1]}"
-            raise ManifestError(f"archive version {str(version)[:40]}; this msinn reads {known}: use a newer msinn")
+            fault = UnknownVersionError if type(version) is int and version > READ_VERSIONS[-1] else ManifestError
+            raise fault(f"archive version {str(version)[:40]}; this msinn reads {known}: use a newer msinn")
         check(_fault(values), place)
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
 

@@ -7,11 +7,24 @@ newest, for people.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.archive.commits import Commit
-from pipeline.archive.layout import READ_VERSIONS, SEAL, SEAL_NAME, SEALS, commit_name, grown_version, json_bytes, json_object, seal_name, sha256
+from pipeline.archive.layout import (
+    GENERATION_FOLDER,
+    READ_VERSIONS,
+    RUN,
+    SEAL,
+    SEAL_NAME,
+    SEALS,
+    commit_name,
+    grown_version,
+    json_bytes,
+    json_object,
+    seal_name,
+    sha256,
+)
 from pipeline.archive.run_record import RunRecord
 from pipeline.errors import CommitConflictError, ManifestError, NotFoundError
 from pipeline.limits import MAX_RUN_BYTES
@@ -165,6 +178,36 @@ def mend_first(root: Store) -> bool:
             root.publish_bytes(data, name)
             return True
     return False
+
+
+def mend_runs(root: Store) -> list[str]:
+    """Make `run.json` of later generations again from their seals, which say the same.
+
+    Returns:
+        Names of those that were lost or damaged, and are there now.
+
+    Raises:
+        StorageError: The store failed.
+    """
+    mended = []
+    for number in range(2, _newest(root) + 1):
+        try:
+            sealed = json_object(root.read(seal_name(number), limit=MAX_RUN_BYTES), root.path(seal_name(number)))
+            folder, run = sealed.get("folder"), RunRecord.from_json(sealed["run"], seal_name(number))
+            if not isinstance(folder, str) or not GENERATION_FOLDER.fullmatch(folder):
+                continue
+        except (ManifestError, NotFoundError, KeyError, AttributeError):
+            continue  # whoever reads it says what is lost
+        name = f"{folder}/{RUN}"
+        # Of two lists of what is removed the seal names the second, and this one the first.
+        first = [other for other in root.list(f"{folder}/removed") if other != f"{folder}/{run.removed}"]
+        run = replace(run, removed=first[0].removeprefix(f"{folder}/")) if len(first) == 1 else run
+        try:
+            RunRecord.from_bytes(root.read(name, limit=MAX_RUN_BYTES), name)
+        except (ManifestError, NotFoundError):
+            root.publish_bytes(run.to_bytes(), name)
+            mended.append(name)
+    return mended
 
 
 def _newest(root: Store) -> int:

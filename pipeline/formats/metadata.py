@@ -294,6 +294,10 @@ def _bmp(image: Image.Image, data: bytes, common: Carried) -> Carried:
     return _as_chunks(common, *_resolution(image))
 
 
+_JP2_PLAIN = tuple(number.to_bytes(4, "big") for number in (16, 17, 18))
+"""Enumerated colour spaces of JPEG 2000 that say no more than the samples: sRGB, grey, and sRGB as YCC."""
+
+
 def _jpeg2000(image: Image.Image, data: bytes, common: Carried) -> Carried:
     known = {b"jP  ", b"ftyp", b"jp2h", b"jp2c"}
     found, position, dropped = [], 0, None
@@ -304,7 +308,7 @@ def _jpeg2000(image: Image.Image, data: bytes, common: Carried) -> Carried:
                 found.append(f"box {kind.decode('latin-1')}")
             if kind == b"jp2h":
                 header = data[position : position + length]
-                if (at := header.find(b"colr")) >= 0 and header[at + 4 : at + 5] != b"\x01":
+                if (at := header.find(b"colr")) >= 0 and (header[at + 4 : at + 5] != b"\x01" or header[at + 7 : at + 11] not in _JP2_PLAIN):
                     found.append("a colour profile")
             if length == 1 and position + 16 <= len(data):
                 length = int.from_bytes(data[position + 8 : position + 16], "big")
@@ -336,7 +340,19 @@ def _avif(image: Image.Image, data: bytes, common: Carried) -> Carried:
         return replace(common, second_image="a depth map")
     if b"tmap" in odd:
         return replace(common, second_image="a gain map")
-    return replace(common, uncarried=f"AVIF items {', '.join(sorted(kind.decode('latin-1') for kind in odd))[:100]}" if odd else None)
+    uncarried = f"AVIF items {', '.join(sorted(kind.decode('latin-1') for kind in odd))[:100]}" if odd else None
+    return replace(_as_chunks(common, *_colours(data, common)), uncarried=uncarried)
+
+
+def _colours(data: bytes, common: Carried) -> list[tuple[bytes, bytes]]:
+    """`cICP` of an AVIF whose colours are not sRGB's: primaries and transfer, of the full-range RGB that decoders give. A profile says more."""
+    at = data.find(b"colrnclx", 0, 1 << 16)
+    if at < 0 or at + 15 > len(data) or common.icc is not None:
+        return []
+    primaries, transfer = struct.unpack_from(">HH", data, at + 8)
+    if (primaries in (1, 2) and transfer in (2, 13)) or primaries > 255 or transfer > 255:
+        return []
+    return [(b"cICP", bytes((primaries, transfer, 0, 1)))]
 
 
 def _ppm(image: Image.Image, data: bytes, common: Carried) -> Carried:

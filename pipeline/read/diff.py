@@ -14,7 +14,7 @@ from msinn_core.flight import ahead
 from msinn_core.metrics import psnr_db
 from pipeline.archive.layout import sha256
 from pipeline.archive.row import Row
-from pipeline.errors import ManifestError, NotFoundError, UsageError
+from pipeline.errors import ManifestError, NotFoundError, OutageError, StorageError, UsageError
 from pipeline.formats import images
 from pipeline.formats.records import rows_of
 from pipeline.limits import DEFAULT, Limits
@@ -22,6 +22,7 @@ from pipeline.read.files import Files
 from pipeline.read.names import map_name
 from pipeline.read.worker import holds, sentence_of
 from pipeline.sources.listing import LITTER
+from pipeline.sources.record import printable
 from pipeline.store.base import Store, open_store
 
 _READERS = 4
@@ -91,12 +92,14 @@ class Comparison:
             raise UsageError(f"{folder} holds no files to compare with")
         # The table of names is a restore's own.
         others = names - {map_name(files.rows)}
+        # Names that are no UTF-8 stand in the archive as text.
+        by_text = {printable(name): name for name in names} | {name: name for name in names}
         with ThreadPoolExecutor(_READERS) as pool:
 
             def compared(pair: _Pair) -> tuple[_Pair, str | Difference]:
                 return pair, _compared(pair, store, files, limits)
 
-            for pair, found in ahead(compared, _pairs(files, names), pool, 2 * _READERS):
+            for pair, found in ahead(compared, _pairs(files, by_text), pool, 2 * _READERS):
                 others.discard(pair.there or "")
                 self.counts[found if isinstance(found, str) else found.kind] += 1
                 if isinstance(found, Difference):
@@ -106,11 +109,11 @@ class Comparison:
             yield Difference(ONLY_IN_FOLDER, name)
 
 
-def _pairs(files: Files, names: set[str]) -> Iterator[_Pair]:
+def _pairs(files: Files, names: dict[str, str]) -> Iterator[_Pair]:
     for row in rows_of(Row, files.rows):
-        yield _Pair(row, row.name, next((name for name in (row.name, row.restore_name) if name in names), None), row.restore_name)
+        yield _Pair(row, row.name, next((names[name] for name in (row.name, row.restore_name) if name in names), None), row.restore_name)
         for side in row.sidecars:
-            there = next((name for name in (side.name, side.restore_name) if name in names), None)
+            there = next((names[name] for name in (side.name, side.restore_name) if name in names), None)
             yield _Pair(row, side.name, there, side.restore_name, side.sha256)
 
 
@@ -123,6 +126,10 @@ def _compared(pair: _Pair, store: Store, files: Files, limits: Limits) -> str | 
         data = store.read(pair.there, limit=limits.max_file_bytes)
     except NotFoundError:  # gone since it was listed
         return Difference(ONLY_IN_ARCHIVE, pair.name)
+    except OutageError:
+        raise
+    except StorageError as error:  # one that cannot be read says nothing of the others
+        return Difference(DIFFERENT, pair.there, str(error))
     if pair.digest is None and row.codec is None:
         return Difference(DIFFERENT, pair.there, "it could not be read when the archive was made: nothing is stored of it")
     if sha256(data) == (pair.digest or row.source_sha256):

@@ -76,7 +76,7 @@ def export(
         UsageError: `target` is not empty, lies in the archive, or the condition is not SQL.
         ManifestError: There is no archive.
     """
-    archive, out = Archive(url, generation), open_store(target)
+    archive, out = Archive(url, generation, without_run=True), open_store(target)
     if out.lies_in(archive.store):
         raise UsageError(f"{target} lies inside the archive: choose a folder outside it")
     if not overwrite and (there := out.list("")):

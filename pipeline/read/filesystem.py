@@ -51,13 +51,19 @@ class NoFileError(UsageError, IsADirectoryError):
     """A folder was opened as a file."""
 
 
+class NoArchiveError(NotFoundError):
+    """No archive is there."""
+
+    exit_code = 2
+
+
 @contextlib.contextmanager
 def _as_folders_do() -> Iterator[None]:
     """Errors are `OSError`s too."""
     try:
         yield
     except MissingArchiveError as error:
-        raise NotFoundError(str(error)) from error
+        raise NoArchiveError(str(error)) from error
     except BrokenFileError:
         raise
     except (ManifestError, CodecError) as error:

@@ -29,7 +29,7 @@ from pipeline.forms.samples import METADATA, Samples
 from pipeline.limits import DEFAULT, Limits
 from pipeline.read.decoder import Decoder, check_payload, read_part
 from pipeline.read.files import Files
-from pipeline.read.names import NAMES, as_wanted, names_before, names_joined, names_table, with_single_names
+from pipeline.read.names import as_wanted, map_name, names_before, names_joined, names_table, with_single_names
 from pipeline.read.reduced import Reduced
 from pipeline.read.rows import COLUMNS, usable
 from pipeline.read.target import Target
@@ -165,7 +165,7 @@ def get_many(
     Args:
         url: The archive.
         wanted: Keys, original or restored names, or globs over restored names (`photos/*.png`, `**/*.png`).
-        target: Folder or URL. A table in it, `msinn-names.csv`, says which file holds which original.
+        target: Folder or URL. A table in it, `msinn-names.csv` (or as `map_name` calls it), says which file holds which original.
         overwrite: Replace files of other content that are there; otherwise they stay, and are a problem.
         scale: 2, 4, 8 or 16: PNGs so many times smaller, as `restore` with a `Conversion` of this scale writes them.
         generation: Which one of the archive; the newest if not given.
@@ -179,7 +179,8 @@ def get_many(
     conversion = Conversion("png", scale=scale)
     files, out, result = Files(url, limits, generation=generation), Target(target), Result()
     names = files.matching(wanted)
-    before = names_before(out.read(NAMES), out.store.path(NAMES))
+    table = map_name(files.rows)
+    before = names_before(out.read(table), out.store.path(table))
     out.store.prepare()
     chosen = files.rows.filter(pc.is_in(files.rows.column("key"), pa.array(list({files.row(name).key for name in names}), pa.string())))
     if scale > 1:
@@ -205,7 +206,7 @@ def get_many(
             result.sidecars += side is not None
         except (ManifestError, CodecError) as error:
             result.problems.append(sentence_of(name, error))
-    out.write(NAMES, names_joined(before, names_table(chosen)))
+    out.write(table, names_joined(before, names_table(chosen)))
     return result
 
 

@@ -9,6 +9,7 @@ import os
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.archive.conversion import Conversion
 from pipeline.archive.row import Row, Sidecar
@@ -69,8 +70,13 @@ def with_single_names(rows: pa.Table) -> tuple[pa.Table, list[str]]:
 
 
 def map_name(rows: pa.Table) -> str:
-    """What the table of names is called: no image of the restore has this name."""
-    taken = set(rows.column("restore_name").to_pylist())
+    """What the table of names is called: no file of the restore has this name, and none lies in a folder that is called so."""
+    sidecars = rows.column("sidecars").combine_chunks().flatten()
+    taken: set[str] = set()
+    for names in (rows.column("restore_name"), sidecars.field("restore_name")):
+        # A target that makes no difference between small and large letters has one place for both.
+        alike = names.filter(pc.match_like(names, "msinn-names%", ignore_case=True))
+        taken.update(name.partition("/")[0].casefold() for name in alike.to_pylist())
     return next(name for name in (NAMES, *(f"msinn-names~{i}.csv" for i in range(len(taken) + 1))) if name not in taken)
 
 

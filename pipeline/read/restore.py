@@ -81,7 +81,7 @@ def restore(
         UsageError: `target` holds files that are not of this restore, the condition is not SQL, or there is no such generation.
         ManifestError: There is no archive.
     """
-    archive = Archive(url, generation)
+    archive = Archive(url, generation, without_run=True)
     out = open_store(target)
     if out.lies_in(archive.store):
         raise UsageError(f"{target} lies inside the archive: choose a folder outside it")
@@ -121,7 +121,7 @@ def foresee(
         UsageError: The condition is not SQL.
         ManifestError: There is no archive.
     """
-    rows, _ = rows_left(Archive(url, generation), where)
+    rows, _ = rows_left(Archive(url, generation, without_run=True), where)
     rows, left_out = as_wanted(rows, conversion)
     same = made_pixels = 0
     sizes: list[tuple[int, Row]] = []

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pyarrow as pa
 
 from pipeline.archive.archive import Archive
 from pipeline.archive.commits import Commit
+from pipeline.archive.layer import Layer
+from pipeline.archive.layout import RUN
 from pipeline.archive.removed import read_removed
 from pipeline.archive.row import Row
 from pipeline.errors import ManifestError, NotFoundError, OutageError, StorageError, UsageError
@@ -45,6 +48,7 @@ def fixity(url: str, *, generation: int | None = None, on_shard: Callable[[Commi
     result.problems += [*books.unfinished, *books.problems, *books.lost.values()]
     checks: list[Callable[[], object]] = [*(partial(archive.model_bytes, digest) for digest in archive.run.models)]
     checks += [partial(_check_scan, archive, layer.scan) for layer in archive.layers]
+    checks += [partial(_check_run, archive, layer) for layer in archive.layers if layer.generation > 1 or archive.lost_run is None]
     checks += [partial(read_removed, archive.store, layer.prefix + layer.run.removed) for layer in archive.layers if layer.generation > 1]
     checks += [archive.check_pointer] if generation is None else []
     for check in checks:
@@ -62,7 +66,7 @@ def fixity(url: str, *, generation: int | None = None, on_shard: Callable[[Commi
 
 
 def _looked_at(url: str, generation: int | None) -> Archive:
-    return Archive(url, everything=True) if generation is None else Archive(url, generation)
+    return Archive(url, generation, everything=generation is None, without_run=True)
 
 
 def _check_scan(archive: Archive, name: str) -> None:
@@ -72,6 +76,23 @@ def _check_scan(archive: Archive, name: str) -> None:
         raise ManifestError(f"{archive.store.path(name)} is missing") from error
     if digest[:12] not in name.rpartition("/")[2]:
         raise ManifestError(f"{archive.store.path(name)} is damaged: its SHA-256 is not its name")
+
+
+def _check_run(archive: Archive, layer: Layer) -> None:
+    """What a generation was made with: nothing is decoded by it, but shards are made again and the archive grows by it."""
+    place = archive.store.path(f"{layer.prefix}{RUN}")
+    if layer.generation == 1:
+        sealed = next(iter(archive.seals()), (0, {}))[1]
+        said = {"images": layer.run.images, "shards": layer.run.shards, "model_sha256": layer.run.model_sha256}
+        if any(sealed.get(name, value) != value for name, value in said.items()):
+            raise ManifestError(f"{place} is not that of this archive: its seal says otherwise")
+        return
+    try:
+        found = Layer.read(archive.store, layer.folder).run
+    except NotFoundError as error:
+        raise ManifestError(f"{place} is missing: compress --grow makes it again from the seal of generation {layer.generation}") from error
+    if replace(found, removed=layer.run.removed) != layer.run:
+        raise ManifestError(f"{place} is changed since generation {layer.generation} was sealed: compress --grow makes it again")
 
 
 def _check_shard(archive: Archive, record: Commit) -> Result:

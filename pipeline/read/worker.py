@@ -88,7 +88,7 @@ class RestoreWorker:
         conversion: Conversion | None = None,
         threads: int = 1,
     ) -> None:
-        self.archive = Archive(url)
+        self.archive = Archive(url, without_run=True)
         self.limits = limits
         self.device = device
         self.decoder = Decoder(self.archive, limits, threads, device)

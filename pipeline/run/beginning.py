@@ -27,7 +27,7 @@ from pipeline.plan.config import CompressConfig
 from pipeline.run.report import Reporter
 from pipeline.run.shards import Shards
 from pipeline.sources import Scan, SourceRecord
-from pipeline.sources.listing import LITTER, absolute
+from pipeline.sources.listing import LITTER, absolute, would_take
 from pipeline.sources.record import SCAN_SCHEMA, from_table, printable, to_table
 from pipeline.store.base import Store, content_name, open_store
 from pipeline.text import redacted
@@ -41,7 +41,10 @@ def refuse_nested(source: str, store: Store) -> None:
     Raises:
         UsageError: It would lie there.
     """
-    if "://" not in source and os.path.isdir(source) and store.lies_in(open_store(source)):
+    if "://" in source:
+        return
+    inside = os.path.isdir(source) and store.lies_in(open_store(source))
+    if inside or would_take(source, [store.path(name) for name in (RUN, "commits/0.json", "shards/0.tar", "manifest/0.parquet")]):
         raise UsageError(f"{store.url} lies inside {source}: choose a destination outside the source")
 
 

@@ -28,7 +28,7 @@ from pipeline.archive.layout import GENERATIONS, GROWN_VERSION, RUN, SEAL, commi
 from pipeline.archive.removed import UNREAD, Removed, removed_object
 from pipeline.archive.row import Row
 from pipeline.archive.run_record import RunRecord, needs_model
-from pipeline.archive.seal import Growth, mend_first
+from pipeline.archive.seal import Growth, mend_first, mend_runs
 from pipeline.errors import ManifestError, NotFoundError, UsageError
 from pipeline.formats.records import rows_of
 from pipeline.limits import MAX_PARQUET_BYTES, MAX_RUN_BYTES
@@ -335,6 +335,8 @@ def _to_grow(root: Store, reporter: Reporter) -> Archive:
         if archive.newest > 1 and mend_first(root):
             reporter.warn(f"{root.path(seal_name(1))} was lost or damaged, and is made again from {root.path(SEAL)}")
             archive = Archive(root.url)
+        for name in mend_runs(root) if archive.newest > 1 else ():
+            reporter.warn(f"{root.path(name)} was lost or damaged, and is made again from its generation's seal")
     except MissingArchiveError as error:
         raise UsageError(f"there is no archive at {root.url} to grow: without --grow the same command, with a budget, makes one") from error
     if not archive.sealed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import stat
 import threading
 from collections import OrderedDict
 from typing import Any
@@ -71,6 +72,8 @@ class Fetcher:
         if part.kind == RANGE and not part.length:
             return b""
         fs, path = _open(part.uri)
+        if "://" not in part.uri:
+            _check_regular(part.uri)
         end = part.offset + part.length if part.kind == RANGE else None
         data: bytes = retry(lambda: fs.cat_file(path, start=part.offset or None, end=end), f"read {printable(part.uri)}")
         if part.kind == RANGE and len(data) != part.length:
@@ -109,20 +112,30 @@ class Fetcher:
             )
 
     def _cell(self, part: Part) -> bytes:
-        value = self._table(part).column(part.column)[part.offset].as_py()
-        if isinstance(value, dict):
-            value = value.get("bytes")
+        cell = self._table(part).column(part.column)[part.offset]
+        # What stands beside the bytes is the sidecar's, and may be what Python cannot hold.
+        value = (cell["bytes"] if isinstance(cell, pa.StructScalar) and cell.is_valid and "bytes" in cell else cell).as_py()
         if not isinstance(value, bytes):
             raise SourceError(f"{printable(part.uri)} holds no image bytes in row {part.offset} of group {part.group}")
         return value
 
     def _row_json(self, part: Part) -> bytes:
         table = self._table(part)
-        row = {name: table.column(name)[part.offset].as_py() for name in table.column_names if name != part.column}
-        image = table.column(part.column)[part.offset].as_py()
+        row = {name: _value(table.column(name)[part.offset]) for name in table.column_names if name != part.column}
+        image = _value(table.column(part.column)[part.offset])
         if isinstance(image, dict) and (rest := {key: value for key, value in image.items() if key != "bytes" and value is not None}):
             row[part.column] = rest
         return json.dumps(row, default=_jsonable, ensure_ascii=False, sort_keys=True).encode()
+
+
+def _check_regular(path: str) -> None:
+    """Raises `SourceError` for what took a file's place since it was listed: a pipe would be waited for without end, and a device has none."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # whoever opens it says so
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise SourceError(f"{printable(path)} is no regular file any more")
 
 
 def _memory_bytes() -> int:
@@ -137,6 +150,24 @@ def _open(uri: str) -> tuple[Any, str]:
     protocol, separator, _ = uri.partition("://")
     fs = fsspec.filesystem(protocol, **options_of(uri)) if separator else fsspec.filesystem("file")
     return fs, fs._strip_protocol(uri) if separator else uri
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    """A cell as Python has it; what it cannot hold (a year 10000, nanoseconds without pandas) as text, and text that is no UTF-8 as bytes."""
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError, ImportError):
+        pass
+    if isinstance(scalar, pa.StructScalar):
+        return {name: _value(scalar[name]) for name in scalar}
+    if isinstance(scalar, pa.ListScalar) and scalar.values is not None:  # maps too
+        return [_value(element) for element in scalar.values]
+    try:
+        if isinstance(scalar, pa.StringScalar | pa.LargeStringScalar):
+            return scalar.as_buffer().to_pybytes()
+        return str(scalar.cast(pa.string()).as_py())
+    except (pa.ArrowException, ValueError, OverflowError):
+        return str(getattr(scalar, "value", None))
 
 
 def _jsonable(value: Any) -> Any:

@@ -7,6 +7,7 @@ import glob
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -153,6 +154,11 @@ def _add_links(files: list[File], links: list[tuple[str, File]], root: str, warn
         target = os.path.realpath(file[0])
         if not os.path.exists(target):
             files.append(file)
+        elif os.path.isdir(target):
+            continue  # told where folders are looked through
+        elif not os.path.isfile(target):
+            # To open a pipe waits for ever, and a device has no end.
+            warnings.append(f"{printable(relative)} is a link to what is no regular file (a pipe, socket or device) and is left out")
         elif target in stored:
             left_out.add("links to files of the source, which are stored once", relative)
         elif target.startswith(inside) or left_out.selection.follow_links:
@@ -259,6 +265,14 @@ def _fits(folder: str, parts: list[str], depth: int) -> bool:
 def absolute(source: str) -> str:
     """A source as it is found from any folder: paths of this machine from its root, addresses as they are."""
     return source if "://" in source or "::" in source else os.path.abspath(source)
+
+
+def would_take(source: str, paths: Iterable[str]) -> bool:
+    """Whether a source of this machine is a glob that names one of these paths."""
+    if os.path.exists(source) or not glob.has_magic(source):
+        return False
+    wanted = re.compile(glob_translate(absolute(source)))
+    return any(wanted.match(path) for path in paths)
 
 
 def bare(path: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import tarfile
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -77,12 +77,18 @@ def scan(source: str, *, image_column: str | None = None, selection: Selection |
     fs, root, files = list_files(source, warnings, cut, left_out)
     paths = [path for path, *_ in files]
     found: Iterable[_Found]
+    apart: list[str] = []
     if all(bare(path).endswith(".tar") for path in paths):
         found = _tars(fs, files, root, warnings, cut, left_out)
     elif all(bare(path).endswith(".parquet") for path in paths):
         found = _parquets(fs, files, root, image_column, warnings, cut, left_out)
     else:
         found = _folder_records(fs, files, root)
+        if packed := [path for path in paths if bare(path).endswith((".tar", ".parquet"))]:
+            apart.append(
+                f"{len(packed)} tar or Parquet files lie among other files and are stored as they are, not image by image, for example "
+                f"{printable(relative_to(packed[0], root, fs))}: a glob that names them alone takes what is in them"
+            )
     digest, total = ListingDigest(), 0
 
     def numbered() -> Iterator[SourceRecord]:
@@ -96,7 +102,9 @@ def scan(source: str, *, image_column: str | None = None, selection: Selection |
     if not records:
         why = [*warnings, *left_out.notes()]
         raise SourceError(f"{source} holds no files to archive" + (f": {why[0]}" if why else ""))
-    return Scan(records, digest.hexdigest(), total, list(map(redacted, warnings)), list(map(redacted, left_out.notes())), tuple(cut), began)
+    return Scan(
+        records, digest.hexdigest(), total, list(map(redacted, warnings)), list(map(redacted, [*left_out.notes(), *apart])), tuple(cut), began
+    )
 
 
 class ListingDigest:
@@ -231,6 +239,8 @@ def _parquet_records(fs: Any, file: File, root: str, image_column: str | None) -
         with retry(lambda: fs.open(path, "rb"), f"list {printable(path)}") as opened:
             found = groups(opened, size, max_footer_bytes=MAX_SOURCE_FOOTER)
             schema = pq.ParquetFile(opened).schema_arrow
+            if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+                raise SourceError(f"{printable(path)} has several columns called {printable(twice[0])}: write it with each name once")
             column_name = _image_column(schema, image_column, path)
             names = next((n for n in _NAME_COLUMNS if n in schema.names and n != column_name and _is_text(schema.field(n).type)), None)
             others = [name for name in schema.names if name != column_name]
@@ -276,7 +286,9 @@ def _is_text(kind: pa.DataType) -> bool:
 def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _holds_images(field.type) for field in kind)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _image_column(schema: pa.Schema, wanted: str | None, path: str) -> str:

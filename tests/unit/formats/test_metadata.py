@@ -240,3 +240,19 @@ def test_a_file_that_goes_on_after_its_picture_is_kept(small: Image.Image) -> No
     assert load(gif + b"PK zip", "x.gif").reason == Reason.UNCARRIED
     assert load(avif, "x.avif").picture is not None
     assert load(avif + struct.pack(">I", 16) + b"mpvdmotion..", "x.avif").reason == Reason.UNCARRIED
+
+
+def test_colours_that_are_not_srgbs_travel(small: Image.Image) -> None:
+    """An AVIF says them by numbers, which are a PNG's `cICP`; a JPEG 2000 in an enumerated space that no PNG has is kept."""
+    avif = encoded(small, "AVIF")
+    at = avif.index(b"colrnclx") + 8
+    for primaries, transfer, chunks in ((1, 13, None), (2, 2, None), (12, 13, b"cICP\x0c\x0d\0\x01"), (9, 16, b"cICP\x09\x10\0\x01")):
+        loaded = load(avif[:at] + struct.pack(">HH", primaries, transfer) + avif[at + 4 :], "x.avif")
+        assert loaded.picture is not None
+        found = loaded.picture.png_chunks
+        assert (found is None) if chunks is None else (found is not None and chunks in found and chunks in images.to_png(loaded.picture))
+    jp2 = encoded(small, "JPEG2000")
+    space = jp2.index(b"colr") + 7
+    assert jp2[space : space + 4] == struct.pack(">I", 16)
+    assert load(jp2, "x.jp2").picture is not None
+    assert load(jp2[:space] + struct.pack(">I", 20) + jp2[space + 4 :], "x.jp2").reason == Reason.UNCARRIED
