@@ -57,18 +57,13 @@ def simulated_worker(models: Sequence[bytes], url: str, config: WorkConfig, thre
     on_gpu = bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
     if on_gpu:
         os.environ["TRITON_INTERPRET"] = "1"
-        from msinn_core.integer.gpu import backend, engine, layers
+        from msinn_core.integer.gpu import backend, layers
 
-        assert engine.OnDevice is backend.OnDevice, "what the engine checks is the class itself, not what stands in for it below"
+        from tests.unit.core.test_gpu import FewPrograms
 
-        def few_programs(where: torch.device) -> layers.TritonLayers:
-            made = layers.TritonLayers()
-            made.tile_for = lambda kind, cin, cout: layers.Tile(1024, 64, 32, 4)  # the interpreter's cost is by the program
-            return made
-
-        right: Any = backend.OnDevice
-        backend.OnDevice = lambda where, convolution: right(torch.device("cpu"), convolution)  # type: ignore[assignment, misc]
-        layers.triton_layers = few_programs
+        right: Any = backend.on_device
+        backend.on_device = lambda where, convolution: right(torch.device("cpu"), convolution)
+        layers.triton_layers = lambda where: FewPrograms()
         torch.cuda.is_available = lambda: True
         assigned = ray.get_runtime_context().get_assigned_resources()
         Path(os.environ["MSINN_TEST_MEETING"], "assigned.json").write_text(json.dumps(assigned))

@@ -24,6 +24,31 @@ _COMPILING = threading.Lock()
 """Triton promises nothing of two threads that compile at once, nor does its interpreter of two that compute: batches under way side by side would."""
 
 
+def name_of(kernel: Any) -> str:
+    """Of a kernel, compiled or interpreted."""
+    name: str = kernel.fn.__name__
+    return name
+
+
+def launch(kernel: Any, grid: tuple[int, ...], /, *arguments: Tensor | int, **constants: Any) -> None:
+    """Start a kernel of Triton's; the first time in a form, and always under the interpreter, one thread at a time."""
+    # All that Triton compiles anew for.
+    form = (kernel, *(_kind(argument) for argument in arguments), *constants.values())
+    with contextlib.nullcontext() if form in _COMPILED and not interpreted(kernel) else _COMPILING:
+        kernel[grid](*arguments, **constants)
+        _COMPILED.add(form)
+
+
+def _kind(argument: Tensor | int) -> Any:
+    """Of an argument, as Triton's specialisation sees it."""
+    return argument if isinstance(argument, int) else (argument.dtype, argument.data_ptr() % 16, argument.device)
+
+
+def interpreted(kernel: Any) -> bool:
+    """Whether Triton computes on this machine's CPU, for tests."""
+    return type(kernel).__name__ == "InterpretedFunction"
+
+
 class Convolution(Protocol):
     """How a layer is computed."""
 
@@ -73,7 +98,7 @@ class TritonLayers:
 
         self._kernels: Any = kernels
         self.tile_for: Callable[[int, int, int], Tile] = tile_for
-        self.interpreted = type(kernels.conv).__name__ == "InterpretedFunction"
+        self.interpreted = interpreted(kernels.conv)
         self._weights: dict[int, tuple[Layer, Tile, Tensor, Tensor, Tensor, Tensor]] = {}
 
     def _placed(self, layer: Layer, device: torch.device) -> tuple[Tile, Tensor, Tensor, Tensor, Tensor]:
@@ -102,15 +127,10 @@ class TritonLayers:
         out = torch.empty((n, height, width, cout), dtype=torch.int16, device=x.device)
         positions = n * height * width
         grid = (-(-positions // tile.positions), len(bias) // tile.out)
-        # All that Triton compiles anew for.
-        added = out if add is None else add
-        form = (layer.kind, add is not None, tile, cin, cout, x.data_ptr() % 16, added.data_ptr() % 16, x.device)
-        with contextlib.nullcontext() if form in _COMPILED and not self.interpreted else _COMPILING:
-            self._kernels.conv[grid](
-                x, high, low, bias, shift, added, out, positions, height, width, parity & 1,
-                cin, cout, high.shape[2], high.shape[1], int(layer.leaky),
-                kind=layer.kind, taps=NUM_TAPS[layer.kind], adds=add is not None,
-                block_m=tile.positions, block_n=tile.out, block_k=tile.inner, num_warps=tile.warps,
-            )  # fmt: skip
-            _COMPILED.add(form)
+        launch(
+            self._kernels.conv, grid, x, high, low, bias, shift, out if add is None else add, out, positions, height, width, parity & 1,
+            cin, cout, high.shape[2], high.shape[1], int(layer.leaky),
+            kind=layer.kind, taps=NUM_TAPS[layer.kind], adds=add is not None,
+            block_m=tile.positions, block_n=tile.out, block_k=tile.inner, num_warps=tile.warps,
+        )  # fmt: skip
         return out

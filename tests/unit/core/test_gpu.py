@@ -27,7 +27,7 @@ from msinn_core.heads import SCALES, read_heads
 from msinn_core.integer import portable
 from msinn_core.integer.gpu import backend as gpu_backend
 from msinn_core.integer.gpu import layers as gpu_layers
-from msinn_core.integer.gpu.backend import OnDevice
+from msinn_core.integer.gpu.backend import on_device
 from msinn_core.integer.gpu.engine import DeviceEngine
 from msinn_core.integer.gpu.layers import Convolution, TritonLayers
 from msinn_core.integer.network import IntegerNetwork
@@ -47,11 +47,11 @@ FORMS = [pytest.param(Float64Layers, id="float64"), pytest.param(TritonLayers, i
 
 
 class FewPrograms(TritonLayers):
-    """The interpreter's cost is by the program: a whole picture in one."""
+    """The interpreter's cost is by the operation, whatever its size: all channels at once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.tile_for = lambda kind, cin, cout: gpu_layers.Tile(1024, 64, 32, 4)
+        self.tile_for = lambda kind, cin, cout: gpu_layers.Tile(512, max(16, 1 << (cout - 1).bit_length()), max(32, 1 << (cin - 1).bit_length()), 4)
 
 
 NETWORKS = [pytest.param(Float64Layers, id="float64"), pytest.param(FewPrograms, id="triton")]
@@ -62,15 +62,15 @@ def tiny() -> LoadedModel:
     return parse_model((GOLDEN / "model.safetensors").read_bytes())
 
 
-def on_device(model: LoadedModel, form: type[Float64Layers] | type[TritonLayers]) -> Codec:
-    return Codec(model, backend=OnDevice(CPU, form()), threads=2)
+def device_codec(model: LoadedModel, form: type[Float64Layers] | type[TritonLayers]) -> Codec:
+    return Codec(model, backend=on_device(CPU, form()), threads=2)
 
 
 @pytest.mark.parametrize("form", NETWORKS)
 def test_smaller_pictures_are_those_of_the_cpu(tiny: LoadedModel, form: type[Float64Layers] | type[TritonLayers]) -> None:
     heads = read_heads(load((GOLDEN.parent / "heads" / "heads.safetensors").read_bytes()))
     model, data = replace(tiny, heads=heads), (GOLDEN / "colour-5.53.msn").read_bytes()
-    codec, device = Codec(model), on_device(model, form)
+    codec, device = Codec(model), device_codec(model, form)
     assert isinstance(device.engine, DeviceEngine)
     assert {scale: device.decode_reduced(data, scale).content() for scale in SCALES} == {
         scale: codec.decode_reduced(data, scale).content() for scale in SCALES
@@ -118,7 +118,7 @@ def test_a_weight_of_three_limbs_is_refused() -> None:
 
 @pytest.mark.parametrize("form", NETWORKS)
 def test_the_golden_vector_and_the_golden_bitstreams(tiny: LoadedModel, form: type[Float64Layers] | type[TritonLayers]) -> None:
-    codec = on_device(tiny, form)  # which compares the golden vector
+    codec = device_codec(tiny, form)  # which compares the golden vector
     assert isinstance(codec.engine, DeviceEngine)
     paths = sorted(GOLDEN.glob("*.msn"))
     assert len(paths) == len(json.loads((GOLDEN / "expected.json").read_text()))
@@ -133,7 +133,7 @@ def test_the_golden_vector_and_the_golden_bitstreams(tiny: LoadedModel, form: ty
 def test_a_batch_gives_what_its_pictures_give_alone(tiny: LoadedModel, photo: NDArray[np.uint8]) -> None:
     pictures = [Picture(pixels=photo[i : i + 30, :41].copy()) for i in range(3)] + [Picture(pixels=photo[:64, 9:41, 0].copy())]
     rates = [0.0, 5.25, 11.0, 3.0]
-    reference, codec = Codec(tiny), on_device(tiny, Float64Layers)
+    reference, codec = Codec(tiny), device_codec(tiny, Float64Layers)
     coded = codec.encode_many(pictures, rates)
     assert coded == [reference.encode(picture, q) for picture, q in zip(pictures, rates, strict=True)]
     damaged = bytearray(coded[1])
@@ -151,7 +151,7 @@ def test_a_batch_gives_what_its_pictures_give_alone(tiny: LoadedModel, photo: ND
 
 def test_one_by_one_through_the_same_interface(tiny: LoadedModel, photo: NDArray[np.uint8]) -> None:
     picture = Picture(pixels=photo[:64, :96].copy())
-    reference, codec = Codec(tiny), on_device(tiny, Float64Layers)
+    reference, codec = Codec(tiny), device_codec(tiny, Float64Layers)
     data = codec.encode(picture, 4.5)
     assert data == reference.encode(picture, 4.5)
     assert np.array_equal(codec.decode(data)[0].pixels, reference.decode(data)[0].pixels)
@@ -161,7 +161,7 @@ def test_one_by_one_through_the_same_interface(tiny: LoadedModel, photo: NDArray
 
 
 def test_too_little_memory_halves_the_batch(tiny: LoadedModel, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
-    codec = on_device(tiny, Float64Layers)
+    codec = device_codec(tiny, Float64Layers)
     engine = codec.engine
     assert isinstance(engine, DeviceEngine)
     sizes: list[int] = []
@@ -210,7 +210,7 @@ def test_a_gpu_that_computes_wrongly_or_not_at_all_gives_way(
     monkeypatch.setattr(gpu_layers, "triton_layers", triton)
     monkeypatch.setattr(portable, "Float64Layers", float64)
     # This machine's CPU stands in for the GPU.
-    monkeypatch.setattr(gpu_backend, "OnDevice", lambda where, layers: OnDevice(CPU, layers))
+    monkeypatch.setattr(gpu_backend, "on_device", lambda where, layers: on_device(CPU, layers))
     with pytest.warns(UserWarning, match=said) if said else contextlib.nullcontext():
         engine = engines.engine_for(tiny, device="cuda")
     assert type(engine).__name__ == chosen
@@ -218,7 +218,7 @@ def test_a_gpu_that_computes_wrongly_or_not_at_all_gives_way(
 
 def test_a_backend_of_ones_own_that_computes_wrongly_is_refused(tiny: LoadedModel) -> None:
     with pytest.raises(CheckpointError, match="golden vector"):
-        engines.engine_for(tiny, backend=OnDevice(CPU, Wrong()))
+        engines.engine_for(tiny, backend=on_device(CPU, Wrong()))
 
 
 def test_a_worker_on_a_gpu_writes_what_one_on_the_cpu_writes(
@@ -227,7 +227,7 @@ def test_a_worker_on_a_gpu_writes_what_one_on_the_cpu_writes(
     """With the CPU in the GPU's place: the same shards, the sample decoded by the CPU; what is too large for the device is coded beside it, and
     checked by another instruction set."""
     monkeypatch.setattr(gpu_layers, "triton_layers", lambda where: None)
-    monkeypatch.setattr(gpu_backend, "OnDevice", lambda where, layers: OnDevice(CPU, layers))
+    monkeypatch.setattr(gpu_backend, "on_device", lambda where, layers: on_device(CPU, layers))
     (tmp_path / "in").mkdir()
     for i in range(3):
         Image.fromarray(photo[i : i + 48, : 64 + 32 * i]).save(tmp_path / "in" / f"{i}.bmp")

@@ -1,0 +1,90 @@
+"""How many launches a batch costs, counted without a device: every torch operation that computes or copies, and every kernel of ours.
+
+Nothing of ours is computed: a kernel's output is what was in memory. So what is counted is the walk with symbols of 0, which has the same launches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from msinn_core.integer.gpu import layers as gpu_layers
+from msinn_core.integer.gpu.engine import DeviceEngine
+from msinn_core.walk import walk
+
+_NO_LAUNCH = (
+    "_pin_memory _reshape_alias _unsafe_view alias as_strided detach empty empty_like empty_strided expand is_pinned lift_fresh new_empty permute",
+    "reshape resolve_conj resolve_neg scalar_tensor select slice split t transpose unbind unsqueeze view",
+)
+NO_LAUNCH = frozenset(name for line in _NO_LAUNCH for name in line.split())
+"""Operations of torch that move nothing: they look at memory in another way, or ask for some."""
+
+
+class _Counting(TorchDispatchMode):
+    """Counts by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with self:  # of what is made of other operations, those are counted
+            made = func.decompose(*args, **(kwargs or {}))
+        if made is not NotImplemented:
+            return made
+        name = func.overloadpacket.__name__
+        if name not in NO_LAUNCH:
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """Launches within, by name; kernels of ours as `triton NAME`, and nothing of theirs is computed."""
+    mode, right = _Counting(), gpu_layers.launch
+
+    def launch(kernel: Any, *arguments: Any, **constants: Any) -> None:
+        mode.found[f"triton {gpu_layers.name_of(kernel)}"] += 1
+
+    gpu_layers.launch = launch
+    try:
+        with torch.inference_mode(), mode:
+            yield mode.found
+    finally:
+        gpu_layers.launch = right
+
+
+class _Zeros:
+    """Symbols of a half, as if they came from the host."""
+
+    def symbols(self, k: int, parity: int, parameters: Any, indexes: Any) -> Any:
+        return torch.empty(indexes.shape, dtype=torch.int32)
+
+
+def of_decode(engine: DeviceEngine, shape: tuple[int, int, int]) -> Counter[str]:
+    """Of a batch `(N, h, w)` of y5, without its copies from and to the host."""
+
+    def run() -> None:
+        walk(engine.network, _Zeros(), engine._gains([6.0] * shape[0]), shape).picture()
+
+    return _of(run)
+
+
+def of_encode(engine: DeviceEngine, shape: tuple[int, int, int]) -> Counter[str]:
+    """Of the transform and the symbols of such a batch."""
+    pixels = np.zeros((shape[0], 16 * shape[1], 16 * shape[2], 3), np.uint8)
+    return _of(lambda: engine.compress_many(engine.transform_many(pixels), [6.0] * shape[0], shape[1:]))
+
+
+def _of(run: Callable[[], Any]) -> Counter[str]:
+    """What the second run costs: the first places the model."""
+    for _ in range(2):
+        with counted() as found:
+            run()
+    return found
