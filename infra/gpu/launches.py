@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,29 @@ NO_LAUNCH = frozenset(name for line in _NO_LAUNCH for name in line.split())
 """Operations of torch that move nothing: they look at memory in another way, or ask for some."""
 
 
+@dataclass(frozen=True)
+class Launch:
+    """Of a kernel of ours."""
+
+    kernel: Any
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
+@dataclass
+class Launches:
+    """How many there are of what, kernels of ours as `triton NAME`; and these one by one."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    launches: list[Launch] = field(default_factory=list)
+
+
 class _Counting(TorchDispatchMode):
     """Counts by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, found: Launches) -> None:
         super().__init__()
-        self.found: Counter[str] = Counter()
+        self._found = found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with self:  # of what is made of other operations, those are counted
@@ -40,22 +58,23 @@ class _Counting(TorchDispatchMode):
             return made
         name = func.overloadpacket.__name__
         if name not in NO_LAUNCH:
-            self.found[name] += 1
+            self._found.counts[name] += 1
         return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
-def counted() -> Iterator[Counter[str]]:
-    """Launches within, by name; kernels of ours as `triton NAME`, and nothing of theirs is computed."""
-    mode, right = _Counting(), gpu_layers.launch
+def counted() -> Iterator[Launches]:
+    """Launches within; of our kernels nothing is computed."""
+    found, right = Launches(), gpu_layers.launch
 
-    def launch(kernel: Any, *arguments: Any, **constants: Any) -> None:
-        mode.found[f"triton {gpu_layers.name_of(kernel)}"] += 1
+    def launch(kernel: Any, grid: Any, /, *arguments: Any, **constants: Any) -> None:
+        found.counts[f"triton {gpu_layers.name_of(kernel)}"] += 1
+        found.launches.append(Launch(kernel, arguments, constants))
 
-    gpu_layers.launch = launch
+    gpu_layers.launch = launch  # type: ignore[assignment]
     try:
-        with torch.inference_mode(), mode:
-            yield mode.found
+        with torch.inference_mode(), _Counting(found):
+            yield found
     finally:
         gpu_layers.launch = right
 
@@ -67,7 +86,7 @@ class _Zeros:
         return torch.empty(indexes.shape, dtype=torch.int32)
 
 
-def of_decode(engine: DeviceEngine, shape: tuple[int, int, int]) -> Counter[str]:
+def of_decode(engine: DeviceEngine, shape: tuple[int, int, int]) -> Launches:
     """Of a batch `(N, h, w)` of y5, without its copies from and to the host."""
 
     def run() -> None:
@@ -76,13 +95,13 @@ def of_decode(engine: DeviceEngine, shape: tuple[int, int, int]) -> Counter[str]
     return _of(run)
 
 
-def of_encode(engine: DeviceEngine, shape: tuple[int, int, int]) -> Counter[str]:
+def of_encode(engine: DeviceEngine, shape: tuple[int, int, int]) -> Launches:
     """Of the transform and the symbols of such a batch."""
     pixels = np.zeros((shape[0], 16 * shape[1], 16 * shape[2], 3), np.uint8)
     return _of(lambda: engine.compress_many(engine.transform_many(pixels), [6.0] * shape[0], shape[1:]))
 
 
-def _of(run: Callable[[], Any]) -> Counter[str]:
+def _of(run: Callable[[], Any]) -> Launches:
     """What the second run costs: the first places the model."""
     for _ in range(2):
         with counted() as found:
