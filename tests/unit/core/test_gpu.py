@@ -18,7 +18,7 @@ from safetensors.numpy import load
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from msinn_core import engines
+from msinn_core import bitstream, engines
 from msinn_core.codec import Codec
 from msinn_core.entropy import rans
 from msinn_core.errors import BitstreamError, CheckpointError, DeviceMemoryError
@@ -46,12 +46,18 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "integer"
 FORMS = [pytest.param(Float64Layers, id="float64"), pytest.param(TritonLayers, id="triton")]
 
 
+def one_block(kind: int, cin: int, cout: int) -> gpu_layers.Tile:
+    """The interpreter's cost is by the operation, whatever its size: all taps and all channels at once."""
+    inputs = 1 << (cin - 1).bit_length()
+    return gpu_layers.Tile(256, max(16, 1 << (cout - 1).bit_length()), max(32, inputs) if kind == POINT else 16 * max(8, inputs), 4)
+
+
 class FewPrograms(TritonLayers):
-    """The interpreter's cost is by the operation, whatever its size: all channels at once."""
+    """For whole networks."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.tile_for = lambda kind, cin, cout: gpu_layers.Tile(512, max(16, 1 << (cout - 1).bit_length()), max(32, 1 << (cin - 1).bit_length()), 4)
+        self.tile_for = one_block
 
 
 NETWORKS = [pytest.param(Float64Layers, id="float64"), pytest.param(FewPrograms, id="triton")]
@@ -147,6 +153,24 @@ def test_a_batch_gives_what_its_pictures_give_alone(tiny: LoadedModel, photo: ND
         assert all(np.array_equal(a, b) for a, b in zip(mine[1], symbols, strict=True))
     assert isinstance(found[1], BitstreamError)
     assert isinstance(found[4], BitstreamError)
+
+
+def test_a_damaged_alpha_plane_costs_its_picture_alone(tiny: LoadedModel, photo: NDArray[np.uint8]) -> None:
+    """Found when the batch is done: the others are there."""
+    heads = read_heads(load((GOLDEN.parent / "heads" / "heads.safetensors").read_bytes()))
+    model = replace(tiny, heads=heads)
+    reference, codec = Codec(model), device_codec(model, Float64Layers)
+    good = reference.encode(Picture(pixels=photo[:32, :32].copy()), 3.0)
+    parts = bitstream.parse(good)
+    bad = replace(parts, boxes={bitstream.ALPHA: b"no deflate"}).to_bytes()
+    found = codec.decode_many([good, bad, good])
+    assert [type(one) for one in found] == [tuple, BitstreamError, tuple]
+    smaller = codec.decode_reduced_batch([(good, None), (bad, None), (good, None)], 4)
+    assert [type(one) for one in smaller] == [Picture, BitstreamError, Picture]
+    assert isinstance(smaller[2], Picture)
+    assert np.array_equal(smaller[2].pixels, reference.decode_reduced(good, 4).pixels)
+    assert codec.reduced_size_of(good, 4) == (8, 32)
+    assert codec.reduced_size_of(b"no bitstream", 4) is None
 
 
 def test_one_by_one_through_the_same_interface(tiny: LoadedModel, photo: NDArray[np.uint8]) -> None:
