@@ -20,18 +20,14 @@ from typing import Any
 import torch
 
 from infra.gpu import launches
-from msinn_core.entropy.first_stream import StreamCoder
-from msinn_core.integer.gpu.backend import on_device
-from msinn_core.integer.gpu.engine import DeviceEngine
 from msinn_core.integer.gpu.layers import TritonLayers, name_of
-from msinn_core.integer.network import IntegerNetwork
-from msinn_core.model_file import load_model
+from msinn_core.model_file import heads_of, load_model
 
 _TYPES = {torch.uint8: "u8", torch.int8: "i8", torch.int16: "i16", torch.int32: "i32", torch.float32: "fp32", torch.float64: "fp64"}
 OPTIONS = ("num_warps", "enable_fp_fusion")
 """Constants of a launch that are the compiler's, not the kernel's."""
 
-MULTIPLY = ("conv", "unit")
+MULTIPLY = ("conv",)
 
 
 @dataclass(frozen=True)
@@ -63,11 +59,9 @@ def form_of(launch: launches.Launch) -> Form:
 
 
 def forms_of(model: str) -> list[Form]:
-    """All that a model uses, each once; most of the work first."""
+    """All that a model uses, each once."""
     loaded = load_model(model)
-    network = IntegerNetwork(loaded.config, loaded.integer, on_device(torch.device("cpu"), TritonLayers()))
-    engine = DeviceEngine(network, StreamCoder(loaded.tables, loaded.weights), 1)
-    found = launches.of_decode(engine, (2, 4, 6)).launches + launches.of_encode(engine, (2, 4, 6)).launches
+    found = launches.of_all(loaded, TritonLayers(), (2, 4, 6), heads_of(loaded))
     return list(dict.fromkeys(form_of(launch) for launch in found))
 
 

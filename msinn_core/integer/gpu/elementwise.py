@@ -49,75 +49,59 @@ def narrow(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["positions", "t_shift"])  # type: ignore[untyped-decorator]
-def unit(  # type: ignore[no-untyped-def]
-    first, second, st, table, matrix, bias, out, positions, t_shift, first_stride: tl.constexpr, second_stride: tl.constexpr, half: tl.constexpr,
-    affine: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
+def unit_inputs(  # type: ignore[no-untyped-def]
+    first, second, st, table, out, positions, t_shift,
+    stride: tl.constexpr, half: tl.constexpr, affine: tl.constexpr, block_m: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
-    """`Backend.unit`: inverse coupling and inverse matrix, `block_n` output channels a program, `block_k` input channels at a time.
-
-    The products are float64 over whole numbers whose partial sums stay below 2^52 (INTEGER.md, section 3): exact in any order, with FMA or without.
+    """What `Backend.unit` multiplies by its matrix: float64 `[positions, 2 half]`, whole numbers.
 
     Args:
-        first: int32, first half of the state's channels, of `first_stride` a position.
-        second: int32, second half; so `second_stride`.
+        first: int32, first half of the state's channels, of `stride` a position.
+        second: int32, second half; likewise.
         st: int16 `[positions, half]`, or `[positions, 2 half]` if `affine`.
         table: int32 `[65536]`.
-        matrix: float64 `[2 half, 2 half]`, inputs first.
-        bias: float64 `[2 half]`.
-        out: int32 `[positions, 2 half]`.
+        out: What is multiplied.
         positions: Of all pictures.
         t_shift: Of t.
-        first_stride: See `first`.
-        second_stride: See `second`.
+        stride: See `first`.
         half: Of the state's channels.
         affine: Whether there are scales.
         block_m: Positions a program.
-        block_n: Output channels a program.
-        block_k: Input channels at a time.
+        block_c: Channels, those that are masked among them.
     """
-    channels: tl.constexpr = 2 * half
-    width: tl.constexpr = channels if affine else half
+    width: tl.constexpr = 2 * half if affine else half
     m = tl.program_id(0) * block_m + tl.arange(0, block_m)
-    n = tl.program_id(1) * block_n + tl.arange(0, block_n)
+    c = tl.arange(0, block_c)
     inside = (m < positions)[:, None]
     at = m.to(tl.int64)[:, None]
-    sums = tl.zeros((block_m, block_n), dtype=tl.float64)
-    for start in range(0, channels, block_k):
-        k = start + tl.arange(0, block_k)
-        kept = inside & (k < half)[None, :]
-        moved = inside & ((k >= half) & (k < channels))[None, :]
-        beyond = (k - half)[None, :]
-        value = tl.load(second + at * second_stride + beyond, mask=moved, other=0).to(tl.int64)
-        if affine:
-            scale = tl.load(st + at * width + beyond, mask=moved, other=0).to(tl.int32)
-            value = (value * tl.load(table + (scale + 32768), mask=moved, other=0) + (1 << 19)) >> 20
-        value -= tl.load(st + at * width + (width - half) + beyond, mask=moved, other=0).to(tl.int64) << t_shift
-        value += tl.load(first + at * first_stride + k[None, :], mask=kept, other=0)
-        weight = tl.load(matrix + k[:, None] * channels + n[None, :], mask=(k < channels)[:, None] & (n < channels)[None, :], other=0.0)
-        sums = tl.dot(_cut(value, LIMIT).to(tl.float64), weight, acc=sums, out_dtype=tl.float64)
-    # Exact as well: a power of two, and a sum of 53 bits.
-    x = tl.floor(sums * 9.5367431640625e-07 + 0.5) - tl.load(bias + n, mask=n < channels, other=0.0)[None, :]
-    tl.store(out + at * channels + n[None, :], _cut(x, 67108864.0).to(tl.int32), mask=inside & (n < channels)[None, :])
+    kept = inside & (c < half)[None, :]
+    moved = inside & ((c >= half) & (c < 2 * half))[None, :]
+    beyond = (c - half)[None, :]
+    value = tl.load(second + at * stride + beyond, mask=moved, other=0).to(tl.int64)
+    if affine:
+        scale = tl.load(st + at * width + beyond, mask=moved, other=0).to(tl.int32)
+        value = (value * tl.load(table + (scale + 32768), mask=moved, other=0) + (1 << 19)) >> 20
+    value -= tl.load(st + at * width + (width - half) + beyond, mask=moved, other=0).to(tl.int64) << t_shift
+    value += tl.load(first + at * stride + c[None, :], mask=kept, other=0)
+    tl.store(out + at * (2 * half) + c[None, :], _cut(value, LIMIT).to(tl.float64), mask=kept | moved)
 
 
 @triton.jit(do_not_specialize=["positions"])  # type: ignore[untyped-decorator]
-def mix(  # type: ignore[no-untyped-def]
-    x, matrix, bias, out, positions, channels: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr,
+def unit_outputs(  # type: ignore[no-untyped-def]
+    sums, bias, out, positions, channels: tl.constexpr, forward: tl.constexpr, block_m: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
-    """`Backend.mix`. The matrix is of real numbers: the order of its sums, which no library promises either, may move the 53rd bit of one that is
-    rounded to a whole number then. The encoder's alone."""
+    """What becomes of the products: `Backend.unit`, or `forward` `Backend.mix`. A power of two and a sum of 53 bits are exact, FMA or not."""
     m = tl.program_id(0) * block_m + tl.arange(0, block_m)
-    n = tl.program_id(1) * block_n + tl.arange(0, block_n)
-    inside = (m < positions)[:, None]
-    at = m.to(tl.int64)[:, None]
-    sums = tl.zeros((block_m, block_n), dtype=tl.float64)
-    for start in range(0, channels, block_k):
-        k = start + tl.arange(0, block_k)
-        value = tl.load(x + at * channels + k[None, :], mask=inside & (k < channels)[None, :], other=0)
-        weight = tl.load(matrix + k[:, None] * channels + n[None, :], mask=(k < channels)[:, None] & (n < channels)[None, :], other=0.0)
-        sums = tl.dot(value.to(tl.float64), weight, acc=sums, out_dtype=tl.float64)
-    z = tl.floor(sums + tl.load(bias + n, mask=n < channels, other=0.0)[None, :] + 0.5)
-    tl.store(out + at * channels + n[None, :], _cut(z, 67108864.0).to(tl.int32), mask=inside & (n < channels)[None, :])
+    c = tl.arange(0, block_c)
+    inside = (m < positions)[:, None] & (c < channels)[None, :]
+    place = m.to(tl.int64)[:, None] * channels + c[None, :]
+    offset = tl.load(bias + c, mask=c < channels, other=0.0)[None, :]
+    value = tl.load(sums + place, mask=inside, other=0.0)
+    if forward:
+        x = tl.floor(value + offset + 0.5)
+    else:
+        x = tl.floor(value * 9.5367431640625e-07 + 0.5) - offset
+    tl.store(out + place, _cut(x, 67108864.0).to(tl.int32), mask=inside)
 
 
 @triton.jit(do_not_specialize=["positions", "t_shift"])  # type: ignore[untyped-decorator]

@@ -18,9 +18,6 @@ ELEMENTS = 2048
 INTERPRETED_ELEMENTS = 1 << 17
 """The interpreter's cost is by the program."""
 
-POSITIONS = 64
-"""Of a program that multiplies by a matrix."""
-
 
 class Fused(OnDevice):
     """See `OnDevice`, whose results these are.
@@ -50,12 +47,12 @@ class Fused(OnDevice):
         block = min(self._elements, _power_of_two(count)) if self._interpreted else self._elements
         layers.launch(kernel, (-(-count // block),), *arguments, **constants, block=block)
 
-    def _products(self, kernel: Any, positions: int, channels: int, /, *arguments: Tensor | int, **constants: Any) -> None:
-        """Start a kernel that multiplies by a matrix: up to 64 outputs a program, so that what it multiplies is computed once or twice."""
-        block_n = min(64 if channels <= 64 else 32, max(16, _power_of_two(channels)))
-        block_m = min(4096, max(16, _power_of_two(positions))) if self._interpreted else POSITIONS
-        grid = (-(-positions // block_m), -(-channels // block_n))
-        layers.launch(kernel, grid, *arguments, **constants, block_m=block_m, block_n=block_n, block_k=16, enable_fp_fusion=True)
+    def _summed(self, products: Tensor, bias: NDArray[np.float64], *, forward: bool) -> Tensor:
+        n, h, w, channels = products.shape
+        out = self._out((n, h, w, channels), torch.int32)
+        kernel = self._kernels.unit_outputs
+        self._by_position(kernel, n * h * w, channels, products, self._constant(bias), out, n * h * w, channels=channels, forward=forward)
+        return out
 
     def _gains(self, vector: NDArray[Any] | Tensor) -> tuple[Tensor, int]:
         """Of `[C]` or `[N, C]`, and how far its rows lie apart."""
@@ -94,13 +91,13 @@ class Fused(OnDevice):
         n, h, w, stride = z.shape
         half = stride // 2 if second is None else stride
         other = z[..., half:] if second is None else second
-        out = self._out((n, h, w, 2 * half), torch.int32)
-        constants = [self._constant(array) for array in (table, matrix, bias)]
-        self._products(
-            self._kernels.unit, n * h * w, 2 * half, z, other, st, *constants, out, n * h * w, t_shift,
-            first_stride=stride, second_stride=stride, half=half, affine=affine,
+        inputs = self._out((n, h, w, 2 * half), torch.float64)
+        self._by_position(
+            self._kernels.unit_inputs, n * h * w, 2 * half, z, other, st, self._constant(table), inputs, n * h * w, t_shift,
+            stride=stride, half=half, affine=affine,
         )  # fmt: skip
-        return out
+        # The library's product: Triton 3.6 does not compile one of float64 whose inputs were narrower.
+        return self._summed(inputs @ self._constant(matrix), bias, forward=False)
 
     def levels(self, parameters: Tensor, log2: NDArray[np.int32], log_gain: NDArray[np.int32] | Tensor, first: int, step: int, tables: int) -> Tensor:
         n, h, w, both = parameters.shape
@@ -130,10 +127,7 @@ class Fused(OnDevice):
         )
 
     def mix(self, x: Tensor, matrix: NDArray[np.float64], bias: NDArray[np.float64]) -> Tensor:
-        n, h, w, channels = x.shape
-        out = torch.empty_like(x)
-        self._products(self._kernels.mix, n * h * w, channels, x, self._constant(matrix), self._constant(bias), out, n * h * w, channels=channels)
-        return out
+        return self._summed(x.double() @ self._constant(matrix), bias, forward=True)
 
     def couple(self, z: Tensor, st: Tensor, reciprocal: NDArray[np.float32], t_shift: int, affine: bool) -> None:
         n, h, w, channels = z.shape

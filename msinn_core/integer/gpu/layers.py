@@ -32,8 +32,8 @@ def name_of(kernel: Any) -> str:
 
 def launch(kernel: Any, grid: tuple[int, ...], /, *arguments: Tensor | int, **constants: Any) -> None:
     """Start a kernel of Triton's; the first time in a form, and always under the interpreter, one thread at a time."""
-    # All that Triton compiles anew for.
-    form = (kernel, *(_kind(argument) for argument in arguments), *constants.values())
+    # All that Triton compiles anew for; the function, since a hash of the kernel itself takes a lock.
+    form = (kernel.fn, *(_kind(argument) for argument in arguments), *constants.values())
     with contextlib.nullcontext() if form in _COMPILED and not interpreted(kernel) else _COMPILING:
         kernel[grid](*arguments, **constants)
         _COMPILED.add(form)
