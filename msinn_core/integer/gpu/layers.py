@@ -35,7 +35,8 @@ def launch(kernel: Any, grid: tuple[int, ...], /, *arguments: Tensor | int, **co
     # All that Triton compiles anew for; the function, since a hash of the kernel itself takes a lock.
     form = (kernel.fn, *(_kind(argument) for argument in arguments), *constants.values())
     with contextlib.nullcontext() if form in _COMPILED and not interpreted(kernel) else _COMPILING:
-        kernel[grid](*arguments, **constants)
+        # Said, for Triton 3.9 warns of whoever does not: its default will change.
+        kernel[grid](*arguments, **{"enable_fp_fusion": True, **constants})
         _COMPILED.add(form)
 
 
