@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from infra.gpu.targets import tools_of
+
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.skipif(not (Path(triton.__path__[0]) / "backends/nvidia/bin/ptxas").exists(), reason="this wheel of Triton has no ptxas")
+@pytest.mark.skipif(not (tools_of(triton) / "ptxas").exists(), reason="this wheel of Triton has no ptxas")
 def test_every_kernel_compiles_for_ampere_and_hopper(tmp_path: Path) -> None:
     """In a process of its own: beside the interpreter, which other tests ask for, Triton does not compile. All forms: `infra/gpu/bench.sh pack`."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
