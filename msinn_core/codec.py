@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from msinn_core import bitstream
+from msinn_core.bitstream import Bitstream
 from msinn_core.coding import Decoded, Latents, PictureCodec, Symbols
 from msinn_core.engine import BatchEngine
 from msinn_core.errors import CodecError, ConfigError, DeviceError, DeviceLostError, DeviceMemoryError
 from msinn_core.flight import MOST_PICTURES, in_batches
 from msinn_core.framing import finished_picture, padded_pixels, padded_side, padded_size
+from msinn_core.heads import stride_after
 from msinn_core.picture import Picture
 from msinn_core.prediction import Curves, curves_of, part_of, probe_rates, stretched
 
@@ -148,8 +152,47 @@ class Codec(PictureCodec):
             raise
         except CodecError:
             return [self._decoded(data) for data in bitstreams]  # which one it is, one by one
-        # A copy: the batch's pinned memory must not live as long as one of its pictures.
-        return [(finished_picture(stream, pixels.copy()), mine) for stream, pixels, mine in zip(streams, padded, symbols, strict=True)]
+        pictures = [_finished(stream, pixels) for stream, pixels in zip(streams, padded, strict=True)]
+        return [picture if isinstance(picture, CodecError) else (picture, mine) for picture, mine in zip(pictures, symbols, strict=True)]
+
+    def reduced_size_of(self, data: bytes | memoryview, scale: int, alpha: bytes | None = None) -> tuple[int, int] | None:
+        """By what `decode_reduced_batch` takes together, and how much: rows of the support by columns of the padded picture, since where positions
+        are fewer channels are more. None if this codec does not decode it so."""
+        try:
+            head, _ = self._head(scale)
+            stream = self._allowed(bitstream.parse_prefix(data, head.num_streams, alpha))
+        except CodecError:
+            return None
+        return padded_side(stream.height) // stride_after(head.num_steps), padded_side(stream.width)
+
+    def decode_reduced_batch(self, parts: Sequence[tuple[bytes | memoryview, bytes | None]], scale: int) -> list[Picture | CodecError]:
+        """What `decode_reduced` gives of each of some beginnings of bitstreams, with their alpha planes, of one padded size; on a device, at once.
+
+        Raises:
+            ConfigError: There is no head for this scale.
+            DeviceMemoryError: The device has too little memory for more than one of them.
+            DeviceLostError: The device failed.
+        """
+        head, _ = self._head(scale)
+        streams = [self._allowed(bitstream.parse_prefix(data, head.num_streams, alpha)) for data, alpha in parts]
+        shape = self._shape(streams[0].width, streams[0].height)
+        try:
+            padded = self._on_device().decode_reduced_many([stream.streams for stream in streams], [stream.q for stream in streams], shape, head)
+        except DeviceError as error:
+            if isinstance(error, DeviceMemoryError) and len(streams) == 1:
+                return [error]
+            raise
+        except CodecError:
+            return [self._reduced(data, scale, alpha) for data, alpha in parts]
+        return [_finished(stream, pixels, scale) for stream, pixels in zip(streams, padded, strict=True)]
+
+    def _reduced(self, data: bytes | memoryview, scale: int, alpha: bytes | None) -> Picture | CodecError:
+        try:
+            return self.decode_reduced(data, scale, alpha)
+        except DeviceLostError:
+            raise
+        except CodecError as error:
+            return error
 
     def analyse_many(self, pictures: Sequence[Picture], *, sampled: bool = False) -> list[Curves]:
         """`analyse` of pictures whose parts (`part_of`) have one padded size, at once, on a device.
@@ -167,3 +210,11 @@ class Codec(PictureCodec):
             stretched(self.model, curves_of(self.model, tally, part), part, whole)
             for tally, part, whole in zip(tallies, parts, pictures, strict=True)
         ]
+
+
+def _finished(stream: Bitstream, pixels: NDArray[np.uint8], scale: int = 1) -> Picture | CodecError:
+    """One picture of a batch, or what is wrong with what came with it. A copy: the batch's pinned memory must not live as long as one picture."""
+    try:
+        return finished_picture(stream, pixels.copy(), scale)
+    except CodecError as error:
+        return error

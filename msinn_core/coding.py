@@ -204,12 +204,17 @@ class PictureCodec:
             BitstreamError: As in `decode`; damage in a stream that is read is found by the stream's end.
             PixelLimitError: The full picture is over the pixel limit.
         """
+        head, engine = self._head(scale)
+        stream = self._allowed(bitstream.parse_prefix(data, head.num_streams, alpha))
+        padded = engine.decode_reduced(stream.streams, stream.q, self._shape(stream.width, stream.height), head)
+        return finished_picture(stream, padded, scale)
+
+    def _head(self, scale: int) -> tuple[Head, ReducingEngine]:
+        """Of a scale, and the engine, which takes heads. Raises `ConfigError` where there is none."""
         head = self.heads.get(scale)
         if head is None or not isinstance(self.engine, ReducingEngine):
             raise ConfigError(f"model {self.model.name} has no head for scale {scale}: decode in full, and reduce")
-        stream = self._allowed(bitstream.parse_prefix(data, head.num_streams, alpha))
-        padded = self.engine.decode_reduced(stream.streams, stream.q, self._shape(stream.width, stream.height), head)
-        return finished_picture(stream, padded, scale)
+        return head, self.engine
 
     def decode_known(self, data: bytes | memoryview, symbols: Symbols) -> Decoded:
         """What `decode` gives of the bitstream of known symbols; without a second walk if they hold theirs.

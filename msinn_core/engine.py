@@ -117,6 +117,11 @@ class BatchEngine(Engine, Protocol):
     ) -> tuple[NDArray[np.uint8], list[list[FlatSymbols]]]:
         """Pictures uint8 `[N, 16h, 16w, 3]`, and per picture its ten arrays of symbols. Raises `BitstreamError` if any streams do not fit."""
 
+    def decode_reduced_many(
+        self, streams: Sequence[Sequence[bytes]], rates: Sequence[float], shape: tuple[int, int], head: Head
+    ) -> NDArray[np.uint8]:
+        """Pictures of a head's scale; see `ReducingEngine`."""
+
 
 @dataclass(frozen=True)
 class Tally:

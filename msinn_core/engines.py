@@ -78,7 +78,7 @@ def _on_gpu(model: LoadedModel, device: str, threads: int) -> Engine | None:
     """The engine of a GPU, by Triton or else in float64; None, with a warning, where neither can be trusted or run."""
     import torch
 
-    from msinn_core.integer.gpu.backend import OnDevice
+    from msinn_core.integer.gpu.backend import on_device
     from msinn_core.integer.gpu.engine import DeviceEngine
     from msinn_core.integer.gpu.layers import triton_layers
     from msinn_core.integer.portable import Float64Layers
@@ -88,7 +88,7 @@ def _on_gpu(model: LoadedModel, device: str, threads: int) -> Engine | None:
     for name, make in (("Triton", lambda: triton_layers(where)), ("float64", Float64Layers)):
         try:
             layers = make()
-            network = None if layers is None else _checked(model, OnDevice(where, layers))
+            network = None if layers is None else _checked(model, on_device(where, layers))
         except Exception as error:  # a driver, a compiler, a lack of memory: all of them mean the next
             reasons.append(f"{name}: {' '.join(str(error).split())[:200]}")
             continue

@@ -20,7 +20,7 @@ from infra.local.s3 import BUCKET, LocalS3
 from msinn_core.codec import Codec
 from msinn_core.integer.gpu import backend as gpu_backend
 from msinn_core.integer.gpu import layers as gpu_layers
-from msinn_core.integer.gpu.backend import OnDevice
+from msinn_core.integer.gpu.backend import on_device
 from msinn_core.model_file import LoadedModel, load_model, parse_model
 from msinn_core.picture import Picture
 from tests.matrix import MATRIX, Matrix
@@ -78,7 +78,7 @@ def tiny() -> LoadedModel:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What asks for CUDA gets a GPU's engine, in float64 on the CPU."""
     monkeypatch.setattr(gpu_layers, "triton_layers", lambda where: None)
-    monkeypatch.setattr(gpu_backend, "OnDevice", lambda where, layers: OnDevice(torch.device("cpu"), layers))
+    monkeypatch.setattr(gpu_backend, "on_device", lambda where, layers: on_device(torch.device("cpu"), layers))
 
 
 def fails_at(number: int, right: Callable[..., Any], error: Exception) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,23 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from infra.gpu import tiles
+from infra.gpu import launches, tiles
 from infra.gpu.end_to_end import end_to_end
 from msinn_core.codec import Codec
 from msinn_core.coding import Symbols
+from msinn_core.config import preset
 from msinn_core.entropy.first_stream import StreamCoder
 from msinn_core.flight import IN_FLIGHT
+from msinn_core.float.model import Msinn
 from msinn_core.integer.engine import golden_digest
 from msinn_core.integer.gpu import layers as gpu_layers
-from msinn_core.integer.gpu.backend import OnDevice
+from msinn_core.integer.gpu.backend import OnDevice, on_device
 from msinn_core.integer.gpu.engine import DeviceEngine
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.ops import Compiled
+from msinn_core.integer.packing import pack
 from msinn_core.integer.portable import Float64Layers
-from msinn_core.model_file import load_model
+from msinn_core.model_file import LoadedModel, integer_model_bytes, load_model, parse_model
 from msinn_core.picture import Picture
 
 SIZES = ((2, 3, 5, 6), (6, 32, 40, 48), (48, 48, 30, 26), (96, 64, 12, 16), (12, 16, 64, 64), (192, 160, 9, 8), (64, 96, 31, 8))
@@ -53,22 +57,23 @@ def main() -> None:
     p.add_argument("--device", default="cuda")
     p.add_argument("--model", default="msinn-lite")
     p.add_argument("--threads", type=int, default=16, help="of the host")
-    p.add_argument("--seconds", type=float, default=100, help="no stage begins after this")
+    p.add_argument("--seconds", type=float, default=300, help="no stage begins after this")
     p.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     p.add_argument("--files", type=int, default=300, help="of the runs end to end")
     p.add_argument("--tiles", action="store_true", help="try other sizes of blocks too: a minute more")
     p.add_argument("--limit", type=int, default=1000, help="images")
     arguments = p.parse_args()
     bench = Bench(arguments)
-    stages = [bench.machine, bench.compile, bench.layers, bench.golden, bench.kodak, bench.network, bench.end_to_end, bench.profile]
+    stages = [bench.machine, bench.compile, bench.layers, bench.golden, bench.kodak, bench.launches, bench.network, bench.profile, bench.scales]
+    stages += [bench.paper, bench.end_to_end]
     for stage in stages + ([bench.tiles, bench.tuned] if arguments.tiles else []):
         bench.run(stage)
         arguments.out.write_text(json.dumps(bench.found, indent=1))  # after each: what a time limit cuts off costs no other stage
     print(table_of(bench.found), flush=True)
     differs = []
-    for name in ("layers", "kodak", "end_to_end"):
-        found = bench.found[name] if isinstance(bench.found[name], dict) else {}
-        differs += [f"{name}: {key}" for key, count in found.items() if "different" in key and count]
+    for name in ("layers", "kodak", "scales", "paper", "end_to_end"):
+        found = bench.found[name] if isinstance(bench.found[name], list) else [bench.found[name]]
+        differs += [f"{name}: {key}" for row in found if isinstance(row, dict) for key, count in row.items() if "different" in key and count]
     if bench.found["golden"] is False:
         differs.append("golden vector")
     if bench.failed or differs:
@@ -87,12 +92,27 @@ class Bench:
         self.best: dict[tuple[int, int, int], gpu_layers.Tile] = {}
         self.model = load_model(arguments.model)
         self.pictures = [np.asarray(Image.open(path).convert("RGB"), np.uint8) for path in sorted(arguments.images.glob("*.png"))[: arguments.limit]]
-        layers = gpu_layers.triton_layers(self.device) or Float64Layers()
-        network = IntegerNetwork(self.model.config, self.model.integer, OnDevice(self.device, layers))
-        self.engine = DeviceEngine(network, StreamCoder(self.model.tables, self.model.weights), arguments.threads)
         self.codec = Codec(self.model, threads=1)
-        self.on_gpu = Codec(self.model, threads=1)
-        self.on_gpu.engine = self.engine
+        self.on_gpu = self._on_gpu(self.model)
+        assert isinstance(self.on_gpu.engine, DeviceEngine)
+        self.engine = self.on_gpu.engine
+
+    def _on_gpu(self, model: LoadedModel) -> Codec:
+        """A codec on the device, whose golden vector nobody has looked at."""
+        layers = gpu_layers.triton_layers(self.device) or Float64Layers()
+        network = IntegerNetwork(model.config, model.integer, on_device(self.device, layers))
+        codec = Codec(model, threads=1)
+        codec.engine = DeviceEngine(network, StreamCoder(model.tables, model.weights), self.arguments.threads)
+        return codec
+
+    @cached_property
+    def paper_model(self) -> LoadedModel:
+        """A network of the paper's size with weights of chance: what it costs is the same."""
+        torch.manual_seed(0)
+        config = preset("msinn-base")
+        packed = pack(Msinn(config).eval(), [torch.rand(1, 3, 64, 64)])
+        golden = golden_digest(IntegerNetwork(config, packed, Compiled()))
+        return parse_model(integer_model_bytes(config, packed, golden, name="paper-size"))
 
     def run(self, stage: Callable[[], Any]) -> None:
         """One stage, with its time."""
@@ -146,21 +166,18 @@ class Bench:
         if self.device.type != "cuda":
             return {}
         jobs: dict[Any, tuple[int, int, int, bool, gpu_layers.Tile]] = {}
-        for layer, adds in tiles.model_layers(self.engine.network):
-            cout, _, cin = layer.weight.shape
-            tile = gpu_layers.tile_for(layer.kind, cin, cout)
-            jobs[layer.kind, adds, tile, cin % 16 == 0, cout % 16 == 0] = (layer.kind, cin, cout, adds, tile)
         for kind, (cin, cout, _, _), adds in itertools.product(range(4), SIZES, (False, True)):
             tile = gpu_layers.tile_for(kind, cin, cout)
-            jobs[kind, adds, tile, cin % 16 == 0, cout % 16 == 0] = (kind, cin, cout, adds, tile)
-        own = len(jobs)
+            jobs[kind, adds, tile, cin, cout % 16 == 0] = (kind, cin, cout, adds, tile)
         for kind, cin, cout, _ in tiles.SHAPES if self.arguments.tiles else ():
             for tile in tiles.candidates(cin, cout):
-                jobs[kind, False, tile, cin % 16 == 0, cout % 16 == 0] = (kind, cin, cout, False, tile)
-        shares = [list(jobs.values())[i :: self.arguments.threads] for i in range(self.arguments.threads)]
-        with ProcessPoolExecutor(self.arguments.threads, multiprocessing.get_context("spawn")) as processes:
-            list(processes.map(tiles.compile_some, shares))
-        return {"without_those_of_tiles": own, "kernels": len(jobs)}
+                jobs[kind, False, tile, cin, cout % 16 == 0] = (kind, cin, cout, False, tile)
+        count = self.arguments.threads
+        models = {"lite": self.model.data, "paper": self.paper_model.data}
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as processes:
+            shares = {name: [processes.submit(launches.compile_share, data, i, count) for i in range(count)] for name, data in models.items()}
+            list(processes.map(tiles.compile_some, [list(jobs.values())[i::count] for i in range(count)]))
+            return {"of_chance": len(jobs), **{name: sum(share.result() for share in of) for name, of in shares.items()}}
 
     def layers(self) -> dict[str, Any]:
         """Random layers of every kind, at the bounds too, against the C kernel."""
@@ -214,11 +231,59 @@ class Bench:
 
     def network(self) -> list[dict[str, Any]]:
         """Mpx/s by batch."""
-        return [self._measured(n) for n in self.arguments.batches]
+        return [self._measured(n, self.on_gpu) for n in self.arguments.batches]
 
-    def _measured(self, n: int) -> dict[str, Any]:
+    def paper(self) -> dict[str, Any]:
+        """The same of a network of the paper's size; and whether it gives the CPU's bytes and pixels."""
+        codec, on_gpu = Codec(self.paper_model, threads=self.arguments.threads), self._on_gpu(self.paper_model)
+        picture = Picture(pixels=np.ascontiguousarray(self.pictures[0][:256, :384]))
+        data = codec.encode(picture, 6.0)
+        different = {
+            "golden_different": int(golden_digest(on_gpu.engine.network) != self.paper_model.golden),  # type: ignore[attr-defined]
+            "bitstreams_different": int(on_gpu.encode(picture, 6.0) != data),
+            "pixels_different": int(not np.array_equal(on_gpu.decode(data)[0].pixels, codec.decode(data)[0].pixels)),
+        }
+        return {**different, "rows": [self._measured(n, on_gpu) for n in self.arguments.batches]}
+
+    def launches(self) -> dict[str, Any]:
+        """Of a batch, counted on the CPU, whatever its size: with one kernel for each operation between the layers, and in torch."""
+        found: dict[str, Any] = {}
+        try:
+            layers = gpu_layers.TritonLayers()
+        except ImportError:
+            return found
+        for name, model in (("lite", self.model), ("paper", self.paper_model)):
+            for form, make in (("fused", on_device), ("in_torch", OnDevice)):
+                network = IntegerNetwork(model.config, model.integer, make(torch.device("cpu"), layers))
+                engine = DeviceEngine(network, StreamCoder(model.tables, model.weights), 1)
+                shape = 2, 4, 6
+                counts = {"decode": launches.of_decode(engine, shape).counts, "encode": launches.of_encode(engine, shape).counts}
+                found[f"{name} {form}"] = {what: {"all": of.total(), "layers": of["triton conv"]} for what, of in counts.items()}
+        return found
+
+    def scales(self) -> list[dict[str, Any]]:
+        """Pictures decoded at a scale, in batches and one by one: Mpx/s of the full pictures; and how many differ from the CPU's."""
+        count = max(self.arguments.batches)
+        pictures = [Picture(pixels=one) for one in self._batch(count)]
+        data = self.on_gpu.encode_many(pictures, [RATES[i % len(RATES)] for i in range(count)])
+        megapixels = sum(picture.pixels.size for picture in pictures) / 3e6
+        rows = []
+        for scale in self.on_gpu.heads:
+            parts: list[tuple[bytes | memoryview, bytes | None]] = [(one, None) for one in data]
+            found = self.on_gpu.decode_reduced_batch(parts, scale)
+            expected = [self.codec.decode_reduced(one, scale) for one in data[:4]]
+            some = [isinstance(a, Picture) and np.array_equal(a.pixels, b.pixels) for a, b in zip(found, expected, strict=False)]
+            batch = self._time(partial(self.on_gpu.decode_reduced_batch, parts, scale), 3)
+            alone = self._time(partial(self.on_gpu.decode_reduced, data[0], scale), 3)
+            row = {"scale": scale, "batch": count, "mpx_s": round(megapixels / batch, 1), "one_by_one_mpx_s": round(megapixels / count / alone, 1)}
+            rows.append({**row, "different": some.count(False)})
+            print(rows[-1], flush=True)
+        return rows
+
+    def _measured(self, n: int, codec: Codec) -> dict[str, Any]:
         """The parts alone, and whole batches from and to host memory, one after the other and three in flight."""
-        engine, pixels = self.engine, self._batch(n)
+        engine, pixels = codec.engine, self._batch(n)
+        assert isinstance(engine, DeviceEngine)
         shape = (pixels.shape[1] // 16, pixels.shape[2] // 16)
         megapixels = n * pixels.shape[1] * pixels.shape[2] / 1e6
         rates = [RATES[i % len(RATES)] for i in range(n)]
@@ -239,7 +304,7 @@ class Bench:
             engine.decode_many(streams, rates, shape)
 
         pictures = [Picture(pixels=one) for one in pixels]
-        data = [self.on_gpu.pack(Symbols(pictures[i], rates[i], *coded[i][:2])) for i in range(n)]
+        data = [codec.pack(Symbols(pictures[i], rates[i], *coded[i][:2])) for i in range(n)]
 
         def in_flight(run: Callable[[int], Any], batches: int = 2 * IN_FLIGHT) -> float:
             """Seconds a batch, of several that follow each other as a worker's do: `Codec`'s own way of many pictures."""
@@ -255,8 +320,8 @@ class Bench:
             "entropy_encode": round(megapixels / self._time(lambda: entropy_encode(coded), 3), 1),
             "encode": round(megapixels / self._time(encode, 3), 1),
             "decode": round(megapixels / self._time(decode, 3), 1),
-            "encode_3_in_flight": round(megapixels / in_flight(lambda k: self.on_gpu.encode_many(pictures * k, rates * k, batch=n)), 1),
-            "decode_3_in_flight": round(megapixels / in_flight(lambda k: self.on_gpu.decode_many(data * k, batch=n)), 1),
+            "encode_3_in_flight": round(megapixels / in_flight(lambda k: codec.encode_many(pictures * k, rates * k, batch=n)), 1),
+            "decode_3_in_flight": round(megapixels / in_flight(lambda k: codec.decode_many(data * k, batch=n)), 1),
         }
         if self.device.type == "cuda":
             row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
@@ -310,7 +375,7 @@ class Bench:
         before = self.engine.network.backend._convolution  # type: ignore[attr-defined]
         self.engine.network.backend._convolution = convolution  # type: ignore[attr-defined]
         try:
-            return self._measured(32)
+            return self._measured(32, self.on_gpu)
         finally:
             self.engine.network.backend._convolution = before  # type: ignore[attr-defined]
 
@@ -321,15 +386,17 @@ class Bench:
 
 def table_of(found: dict[str, Any]) -> str:
     """What was found, for people."""
-    lines = []
-    if isinstance(found.get("network"), list):
-        names = [name for name in found["network"][0] if name != "batch"]
-        lines += ["Mpx/s by batch".ljust(26) + "".join(f"{row['batch']:>9}" for row in found["network"])]
-        lines += [name.ljust(26) + "".join(f"{row[name]:>9}" for row in found["network"]) for name in names]
+    lines: list[str] = []
+    paper = found.get("paper")
+    for what, rows in (("", found.get("network")), (", paper's size", paper["rows"] if isinstance(paper, dict) else None)):
+        if isinstance(rows, list):
+            names = [name for name in rows[0] if name != "batch"]
+            lines += [f"Mpx/s by batch{what}".ljust(32) + "".join(f"{row['batch']:>9}" for row in rows)]
+            lines += [name.ljust(32) + "".join(f"{row[name]:>9}" for row in rows) for name in names]
     if isinstance(found.get("end_to_end"), dict):
         lines += ["", f"{found['end_to_end']['files']} files".ljust(28) + "  seconds    Mpx/s"]
         lines += [row["what"].ljust(28) + f"{row['seconds']:>9.2f}{row['mpx_s']:>9.1f}" for row in found["end_to_end"]["rows"]]
-    lines += ["", *(f"{name}: {found.get(name)}" for name in ("layers", "golden", "kodak"))]
+    lines += ["", *(f"{name}: {found.get(name)}" for name in ("layers", "golden", "kodak", "launches", "scales"))]
     return "\n".join(lines)
 
 

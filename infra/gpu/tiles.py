@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from msinn_core.integer.gpu import layers as gpu_layers
-from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.ops import NUM_TAPS, Layer
 
 SHAPES = ((0, 32, 32, 1), (0, 6, 32, 1), (3, 32, 12, 1), (3, 6, 32, 1), (0, 16, 16, 1), (0, 12, 16, 1), (0, 48, 48, 4), (0, 64, 64, 16))
@@ -64,18 +63,11 @@ def candidates(cin: int, cout: int) -> list[gpu_layers.Tile]:
     """Block sizes worth a look."""
     tiles = []
     for positions, out, inner, warps in itertools.product((64, 128, 256), (16, 32, 64), (32, 64), (4, 8)):
-        if out < cout + 16 and (inner == 32 or cin > 32) and positions * out >= 1024 * (warps // 4):
+        # Accumulators of 32 bits a thread: two of each position and limb of an output. More than 128 leave no room for anything else.
+        accumulators = 4 * positions * out // (32 * warps)
+        if (out == 16 or out < 2 * cout) and (inner == 32 or cin > 32) and 16 <= accumulators <= 128:
             tiles.append(gpu_layers.Tile(positions, out, inner, warps))
     return tiles
-
-
-def model_layers(network: IntegerNetwork) -> list[tuple[Layer, bool]]:
-    """The layers of a model, and whether something is added to their output."""
-    model = network.model
-    found = [(layer, i == 2) for units in model.units for unit in units for i, layer in enumerate(unit.layers)]
-    for stack in (*model.cc, *model.sc, *(model.lrp or []), *model.parameters, *model.first_parameters):
-        found += [(layer, False) for layer in (stack.layers if stack else ())]
-    return found + [(layer, name.endswith(".2")) for name, layer in model.post.items()]
 
 
 def random_layer(rng: np.random.Generator, kind: int, cin: int, cout: int, *, large: bool) -> Layer:

@@ -128,9 +128,11 @@ class NumpyArrays(Composed):
         return out
 
     @staticmethod
-    def corrected(x: I32, correction: I16 | None, shift: int) -> NDArray[np.uint8]:
+    def corrected(x: I32 | None, correction: I16 | None, shift: int) -> NDArray[np.uint8]:
         if correction is not None:
-            x = x + correction.astype(np.int32) * np.int32(1 << shift)
+            moved = correction.astype(np.int32) * np.int32(1 << shift)
+            x = moved if x is None else x + moved
+        assert x is not None
         return ((np.clip(x, 0, 1 << STATE_BITS) * np.int32(255) + (1 << (STATE_BITS - 1))) >> STATE_BITS).astype(np.uint8)
 
     @staticmethod

@@ -109,8 +109,8 @@ class Backend(Protocol):
     def gated(self, x: Array, table: Any, index: Array, add: Array) -> Array:
         """`clamp16(rnd(x * table[(index + 32768) >> 4], 15) + add)`, `index` one per picture and channel."""
 
-    def corrected(self, x: Array, correction: Array | None, shift: int) -> Array:
-        """Pixels uint8 of state plus `correction * 2^shift`."""
+    def corrected(self, x: Array | None, correction: Array | None, shift: int) -> Array:
+        """Pixels uint8 of state plus `correction * 2^shift`; one of them may be missing."""
 
     def gathered(self, x: Array, shift: Any) -> Array:
         """`narrow` of `unshuffled(x)`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from msinn_core.config import MsinnConfig
@@ -140,8 +139,8 @@ class IntegerNetwork:
     def code(self, coder: Any, k: int, parity: int, parameters: Array, gains: IntegerGains) -> Array:
         model = self.model
         inv_gain, scale_log2, _ = gains.level(k)
-        log_gain = scale_log2 - (model.scale_exponents[k] << 16)
-        indexes = self.backend.levels(parameters, model.tables["log2"], log_gain, model.first, model.step, 128)
+        first = model.first + (model.scale_exponents[k] << 16)
+        indexes = self.backend.levels(parameters, model.tables["log2"], scale_log2, first, model.step, 128)
         symbols = coder.symbols(k, parity, parameters, indexes)
         return self.backend.dequantise(symbols, parameters, inv_gain, model.mean_shifts[k])
 
@@ -191,8 +190,7 @@ class IntegerNetwork:
             return backend.conv(backend.narrow(rows, head.in_shift), head.layer)
 
         found = backend.in_bands(support, 1, support.shape[-1], run)
-        nothing = backend.to_device(np.zeros((*support.shape[:-1], 3), np.int32))
-        return backend.corrected(nothing, found, OUT_SHIFT)
+        return backend.corrected(None, found, OUT_SHIFT)
 
     def picture(self, support: Array) -> Array:
         """uint8 `[..., H, W, 3]`."""

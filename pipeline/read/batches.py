@@ -8,7 +8,7 @@ DeviceMemoryError: halves; one image alone, or a device that failed: left to the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from msinn_core.codec import Codec
@@ -69,7 +69,7 @@ class Stored:
     def finish(self, picture: Picture, problem: str | None, decoder: Decoder) -> None:
         """Its picture is there."""
         made = self.conversion.file_of(self.row, picture, decoder.loader) if self.conversion is not None else images.to_png(picture)
-        self.data, self.problem, self.payload = made, problem, None
+        self.data, self.problem, self.payload, self.part = made, problem, None, None
 
 
 def decode_one(image: Stored, decoder: Decoder) -> None:
@@ -107,12 +107,17 @@ def decode_batches(stored: Iterable[Stored], decoder: Decoder, codec: Codec, eng
     """
 
     def size_of(image: Stored) -> tuple[int, int] | None:
-        waits = image.payload is not None and image.row.codec == "msinn" and image.row.model_sha256 in (None, codec.model.sha256)
-        waits = waits and decoder.lost is None
-        return codec.size_of(image.payload) if waits and image.payload is not None else None
+        if image.row.codec != "msinn" or image.row.model_sha256 not in (None, codec.model.sha256) or decoder.lost is not None:
+            return None
+        if image.part is not None and image.reduced is not None and image.part.head is not None:
+            return codec.reduced_size_of(image.part.data, image.reduced.scale, image.part.alpha)
+        return None if image.payload is None else codec.size_of(image.payload)
 
     def run(batch: list[Stored]) -> None:
-        _decode(batch, decoder, codec, engine)
+        # At a scale, those of full size that are no pictures of the kind that is wanted may have the same size.
+        for some in ([image for image in batch if image.payload is not None], [image for image in batch if image.part is not None]):
+            if some:
+                _decode(some, decoder, codec, engine)
 
     for image in in_batches(stored, size_of, run, engine):
         decode_one(image, decoder)
@@ -125,20 +130,27 @@ def _decode(batch: list[Stored], decoder: Decoder, codec: Codec, engine: BatchEn
     Raises:
         DeviceMemoryError: The device has too little memory for all of them.
     """
+    reduced = batch[0].reduced
+    found: Sequence[Decoded | Picture | CodecError]
     try:
-        found = codec.decode_batch([image.payload for image in batch if image.payload is not None])
+        if reduced is None:
+            found = codec.decode_batch([image.payload for image in batch if image.payload is not None])
+        else:
+            found = codec.decode_reduced_batch([(image.part.data, image.part.alpha) for image in batch if image.part is not None], reduced.scale)
     except DeviceMemoryError:
         raise
     except Exception as error:  # whatever a device, a driver or a compiler raises: the CPU does without them, or says what is wrong with an image
         decoder.gives_way(error)
         return
 
-    def finish(image: Stored, one: Decoded | CodecError) -> None:
+    def finish(image: Stored, one: Decoded | Picture | CodecError) -> None:
         # What a damaged stream raises is said by the CPU: it alone decides that an image is lost.
-        if isinstance(one, tuple):
-            try:
+        try:
+            if isinstance(one, tuple):
                 image.finish(one[0], decoder.compared(image.row, one[0], codec), decoder)
-            except Exception as error:  # whatever one image does, the others come back
-                image.error, image.payload = error, None
+            elif isinstance(one, Picture) and reduced is not None:
+                image.finish(reduced.checked(image.row, one, codec), None, decoder)
+        except Exception as error:  # whatever one image does, the others come back
+            image.error, image.payload, image.part = error, None, None
 
     list(engine.threads.map(finish, batch, found))

@@ -141,6 +141,10 @@ class Reduced:
             self._decoder.gives_way(error)
             codec = Codec(codec.model, max_pixels=self._limits.max_pixels)
             picture = codec.decode_reduced(part.data, self.scale, part.alpha)
+        return self.checked(row, picture, codec)
+
+    def checked(self, row: Row, picture: Picture, codec: Codec) -> Picture:
+        """What a codec made by a head. Raises `ManifestError` if it is not of the row's size."""
         self._decoder.used.add(f"{codec.engine.device} ({codec.engine.name})")
         if row.width is not None and row.height is not None:
             meant = reduced_side(row.height, self.scale), reduced_side(row.width, self.scale)

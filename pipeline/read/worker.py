@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -118,23 +119,17 @@ class RestoreWorker:
 
     def _decoded(self, rows: list[Row]) -> Iterator[Stored]:
         """The images of rows, in their order, each with the bytes of its file or the error that it costs."""
-        if self._reduced is not None:
-            with ThreadPoolExecutor(_READERS) as readers:
-                for image in ahead(self._begun, rows, readers, 4 * _READERS):
-                    decode_one(image, self.decoder)
-                    yield image
-            return
         coded = next((row for row in rows if row.codec == "msinn"), None)
         codec = None if coded is None or self.device == "cpu" else self._codec_of(coded)
-        if codec is None or codec.batches is None:
-            self._instead = None if codec is None else codec.engine.name
-            for row in rows:
-                image = self._begun(row)
+        if codec is not None and codec.batches is not None:
+            with ThreadPoolExecutor(_READERS) as readers:
+                yield from decode_batches(ahead(self._begun, rows, readers, 4 * _READERS), self.decoder, codec, codec.batches)
+            return
+        self._instead = None if codec is None else codec.engine.name
+        with ThreadPoolExecutor(_READERS) if self._reduced is not None else contextlib.nullcontext() as ahead_of_it:
+            for image in map(self._begun, rows) if ahead_of_it is None else ahead(self._begun, rows, ahead_of_it, 4 * _READERS):
                 decode_one(image, self.decoder)
                 yield image
-            return
-        with ThreadPoolExecutor(_READERS) as readers:
-            yield from decode_batches(ahead(self._begun, rows, readers, 4 * _READERS), self.decoder, codec, codec.batches)
 
     def _codec_of(self, row: Row) -> Codec | None:
         try:

@@ -57,18 +57,12 @@ def simulated_worker(models: Sequence[bytes], url: str, config: WorkConfig, thre
     on_gpu = bool(os.environ.get("CUDA_VISIBLE_DEVICES"))
     if on_gpu:
         os.environ["TRITON_INTERPRET"] = "1"
-        from msinn_core.integer.gpu import backend, engine, layers
+        from msinn_core.integer.gpu import backend, layers
+        from tests.unit.core.test_gpu import FewPrograms
 
-        assert engine.OnDevice is backend.OnDevice, "what the engine checks is the class itself, not what stands in for it below"
-
-        def few_programs(where: torch.device) -> layers.TritonLayers:
-            made = layers.TritonLayers()
-            made.tile_for = lambda kind, cin, cout: layers.Tile(1024, 64, 32, 4)  # the interpreter's cost is by the program
-            return made
-
-        right: Any = backend.OnDevice
-        backend.OnDevice = lambda where, convolution: right(torch.device("cpu"), convolution)  # type: ignore[assignment, misc]
-        layers.triton_layers = few_programs
+        right: Any = backend.on_device
+        backend.on_device = lambda where, convolution: right(torch.device("cpu"), convolution)
+        layers.triton_layers = lambda where: FewPrograms()
         torch.cuda.is_available = lambda: True
         assigned = ray.get_runtime_context().get_assigned_resources()
         Path(os.environ["MSINN_TEST_MEETING"], "assigned.json").write_text(json.dumps(assigned))
@@ -112,8 +106,8 @@ def test_workers_of_both_kinds_write_what_cpus_write(tiny: LoadedModel, photo: N
     names = ["key", "status", "q", "mse", "payload_sha256", "recon_sha256", "shard_key"]
     rows = {name: Archive(str(tmp_path / name)).manifest([*names, "encoder"]).to_pylist() for name in ("mixed", "alone")}
     encoders = {row["encoder"].partition(",")[2] for row in rows["mixed"]}
-    assert any("TritonLayers" in encoder for encoder in encoders), "no image was coded by the GPU's worker"
-    assert any("TritonLayers" not in encoder for encoder in encoders), "no image was coded by the CPU's worker"
+    assert any("FewPrograms" in encoder for encoder in encoders), "no image was coded by the GPU's worker"
+    assert any("FewPrograms" not in encoder for encoder in encoders), "no image was coded by the CPU's worker"
     assert [{name: row[name] for name in names} for row in rows["mixed"]] == [{name: row[name] for name in names} for row in rows["alone"]]
     assert run.stdout.count("encoded on") == 1
-    assert "TritonLayers" in run.stdout.rpartition("encoded on")[2]
+    assert "FewPrograms" in run.stdout.rpartition("encoded on")[2]

@@ -17,7 +17,7 @@ from torch import Tensor
 from msinn_core.integer.arrays import STATE_BITS
 from msinn_core.integer.bands import PictureBands, in_bands
 from msinn_core.integer.composed import Composed
-from msinn_core.integer.gpu.layers import Convolution
+from msinn_core.integer.gpu.layers import Convolution, TritonLayers
 from msinn_core.integer.ops import STATE_LIMIT, Costs, Layer
 
 BAND_BYTES, BAND_POSITIONS = 256 << 20, 2 << 20
@@ -26,6 +26,18 @@ BAND_BYTES, BAND_POSITIONS = 256 << 20, 2 << 20
 So many, 8 Mpx, keep a device busy, and what is computed twice at their edges is some 15 % of the post-filter: computed, not measured. A decode holds
 54 to 58 bytes a pixel then, and 114 without bands (counted by tensors that are alive).
 """
+
+STATES: NDArray[np.int32] = np.round(np.arange(256) * (1 << STATE_BITS) / 255).astype(np.int32)
+"""Of each value of a pixel."""
+
+
+def on_device(device: torch.device, convolution: Convolution) -> OnDevice:
+    """The backend whose operations between the layers are of the same kind as the layers."""
+    if isinstance(convolution, TritonLayers):
+        from msinn_core.integer.gpu.fused import Fused
+
+        return Fused(device, convolution)
+    return OnDevice(device, convolution)
 
 
 class OnDevice(Composed):
@@ -87,11 +99,11 @@ class OnDevice(Composed):
         if second is not None:
             z = self.joined(z, second)
         half = z.shape[-1] // 2
-        z2 = z[..., half:]
+        z2 = z[..., half:].long()
         if affine:
             factor = self._constant(table)[st[..., :half].to(torch.int32) + 32768]
-            z2 = ((z2.long() * factor + (1 << 19)) >> 20).to(torch.int32)
-        moved = z2 - (st[..., -half:].to(torch.int32) << t_shift)
+            z2 = (z2 * factor + (1 << 19)) >> 20
+        moved = z2 - (st[..., -half:].long() << t_shift)
         v = torch.cat((z[..., :half], moved), dim=-1).clamp_(-STATE_LIMIT, STATE_LIMIT)
         sums = v.double() @ self._constant(matrix)
         x = sums.mul_(2.0**-20).add_(0.5).floor_().sub_(self._constant(bias))
@@ -217,14 +229,16 @@ class OnDevice(Composed):
         gate = self._constant(table)[(index.to(torch.int32) + 32768) >> 4].to(torch.int32)
         return (((x.to(torch.int32) * gate + (1 << 14)) >> 15) + add).clamp_(-32768, 32767).to(torch.int16)
 
-    def corrected(self, x: Tensor, correction: Tensor | None, shift: int) -> Tensor:
+    def corrected(self, x: Tensor | None, correction: Tensor | None, shift: int) -> Tensor:
+        assert x is not None or correction is not None
         if correction is not None:
-            x = x + (correction.to(torch.int32) << shift)
+            moved = correction.to(torch.int32) << shift
+            x = moved if x is None else x + moved
+        assert x is not None
         return ((x.clamp(0, 1 << STATE_BITS) * 255 + (1 << (STATE_BITS - 1))) >> STATE_BITS).to(torch.uint8)
 
     def state_of(self, pixels: Tensor) -> Tensor:
-        table = torch.round(torch.arange(256, dtype=torch.float64) * (1 << STATE_BITS) / 255).to(self.device, torch.int32)
-        return table[pixels.to(torch.int32)]
+        return self._constant(STATES)[pixels.to(torch.int32)]
 
     def in_bands(self, x: Tensor, radius: int, width: int, run: Callable[..., Tensor], *beside: Tensor) -> Tensor:
         found: Tensor = in_bands(x, radius, width, run, *beside, held=BAND_BYTES)

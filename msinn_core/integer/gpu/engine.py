@@ -25,7 +25,7 @@ from msinn_core.engine import Compressed, FlatSymbols, Tally
 from msinn_core.entropy.first_stream import StreamCoder
 from msinn_core.errors import CodecError, DeviceLostError, DeviceMemoryError
 from msinn_core.flight import IN_FLIGHT
-from msinn_core.heads import Head, known
+from msinn_core.heads import Head
 from msinn_core.integer.backend import Backend
 from msinn_core.integer.engine import IntegerEngine
 from msinn_core.integer.gpu.backend import OnDevice
@@ -82,7 +82,7 @@ class _Collector:
 
 @dataclass
 class _Reader:
-    """Decoder side of the walk: `streams` `[N][10]`."""
+    """Decoder side of the walk: `streams` `[N][10]`, or fewer, the same of each: symbols of those that follow are 0."""
 
     streams: Sequence[Sequence[bytes]]
     coder: StreamCoder
@@ -91,10 +91,12 @@ class _Reader:
     symbols_out: list[list[FlatSymbols]]
 
     def symbols(self, k: int, parity: int, parameters: Tensor, indexes: Tensor) -> Tensor:
+        number = len(self.symbols_out[0])
+        if number == len(self.streams[0]):
+            return torch.zeros_like(indexes, dtype=torch.int32)
         on_host = _to_host(indexes)
         if self.stream is not None:
             self.stream.synchronize()
-        number = len(self.symbols_out[0])
         symbols = torch.empty(indexes.shape, dtype=torch.int32, pin_memory=indexes.device.type == "cuda")
         # Decoded where the copy to the device begins: no other pass over the symbols.
         places = [place.reshape(-1) for place in symbols.numpy()]
@@ -265,6 +267,21 @@ class DeviceEngine:
             pictures = _to_host(walk(self.network, reader, gains, (len(rates), *shape)).picture())
         return pictures.numpy(), reader.symbols_out
 
+    @torch.inference_mode()
+    def decode_reduced_many(
+        self, streams: Sequence[Sequence[bytes]], rates: Sequence[float], shape: tuple[int, int], head: Head
+    ) -> NDArray[np.uint8]:
+        """Pictures of a head's scale, uint8 `[N, 16h / scale, 16w / scale, 3]`.
+
+        Raises:
+            BitstreamError: Of any of the streams that the head reads.
+        """
+        with self.on_stream() as stream:
+            reader = _Reader([one[: head.num_streams] for one in streams], self.coder, self.threads, stream, [[] for _ in streams])
+            support = begun(self.network, reader, self._gains(rates), (len(rates), *shape), head.num_steps)
+            pictures = _to_host(self.network.reduced(support, head))
+        return pictures.numpy()
+
     # One picture: `engines.Engine` -----------------------------------------------------------------------------------------------------------------
 
     def transform(self, pixels: NDArray[np.uint8]) -> list[Any]:
@@ -277,13 +294,8 @@ class DeviceEngine:
         pictures, symbols = self.decode_many([streams], [q], shape)
         return pictures[0], symbols[0]
 
-    @torch.inference_mode()
     def decode_reduced(self, streams: Sequence[bytes], q: float, shape: tuple[int, int], head: Head) -> NDArray[np.uint8]:
-        with self.on_stream() as stream:
-            reader = _Reader([known(streams[: head.num_streams])], self.coder, self.threads, stream, [[]])
-            support = begun(self.network, reader, self._gains([q]), (1, *shape), head.num_steps)
-            pictures = _to_host(self.network.reduced(support, head))
-        found: NDArray[np.uint8] = pictures.numpy()[0]
+        found: NDArray[np.uint8] = self.decode_reduced_many([streams], [q], shape, head)[0]
         return found
 
     def tally(self, latents: list[Any], rates: list[float], shape: tuple[int, int], *, last: bool = False) -> Tally:

@@ -18,7 +18,7 @@ from safetensors.numpy import load
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from msinn_core import engines
+from msinn_core import bitstream, engines
 from msinn_core.codec import Codec
 from msinn_core.entropy import rans
 from msinn_core.errors import BitstreamError, CheckpointError, DeviceMemoryError
@@ -28,7 +28,7 @@ from msinn_core.integer import bands, portable
 from msinn_core.integer.bands import PictureBands
 from msinn_core.integer.gpu import backend as gpu_backend
 from msinn_core.integer.gpu import layers as gpu_layers
-from msinn_core.integer.gpu.backend import OnDevice
+from msinn_core.integer.gpu.backend import on_device
 from msinn_core.integer.gpu.engine import DeviceEngine
 from msinn_core.integer.gpu.layers import Convolution, TritonLayers
 from msinn_core.integer.network import IntegerNetwork
@@ -47,12 +47,18 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "integer"
 FORMS = [pytest.param(Float64Layers, id="float64"), pytest.param(TritonLayers, id="triton")]
 
 
+def one_block(kind: int, cin: int, cout: int) -> gpu_layers.Tile:
+    """The interpreter's cost is by the operation, whatever its size: all taps and all channels at once."""
+    inputs = 1 << (cin - 1).bit_length()
+    return gpu_layers.Tile(256, max(16, 1 << (cout - 1).bit_length()), max(32, inputs) if kind == POINT else 16 * max(8, inputs), 4)
+
+
 class FewPrograms(TritonLayers):
-    """The interpreter's cost is by the program: a whole picture in one."""
+    """For whole networks."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.tile_for = lambda kind, cin, cout: gpu_layers.Tile(1024, 64, 32, 4)
+        self.tile_for = one_block
 
 
 NETWORKS = [pytest.param(Float64Layers, id="float64"), pytest.param(FewPrograms, id="triton")]
@@ -63,15 +69,15 @@ def tiny() -> LoadedModel:
     return parse_model((GOLDEN / "model.safetensors").read_bytes())
 
 
-def on_device(model: LoadedModel, form: type[Float64Layers] | type[TritonLayers]) -> Codec:
-    return Codec(model, backend=OnDevice(CPU, form()), threads=2)
+def device_codec(model: LoadedModel, form: type[Float64Layers] | type[TritonLayers]) -> Codec:
+    return Codec(model, backend=on_device(CPU, form()), threads=2)
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def device(request: pytest.FixtureRequest, tiny: LoadedModel) -> Codec:
     """Each network, which has compared the golden vector, with heads: made once, for the interpreter takes ten seconds for it."""
     heads = read_heads(load((GOLDEN.parent / "heads" / "heads.safetensors").read_bytes()))
-    return on_device(replace(tiny, heads=heads), request.param)
+    return device_codec(replace(tiny, heads=heads), request.param)
 
 
 def test_smaller_pictures_are_those_of_the_cpu(device: Codec) -> None:
@@ -136,7 +142,7 @@ def test_the_golden_vector_and_the_golden_bitstreams(tiny: LoadedModel, device: 
 def test_a_batch_gives_what_its_pictures_give_alone(tiny: LoadedModel, photo: NDArray[np.uint8]) -> None:
     pictures = [Picture(pixels=photo[i : i + 30, :41].copy()) for i in range(3)] + [Picture(pixels=photo[:64, 9:41, 0].copy())]
     rates = [0.0, 5.25, 11.0, 3.0]
-    reference, codec = Codec(tiny), on_device(tiny, Float64Layers)
+    reference, codec = Codec(tiny), device_codec(tiny, Float64Layers)
     coded = codec.encode_many(pictures, rates)
     assert coded == [reference.encode(picture, q) for picture, q in zip(pictures, rates, strict=True)]
     damaged = bytearray(coded[1])
@@ -162,7 +168,7 @@ def test_large_pictures_in_bands_are_the_same(
     monkeypatch.setattr(gpu_backend, "BAND_BYTES", 1)
     monkeypatch.setattr(gpu_backend, "BAND_POSITIONS", 1)
     monkeypatch.setattr(bands, "_LEAST_ROWS", 32)
-    codec = on_device(tiny, Float64Layers)
+    codec = device_codec(tiny, Float64Layers)
     cut = PictureBands.of(shape[0] // 2, shape[1] // 2, 1)
     assert cut is not None
     assert (cut.axis, cut.length, cut.band) == (shape.index(352), 176, 32)
@@ -172,9 +178,27 @@ def test_large_pictures_in_bands_are_the_same(
         assert np.array_equal(found[0].pixels, Codec(tiny).decode(data)[0].pixels)
 
 
+def test_a_damaged_alpha_plane_costs_its_picture_alone(tiny: LoadedModel, photo: NDArray[np.uint8]) -> None:
+    """Found when the batch is done: the others are there."""
+    heads = read_heads(load((GOLDEN.parent / "heads" / "heads.safetensors").read_bytes()))
+    model = replace(tiny, heads=heads)
+    reference, codec = Codec(model), device_codec(model, Float64Layers)
+    good = reference.encode(Picture(pixels=photo[:32, :32].copy()), 3.0)
+    parts = bitstream.parse(good)
+    bad = replace(parts, boxes={bitstream.ALPHA: b"no deflate"}).to_bytes()
+    found = codec.decode_many([good, bad, good])
+    assert [type(one) for one in found] == [tuple, BitstreamError, tuple]
+    smaller = codec.decode_reduced_batch([(good, None), (bad, None), (good, None)], 4)
+    assert [type(one) for one in smaller] == [Picture, BitstreamError, Picture]
+    assert isinstance(smaller[2], Picture)
+    assert np.array_equal(smaller[2].pixels, reference.decode_reduced(good, 4).pixels)
+    assert codec.reduced_size_of(good, 4) == (8, 32)
+    assert codec.reduced_size_of(b"no bitstream", 4) is None
+
+
 def test_one_by_one_through_the_same_interface(tiny: LoadedModel, photo: NDArray[np.uint8]) -> None:
     picture = Picture(pixels=photo[:64, :96].copy())
-    reference, codec = Codec(tiny), on_device(tiny, Float64Layers)
+    reference, codec = Codec(tiny), device_codec(tiny, Float64Layers)
     data = codec.encode(picture, 4.5)
     assert data == reference.encode(picture, 4.5)
     assert np.array_equal(codec.decode(data)[0].pixels, reference.decode(data)[0].pixels)
@@ -184,7 +208,7 @@ def test_one_by_one_through_the_same_interface(tiny: LoadedModel, photo: NDArray
 
 
 def test_too_little_memory_halves_the_batch(tiny: LoadedModel, photo: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
-    codec = on_device(tiny, Float64Layers)
+    codec = device_codec(tiny, Float64Layers)
     engine = codec.engine
     assert isinstance(engine, DeviceEngine)
     sizes: list[int] = []
@@ -233,7 +257,7 @@ def test_a_gpu_that_computes_wrongly_or_not_at_all_gives_way(
     monkeypatch.setattr(gpu_layers, "triton_layers", triton)
     monkeypatch.setattr(portable, "Float64Layers", float64)
     # This machine's CPU stands in for the GPU.
-    monkeypatch.setattr(gpu_backend, "OnDevice", lambda where, layers: OnDevice(CPU, layers))
+    monkeypatch.setattr(gpu_backend, "on_device", lambda where, layers: on_device(CPU, layers))
     with pytest.warns(UserWarning, match=said) if said else contextlib.nullcontext():
         engine = engines.engine_for(tiny, device="cuda")
     assert type(engine).__name__ == chosen
@@ -241,7 +265,7 @@ def test_a_gpu_that_computes_wrongly_or_not_at_all_gives_way(
 
 def test_a_backend_of_ones_own_that_computes_wrongly_is_refused(tiny: LoadedModel) -> None:
     with pytest.raises(CheckpointError, match="golden vector"):
-        engines.engine_for(tiny, backend=OnDevice(CPU, Wrong()))
+        engines.engine_for(tiny, backend=on_device(CPU, Wrong()))
 
 
 def test_a_worker_on_a_gpu_writes_what_one_on_the_cpu_writes(
@@ -250,7 +274,7 @@ def test_a_worker_on_a_gpu_writes_what_one_on_the_cpu_writes(
     """With the CPU in the GPU's place: the same shards, the sample decoded by the CPU; what is too large for the device is coded beside it, and
     checked by another instruction set."""
     monkeypatch.setattr(gpu_layers, "triton_layers", lambda where: None)
-    monkeypatch.setattr(gpu_backend, "OnDevice", lambda where, layers: OnDevice(CPU, layers))
+    monkeypatch.setattr(gpu_backend, "on_device", lambda where, layers: on_device(CPU, layers))
     (tmp_path / "in").mkdir()
     for i in range(3):
         Image.fromarray(photo[i : i + 48, : 64 + 32 * i]).save(tmp_path / "in" / f"{i}.bmp")

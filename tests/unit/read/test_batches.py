@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load
 
 from jobs.cli import main
+from msinn_core import bitstream
 from msinn_core.codec import Codec
 from msinn_core.errors import DeviceMemoryError
 from msinn_core.integer.gpu.engine import DeviceEngine
-from msinn_core.model_file import LoadedModel
+from msinn_core.model_file import LoadedModel, integer_model_bytes
+from pipeline.archive.archive import Archive
+from pipeline.archive.conversion import Conversion
 from pipeline.execute.placement import Placement
 from pipeline.plan.config import Budget, CompressConfig
 from pipeline.read import verify
@@ -23,6 +27,7 @@ from pipeline.run.report import JsonReporter
 from tests.conftest import fails_at
 
 LOCAL = Placement(executor="local")
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 @pytest.fixture
@@ -126,6 +131,45 @@ def test_a_device_that_fails_in_mid_shard_costs_nothing(number: int, archive: Pa
     assert (ours.images, ours.problems) == (12, [])
     assert said.count("a GPU is not used any more") == 1
     assert "unspecified launch failure" in said
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("scale", [2, 8])
+def test_a_batch_gives_the_smaller_pictures_that_single_images_give(
+    scale: int, small_photos: Path, tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = load((GOLDEN / "heads" / "heads.safetensors").read_bytes())
+    model = tmp_path / "tiny.safetensors"
+    model.write_bytes(integer_model_bytes(tiny.config, tiny.integer, tiny.golden, name="with heads", tables=tiny.tables, heads=heads))
+    config = CompressConfig(budget=Budget(kind="q", value=3.0), model=str(model))
+    Run(str(small_photos), str(tmp_path / "dst"), config, JsonReporter(io.StringIO()), placement=LOCAL).execute()
+    sizes: list[int] = []
+    right = DeviceEngine.decode_reduced_many
+
+    def seen(self: DeviceEngine, streams: Any, *rest: Any) -> Any:
+        if len(streams) > 4:
+            raise DeviceMemoryError("cuda has too little memory for this batch")
+        sizes.append(len(streams))
+        return right(self, streams, *rest)
+
+    monkeypatch.setattr(DeviceEngine, "decode_reduced_many", seen)
+    # One that is damaged in its first stream costs itself alone.
+    row = next(row for row in Archive(str(tmp_path / "dst")).manifest().to_pylist() if row["codec"] == "msinn")
+    shard = tmp_path / "dst" / row["shard_key"]
+    data = bytearray(shard.read_bytes())
+    data[row["offset"] + bitstream.prefix_of(bytes(data[row["offset"] :][: row["length"]]), 1).size - 1] ^= 255
+    shard.chmod(0o644)
+    shard.write_bytes(data)
+    made = {}
+    for device in ("cpu", "cuda"):
+        conversion = Conversion("png", scale=scale)
+        found = restore(str(tmp_path / "dst"), str(tmp_path / device), placement=LOCAL, device=device, conversion=conversion)
+        made[device] = facts(found), files(tmp_path / device)
+        assert any("Float64Layers" in name for name in found.computed_on) == (device == "cuda")
+    assert made["cuda"] == made["cpu"]
+    assert len(made["cpu"][0][-1]) == 1
+    assert max(sizes) >= 2
+    assert sum(sizes) == 13, "ten; those of the damaged one's batch again, one by one; and itself, to say what is wrong"
 
 
 def test_auto_says_once_what_it_found(archive: Path, tmp_path: Path, tiny: LoadedModel, capsys: pytest.CaptureFixture[str]) -> None:
