@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
+from collections.abc import Callable
 
 from msinn_core.engine import Engine
 from msinn_core.entropy.first_stream import StreamCoder
@@ -75,27 +77,34 @@ def _has_gpu() -> bool:
 
 
 def _on_gpu(model: LoadedModel, device: str, threads: int) -> Engine | None:
-    """The engine of a GPU, by Triton or else in float64; None, with a warning, where neither can be trusted or run."""
+    """The engine of a GPU, in Triton, in Triton for the layers and torch between them, or in float64; None, with a warning, where none of these can
+    be trusted or run."""
     import torch
 
     from msinn_core.integer.gpu.backend import on_device
     from msinn_core.integer.gpu.engine import DeviceEngine
-    from msinn_core.integer.gpu.layers import triton_layers
+    from msinn_core.integer.gpu.layers import Convolution, TritonLayers, triton_layers
     from msinn_core.integer.portable import Float64Layers
 
     where = torch.device(device)
-    reasons = []
-    for name, make in (("Triton", lambda: triton_layers(where)), ("float64", Float64Layers)):
+    reasons: list[str] = []
+    attempts: deque[tuple[str, Callable[[], Convolution | None], bool]] = deque()
+    attempts += ("Triton", lambda: triton_layers(where), True), ("float64", Float64Layers, False)
+    while attempts:
+        name, make, fused = attempts.popleft()
+        layers = None
         try:
             layers = make()
-            network = None if layers is None else _checked(model, on_device(where, layers))
+            network = None if layers is None else _checked(model, on_device(where, layers, fused=fused))
+            reason = "not installed" if layers is None else "its results differ from the model's golden vector"
         except Exception as error:  # a driver, a compiler, a lack of memory: all of them mean the next
-            reasons.append(f"{name}: {' '.join(str(error).split())[:200]}")
-            continue
+            network, reason = None, " ".join(str(error).split())[:200]
         if network is not None:
             if any("not installed" not in reason for reason in reasons):
                 warnings.warn(f"{device} computes in {name} ({'; '.join(reasons)})", stacklevel=3)
             return DeviceEngine(network, StreamCoder(model.tables, model.weights), threads)
-        reasons.append(f"{name}: " + ("not installed" if layers is None else "its results differ from the model's golden vector"))
+        reasons.append(f"{name}: {reason}")
+        if fused and isinstance(layers, TritonLayers):
+            attempts.appendleft(("Triton for the layers alone", lambda layers=layers: layers, False))  # type: ignore[misc]
     warnings.warn(f"{device} is not used, the CPU is ({'; '.join(reasons)})", stacklevel=3)
     return None

@@ -78,7 +78,7 @@ def tiny() -> LoadedModel:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What asks for CUDA gets a GPU's engine, in float64 on the CPU."""
     monkeypatch.setattr(gpu_layers, "triton_layers", lambda where: None)
-    monkeypatch.setattr(gpu_backend, "on_device", lambda where, layers: on_device(torch.device("cpu"), layers))
+    monkeypatch.setattr(gpu_backend, "on_device", lambda where, layers, **how: on_device(torch.device("cpu"), layers, **how))
 
 
 def fails_at(number: int, right: Callable[..., Any], error: Exception) -> Callable[..., Any]:

@@ -61,7 +61,7 @@ def simulated_worker(models: Sequence[bytes], url: str, config: WorkConfig, thre
         from tests.unit.core.test_gpu import FewPrograms
 
         right: Any = backend.on_device
-        backend.on_device = lambda where, convolution: right(torch.device("cpu"), convolution)
+        backend.on_device = lambda where, convolution, **how: right(torch.device("cpu"), convolution, **how)
         layers.triton_layers = lambda where: FewPrograms()
         torch.cuda.is_available = lambda: True
         assigned = ray.get_runtime_context().get_assigned_resources()

@@ -31,9 +31,9 @@ STATES: NDArray[np.int32] = np.round(np.arange(256) * (1 << STATE_BITS) / 255).a
 """Of each value of a pixel."""
 
 
-def on_device(device: torch.device, convolution: Convolution) -> OnDevice:
-    """The backend whose operations between the layers are of the same kind as the layers."""
-    if isinstance(convolution, TritonLayers):
+def on_device(device: torch.device, convolution: Convolution, *, fused: bool = True) -> OnDevice:
+    """The backend whose operations between the layers are of the same kind as the layers; without `fused` they are torch's."""
+    if fused and isinstance(convolution, TritonLayers):
         from msinn_core.integer.gpu.fused import Fused
 
         return Fused(device, convolution)

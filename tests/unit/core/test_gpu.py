@@ -28,8 +28,9 @@ from msinn_core.integer import bands, portable
 from msinn_core.integer.bands import PictureBands
 from msinn_core.integer.gpu import backend as gpu_backend
 from msinn_core.integer.gpu import layers as gpu_layers
-from msinn_core.integer.gpu.backend import on_device
+from msinn_core.integer.gpu.backend import OnDevice, on_device
 from msinn_core.integer.gpu.engine import DeviceEngine
+from msinn_core.integer.gpu.fused import Fused
 from msinn_core.integer.gpu.layers import Convolution, TritonLayers
 from msinn_core.integer.network import IntegerNetwork
 from msinn_core.integer.ops import CORNERS, DENSE, EDGES, NUM_TAPS, POINT, Compiled, Layer
@@ -257,10 +258,28 @@ def test_a_gpu_that_computes_wrongly_or_not_at_all_gives_way(
     monkeypatch.setattr(gpu_layers, "triton_layers", triton)
     monkeypatch.setattr(portable, "Float64Layers", float64)
     # This machine's CPU stands in for the GPU.
-    monkeypatch.setattr(gpu_backend, "on_device", lambda where, layers: on_device(CPU, layers))
+    monkeypatch.setattr(gpu_backend, "on_device", lambda where, layers, **how: on_device(CPU, layers, **how))
     with pytest.warns(UserWarning, match=said) if said else contextlib.nullcontext():
         engine = engines.engine_for(tiny, device="cuda")
     assert type(engine).__name__ == chosen
+
+
+class LayersInPlace(TritonLayers):
+    """Layers that are right, and quick here."""
+
+    def __call__(self, x: torch.Tensor, layer: Layer, parity: int, add: torch.Tensor | None) -> torch.Tensor:
+        return Float64Layers()(x, layer, parity, add)
+
+
+def test_kernels_between_the_layers_that_compute_wrongly_give_way_alone(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_layers, "triton_layers", lambda where: LayersInPlace())
+    monkeypatch.setattr(gpu_backend, "on_device", lambda where, layers, **how: on_device(CPU, layers, **how))
+    right = Fused.narrowed
+    monkeypatch.setattr(Fused, "narrowed", lambda self, shift, *parts: right(self, shift, *parts) + 1)
+    with pytest.warns(UserWarning, match="cuda computes in Triton for the layers alone \\(Triton: its results differ from the model's golden vector"):
+        engine = engines.engine_for(tiny, device="cuda")
+    assert isinstance(engine, DeviceEngine)
+    assert type(engine.backend) is OnDevice
 
 
 def test_a_backend_of_ones_own_that_computes_wrongly_is_refused(tiny: LoadedModel) -> None:
@@ -274,7 +293,7 @@ def test_a_worker_on_a_gpu_writes_what_one_on_the_cpu_writes(
     """With the CPU in the GPU's place: the same shards, the sample decoded by the CPU; what is too large for the device is coded beside it, and
     checked by another instruction set."""
     monkeypatch.setattr(gpu_layers, "triton_layers", lambda where: None)
-    monkeypatch.setattr(gpu_backend, "on_device", lambda where, layers: on_device(CPU, layers))
+    monkeypatch.setattr(gpu_backend, "on_device", lambda where, layers, **how: on_device(CPU, layers, **how))
     (tmp_path / "in").mkdir()
     for i in range(3):
         Image.fromarray(photo[i : i + 48, : 64 + 32 * i]).save(tmp_path / "in" / f"{i}.bmp")
