@@ -243,6 +243,8 @@ def test_streams_and_folders_that_are_gone(how: str, code: int, says: str, copy:
 def test_a_terminal_that_is_closed_interrupts(monkeypatch: pytest.MonkeyPatch, copy: Path) -> None:
     """As Ctrl-C does, with a sentence and its exit code; what nohup has ignored stays so."""
     before = signal.getsignal(signal.SIGHUP)
+    # Where Ray is loaded, by other tests too, an interrupted process ends after some seconds whatever waits: not this one.
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
 
     def hang_up(arguments: object) -> None:
         if (handler := signal.getsignal(signal.SIGHUP)) is not signal.SIG_IGN:
