@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from msinn_core.integer.gpu.backend import OnDevice
 from msinn_core.integer.gpu.fused import Fused

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load
-
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from msinn_core import bitstream, engines
 from msinn_core.codec import Codec
