@@ -97,8 +97,10 @@ class DrawnCoder:
         started = time.perf_counter()
         try:
             level = avif.level_at(min(1.0, max(0.0, q / self.q_max)))
+            if item.carried is None:  # of one that has alpha it takes as long as a quality
+                item.carried = avif.carried_with(picture)
             if level not in item.tried:
-                item.tried[level] = avif.encoded(picture.pixels, level, avif.carried_with(picture))
+                item.tried[level] = avif.encoded(picture.pixels, level, item.carried)
             item.writer = avif.writer()
             item.data, item.measured = item.tried[level], None
             item.symbols = Symbols(picture, round(q * bitstream.Q_STEPS) / bitstream.Q_STEPS, [], [])

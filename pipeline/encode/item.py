@@ -82,7 +82,8 @@ class Item:
         symbols: At the q last tried, and `data`, their bitstream; `measured` is what that decodes to, None until it was measured.
         curves: What an analysis predicts, once a device has predicted it.
         near: Of a near-lossless payload, which is `data` then: its parts.
-        tried: Of a picture that AVIF codes: its files, by quality. `writer`: library and version.
+        tried: Of a picture that AVIF codes: its files, by quality. `carried`: what travels with each of them (`avif.carried_with`). `writer`:
+            library and version.
         q: Rate index of `data`, once the symbols are released.
         clamp: `none`, `floor` or `cap`, as in the manifest.
         stored: The exact form that the shard will hold in place of the file, for an image that is not coded. `settled`: it was looked for.
@@ -108,6 +109,7 @@ class Item:
     curves: Curves | None = None
     near: Near | None = None
     tried: dict[int, bytes] = field(default_factory=dict)
+    carried: dict[str, bytes] | None = None
     writer: str | None = None
     q: float | None = None
     clamp: str = "none"
@@ -182,7 +184,7 @@ class Item:
         """Let go of pixels, latents and symbols, once it is done: those of a whole shard would be gigabytes."""
         self.q = self.symbols.q if self.symbols is not None else self.q
         self.symbols = self.latents = None
-        self.tried = {}
+        self.tried, self.carried = {}, None
         if (picture := self.loaded.picture) is not None:
             self.loaded = replace(self.loaded, picture=replace(picture, pixels=picture.pixels[:1, :1].copy(), alpha=None))
 

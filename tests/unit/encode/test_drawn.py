@@ -20,7 +20,7 @@ from pipeline.encode.drawn import DrawnCoder
 from pipeline.encode.item import Item
 from pipeline.encode.search import PSNR_WINDOW_DB, verify
 from pipeline.encode.tasks import ImageTask, WorkConfig
-from pipeline.encode.trim import _range
+from pipeline.encode.trim import _trim
 from pipeline.formats import images
 from pipeline.formats.outcome import Kept, Reason
 from pipeline.forms import avif, jxl
@@ -127,10 +127,35 @@ def test_a_decoder_that_loses_metadata_is_not_believed(lite: LoadedModel, monkey
     assert isinstance(item.outcome, Kept)
 
 
-def test_a_trim_moves_others_first(lite: LoadedModel) -> None:
-    one = item_of(SCREEN, 5.0)
-    assert _range(one, 11.0, movable=True) == (0.0, 11.0)
-    assert _range(one, 11.0, movable=False) == (5.0, 5.0)
+def test_a_trim_moves_others_first(lite: LoadedModel, photo: NDArray[np.uint8]) -> None:
+    """Twice the bytes of both: the photo takes them, where there is one."""
+    coders = Coders([lite], CONFIG)
+    for others in ([item_of(Picture(pixels=photo[:96, :128].copy()), 5.0, model=0)], []):
+        one = item_of(SCREEN, 5.0)
+        items = [one, *others]
+        for item in items:
+            coders.compress(item, 5.0)
+            coders.pack(item)
+        limit = 2 * sum(item.payload_bytes for item in items)
+        _trim(items, limit, coders, None)
+        assert one.symbols is not None
+        assert (one.symbols.q == 5.0) == bool(others)
+        assert sum(item.payload_bytes for item in items) <= limit
+        assert all(item.symbols is not None and item.symbols.q > 5.0 for item in others)
+
+
+def test_alpha_is_packed_once(lite: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    coders, packed, right = Coders([lite], CONFIG), [], avif.carried_with
+
+    def counted(picture: Picture) -> dict[str, bytes]:
+        packed.append(picture)
+        return right(picture)
+
+    monkeypatch.setattr(avif, "carried_with", counted)
+    item = item_of(replace(SCREEN, alpha=SCREEN.pixels[:, :, 0].copy()), 5.0)
+    for q in (2.0, 5.0, 9.0):
+        coders.compress(item, q)
+    assert (len(item.tried), len(packed)) == (3, 1)
 
 
 def test_tiny_models_leave_it_as_well(photo: NDArray[np.uint8]) -> None:
