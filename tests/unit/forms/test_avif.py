@@ -49,6 +49,21 @@ def test_every_decoder_gives_the_same_colours(level: int) -> None:
             assert np.array_equal(np.asarray(image.convert("RGB")), ours.pixels)
 
 
+def test_colours_are_whole_numbers() -> None:
+    """Of full range, by YCgCo, in 4:4:4 of 8 bits: libraries may agree on others by chance, and need not."""
+    data = avif.encoded(drawn(40, 56), 60, {})
+    colours = data.index(b"colrnclx") + 8
+    primaries, transfer, matrix, full_range = struct.unpack_from(">HHHB", data, colours)
+    assert (primaries, transfer, matrix, full_range >> 7) == (1, 13, 8, 1)
+    depth_and_sampling = data[data.index(b"av1C") + 6]
+    assert depth_and_sampling & 0b01111100 == 0, "8 bits, three planes, none of them subsampled"
+    noise = np.random.default_rng(0).integers(0, 256, (131, 97, 3), np.uint8)
+    found = avif.AVIF.decode("avif", avif.encoded(noise, 70, {}), BOUNDS).pixels
+    red, green, blue = (found[..., i][((found > 0) & (found < 255)).all(axis=2)].astype(int) for i in range(3))
+    assert len(green) > 5000
+    assert not ((red - blue) % 2).any(), "R - B is 2 o"
+
+
 @pytest.mark.parametrize("shape", [(16, 16), (17, 33), (200, 301), (16, 900)])
 def test_sizes_and_metadata_come_back(shape: tuple[int, int]) -> None:
     pixels = drawn(*shape)
