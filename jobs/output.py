@@ -63,7 +63,7 @@ def print_problems(problems: list[str]) -> int:
 def finish(problems: list[str], done: str, verdict: str) -> int:
     """Say what was done and, on standard error, what was wrong; returns the exit code."""
     code = print_problems(problems)
-    print(f"{done}; {len(problems)} problems" if problems else f"{done}; no problems")
+    print(f"{done}; {len(problems) or 'no'} problem{'' if len(problems) == 1 else 's'}")
     if problems:
         print(f"msinn: {verdict}: see above", file=sys.stderr)
     return code
